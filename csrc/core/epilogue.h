@@ -1,0 +1,118 @@
+// The numerics contract (docs/numerics.md) in code: one definition for every vector width and device.
+//
+// V is a vector type: V::F floats, V::I int32, V::width lanes. Its operations are exact IEEE f32, and
+//   V::max(a, b) = a > b ? a : b    V::min(a, b) = a < b ? a : b    (b where unordered, as maxps does)
+// so that a NaN becomes the lower bound, everywhere.
+#pragma once
+#include <cstddef>
+
+#include "problem.h"
+
+#define QK_INLINE static inline __attribute__((always_inline))
+
+namespace qk {
+namespace {
+
+// q = saturate(round_half_even(x * inv_scale) + zero); the bounds are integers, so clamping first is the same.
+template <class V>
+struct Quantizer {
+  typename V::F inv_scale, lo, hi;
+  typename V::I zero;
+
+  static inline __attribute__((always_inline)) Quantizer make(float inv_scale, int32_t zero) {
+    return {V::set1(inv_scale), V::set1(float(-128 - zero)), V::set1(float(127 - zero)), V::set1i(zero)};
+  }
+  inline __attribute__((always_inline)) typename V::I operator()(typename V::F x) const {
+    return V::addi(V::round(V::min(V::max(V::mul(x, inv_scale), lo), hi)), zero);
+  }
+};
+
+// Scale and zero point of one row, image or tensor from its smallest and largest value (both with 0 included).
+struct ScaleZero {
+  float scale;
+  int32_t zero;
+};
+
+constexpr float kTinyRange = 1e-30f;     // below it, everything quantizes to real 0 (and no denormals arise)
+constexpr float kHugeRange = 3.4028235e38f;
+
+QK_INLINE ScaleZero dynamic_scale(float lo, float hi, bool symmetric) {
+  if (symmetric) {
+    float amax = -lo > hi ? -lo : hi;
+    amax = amax < kHugeRange ? amax : kHugeRange;
+    return {amax < kTinyRange ? 1.0f : amax / 127.0f, 0};
+  }
+  lo = lo > -kHugeRange ? lo : -kHugeRange;
+  hi = hi < kHugeRange ? hi : kHugeRange;
+  float range = hi - lo;
+  range = range < kHugeRange ? range : kHugeRange;
+  if (range < kTinyRange) return {1.0f, 0};
+  const float scale = range / 255.0f;
+  float zero = -128.0f - lo * (1.0f / scale);
+  zero = zero > -128.0f ? zero : -128.0f;
+  zero = zero < 127.0f ? zero : 127.0f;
+  return {scale, int32_t(__builtin_rintf(zero))};
+}
+
+template <class V>
+QK_INLINE typename V::F load_float(const void* p, int64_t i, DType type) {
+  if (type == DType::f32) return V::load_f32(static_cast<const float*>(p) + i);
+  if (type == DType::f16) return V::load_f16(static_cast<const uint16_t*>(p) + i);
+  return V::load_bf16(static_cast<const uint16_t*>(p) + i);
+}
+
+// Steps 2 to 4 of the contract for V::width neighbours: residual, clamp, store. `residual` and `out` point at
+// the first of them; residual is null where there is none.
+template <class V>
+QK_INLINE void finish(typename V::F y, const void* residual, void* out, const Epilogue& e) {
+  if (residual) {
+    if (e.residual_type == DType::s8) {
+      typename V::I r = V::load_s8(static_cast<const int8_t*>(residual));
+      y = V::add(y, V::mul(V::to_float(V::subi(r, V::set1i(e.residual_zero))), V::set1(e.residual_scale)));
+    } else {
+      y = V::add(y, load_float<V>(residual, 0, e.residual_type));
+    }
+  }
+  y = V::min(V::max(y, V::set1(e.lo)), V::set1(e.hi));
+  switch (e.out_type) {
+    case DType::f32: V::store_f32(static_cast<float*>(out), y); break;
+    case DType::f16: V::store_f16(static_cast<uint16_t*>(out), y); break;
+    case DType::bf16: V::store_bf16(static_cast<uint16_t*>(out), y); break;
+    case DType::s8:
+      V::store_s8(static_cast<int8_t*>(out), Quantizer<V>::make(e.out_inv_scale, e.out_zero)(y));
+      break;
+  }
+}
+
+// The same for the last `count` < V::width columns: in and out through a small buffer.
+template <class V>
+QK_INLINE void finish_tail(typename V::F y, int64_t count, const void* residual, void* out, const Epilogue& e) {
+  alignas(64) char r[V::width * 4] = {};
+  alignas(64) char o[V::width * 4];
+  if (residual) __builtin_memcpy(r, residual, size_t(count * size_of(e.residual_type)));
+  finish<V>(y, residual ? r : nullptr, o, e);
+  __builtin_memcpy(out, o, size_t(count * size_of(e.out_type)));
+}
+
+// V::width columns from column n of row m, as many of them as there are.
+template <class V>
+QK_INLINE void finish_at(typename V::F y, int64_t m, int64_t n, int64_t count, void* out, const Epilogue& e) {
+  const char* residual = nullptr;
+  if (e.residual)
+    residual = static_cast<const char*>(e.residual) + (m * e.residual_stride + n) * size_of(e.residual_type);
+  if (count >= V::width) finish<V>(y, residual, out, e);
+  else finish_tail<V>(y, count, residual, out, e);
+}
+
+// Step 1: y = fma(float(acc - offset * S[n]), x_scale * w_scale[n], bias[n]). `offset` is the zero point, plus
+// what the kernel itself added to x. w_scale and bias are readable up to a whole vector.
+template <class V>
+QK_INLINE typename V::F dequantize(typename V::I acc, int64_t n, int32_t offset, float x_scale, const Epilogue& e) {
+  acc = V::subi(acc, V::muli(V::set1i(offset), V::load_i32(e.w_sum + n)));
+  typename V::F scale = V::mul(V::set1(x_scale), V::load_f32(e.w_scale + n));
+  typename V::F bias = e.bias ? V::load_f32(e.bias + n) : V::set1(0.0f);
+  return V::fma(V::to_float(acc), scale, bias);
+}
+
+}  // namespace
+}  // namespace qk

@@ -1,0 +1,47 @@
+// The packed weight, one layout for every CPU instruction set:
+//
+//   [groups][N/16][K/4][16][4] int8, then [groups][N/16*16] int32 sums S[n] = sum_k w[n,k]
+//
+// N padded to 16 and K to 64 with zeros. Four K values of one output channel are neighbours, as
+// tdpbssd, vpdpbusd, vpmaddubsw and sdot read them: 64 bytes are 16 channels by 4 K.
+// A depthwise weight [C,1,KH,KW] is packed as N = C, K = KH*KW, one group.
+#pragma once
+#include <cstdint>
+
+namespace qk {
+
+constexpr int64_t kPanel = 16;           // output channels of a panel
+constexpr int64_t kLayoutVersion = 1;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+struct PackedLayout {
+  int64_t groups, n, k;                  // n: output channels of one group
+
+  int64_t n_padded() const { return round_up(n, kPanel); }
+  int64_t k_padded() const { return round_up(k, 64); }
+  int64_t panel_bytes() const { return kPanel * k_padded(); }
+  int64_t group_bytes() const { return n_padded() * k_padded(); }
+  int64_t values_bytes() const { return groups * group_bytes(); }
+  int64_t bytes() const { return values_bytes() + groups * n_padded() * 4; }
+  int64_t offset(int64_t g, int64_t row, int64_t col) const {
+    return g * group_bytes() + row / kPanel * panel_bytes() + col / 4 * 64 + row % kPanel * 4 + col % 4;
+  }
+  const int8_t* values(const int8_t* packed, int64_t g) const { return packed + g * group_bytes(); }
+  const int32_t* sums(const int8_t* packed, int64_t g) const {
+    return reinterpret_cast<const int32_t*>(packed + values_bytes()) + g * n_padded();
+  }
+};
+
+constexpr bool is_depthwise(int64_t channels_per_group, int64_t groups) {
+  return channels_per_group == 1 && groups > 1;
+}
+
+// weight [oc, channels_per_group, kh, kw] of a convolution; a linear weight is kh = kw = groups = 1.
+inline PackedLayout weight_layout(int64_t oc, int64_t channels_per_group, int64_t kh, int64_t kw, int64_t groups) {
+  if (is_depthwise(channels_per_group, groups)) return {1, oc, kh * kw};
+  return {groups, oc / groups, channels_per_group * kh * kw};
+}
+
+}  // namespace qk

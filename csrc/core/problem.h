@@ -1,0 +1,88 @@
+// What a kernel is asked to do: plain structs, every field with its shape and unit.
+// Nothing here knows torch, CUDA or threads, so that a chained model can be a list of these.
+#pragma once
+#include <cstdint>
+
+namespace qk {
+
+enum class DType : uint8_t { f32, f16, bf16, s8 };
+
+inline int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::s8 ? 1 : 2; }
+
+// How float activations become int8. `given`: x is int8 already, or the scales are known (static).
+enum class Range : uint8_t { given, dynamic_symmetric, dynamic_asymmetric };
+
+// From int32 sums to stored bytes; the contract is docs/numerics.md, the arithmetic core/epilogue.h.
+struct Epilogue {
+  const float* x_scale = nullptr;       // [ceil(M / rows_per_scale)], finite, > 0
+  const int32_t* x_zero = nullptr;      // the same length, in [-128, 127]
+  int64_t rows_per_scale = 1;           // rows of C that share one x_scale: M (tensor), 1 (token), OH*OW (image)
+  const float* w_scale = nullptr;       // [N], finite, > 0
+  const int32_t* w_sum = nullptr;       // [N], S[n] = sum_k w[n,k]
+  const float* bias = nullptr;          // [N] or null
+  const void* residual = nullptr;       // [M,N] or null, added before the clamp
+  DType residual_type = DType::f32;
+  int64_t residual_stride = 0;          // elements between rows
+  float residual_scale = 1.0f;          // of an int8 residual
+  int32_t residual_zero = 0;
+  float lo = -__builtin_inff();         // clamp: ReLU is [0, inf], ReLU6 [0, 6]
+  float hi = __builtin_inff();
+  DType out_type = DType::f32;
+  float out_inv_scale = 1.0f;           // 1 / scale of an int8 output
+  int32_t out_zero = 0;
+};
+
+// C[M,N] = epilogue(x[M,K] * w[N,K]^T)
+struct GemmProblem {
+  int64_t m = 0, n = 0, k = 0;          // k <= kMaxK
+  const void* x = nullptr;              // [M,K], rows contiguous
+  DType x_type = DType::s8;
+  int64_t x_stride = 0;                 // elements between rows
+  Range range = Range::given;           // dynamic: one scale a row, found while packing
+  const int8_t* weight = nullptr;       // packed, core/layout.h
+  void* c = nullptr;                    // [M,N]
+  int64_t c_stride = 0;                 // elements between rows
+  Epilogue epilogue;
+};
+
+enum class PadMode : uint8_t { zeros, reflect, replicate, circular };
+
+// y[n,oh,ow,oc], weights [OC,KH,KW,C/groups]; `zeros` pads with the zero point.
+struct Conv2dProblem {
+  int64_t batch = 0, h = 0, w = 0, c = 0;
+  int64_t oc = 0, kh = 1, kw = 1, groups = 1;
+  int64_t stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1;
+  int64_t pad_top = 0, pad_bottom = 0, pad_left = 0, pad_right = 0;
+  PadMode pad_mode = PadMode::zeros;
+  const void* x = nullptr;
+  DType x_type = DType::s8;
+  int64_t x_strides[4] = {0, 0, 0, 0};  // elements, order n, c, h, w; any strides
+  Range range = Range::given;           // dynamic: one scale an image
+  const int8_t* weight = nullptr;       // packed, core/layout.h
+  void* y = nullptr;
+  bool y_nhwc = true;                   // else y[n,oc,oh,ow]; both contiguous
+  Epilogue epilogue;                    // rows are output pixels; residual is NHWC
+
+  int64_t padded_h() const { return h + pad_top + pad_bottom; }
+  int64_t padded_w() const { return w + pad_left + pad_right; }
+  int64_t oh() const { return (padded_h() - dilation_h * (kh - 1) - 1) / stride_h + 1; }
+  int64_t ow() const { return (padded_w() - dilation_w * (kw - 1) - 1) / stride_w + 1; }
+};
+
+// int8 NHWC in and out, same scale and zero point. Windows are clipped to the image.
+struct Pool2dProblem {
+  int64_t batch = 0, h = 0, w = 0, c = 0, oh = 0, ow = 0;
+  int64_t kh = 1, kw = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1;
+  bool average = false;                 // else maximum; average: dilation is 1
+  bool count_include_pad = true;        // padding counts as real 0, that is x_zero
+  int32_t x_zero = 0;
+  const int8_t* x = nullptr;            // [batch,h,w,c]
+  int8_t* y = nullptr;                  // [batch,oh,ow,c]
+};
+
+// y[M,N] = fma(sum_k x[m,k] * float(w[n,k]), w_scale[n], bias[n]); the sum's order is docs/numerics.md.
+using WeightOnlyProblem = GemmProblem;  // x float, never quantized; x_scale, x_zero and w_sum unused
+
+constexpr int64_t kMaxK = 65535;        // 255 * 127 * K stays below 2^31
+
+}  // namespace qk

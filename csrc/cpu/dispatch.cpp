@@ -1,0 +1,42 @@
+#include "dispatch.h"
+
+namespace qk {
+
+#define QK_KERNELS(isa, gemm, mr, x_offset, suffix)                                                  \
+  void gemm(const GemmBlock&);                                                                       \
+  void weight_only_##suffix(const WeightOnlyBlock&);                                                 \
+  void depthwise_##suffix(const DepthwiseRow&);                                                      \
+  void quantize_##suffix(const void*, DType, int64_t, float, int32_t, bool, int8_t*);                \
+  Extremes extremes_##suffix(const void*, DType, int64_t);                                           \
+  void to_f32_##suffix(const void*, DType, int64_t, float*);                                         \
+  void dequantize_##suffix(const int8_t*, int64_t, float, int32_t, DType, void*);                    \
+  void pool_##suffix(const Pool2dProblem&, int64_t, int64_t);
+#include "kernels.inc"
+#undef QK_KERNELS
+
+namespace {
+
+constexpr int64_t kFewRows = 8;  // up to here AMX tiles are mostly empty
+
+constexpr Kernels kTable[] = {
+#define QK_KERNELS(isa, gemm, mr, x_offset, suffix)                                                      \
+  {Isa::isa,          #gemm,             mr,                x_offset,         gemm,                      \
+   weight_only_##suffix, depthwise_##suffix, quantize_##suffix, extremes_##suffix, to_f32_##suffix,      \
+   dequantize_##suffix, pool_##suffix},
+#include "kernels.inc"
+#undef QK_KERNELS
+};
+
+}  // namespace
+
+const Kernels& kernels_of(Isa isa) {
+  for (const Kernels& k : kTable)
+    if (k.isa == isa) return k;
+  return kTable[0];
+}
+
+const Kernels& kernels_for(Isa isa, int64_t m) {
+  return kernels_of(isa == Isa::amx && m <= kFewRows ? Isa::avx512vnni : isa);
+}
+
+}  // namespace qk

@@ -1,0 +1,137 @@
+#include "gemm.h"
+
+#include "../core/epilogue.h"
+#include "gemm_blocks.h"
+
+namespace qk {
+namespace {
+
+constexpr int64_t kBlockBytes = 256 * 1024;   // of packed x: a part of L2 that leaves room for weights and C
+constexpr int64_t kWorkPerThread = 1 << 19;   // multiply-adds below which another thread costs more than it gives
+constexpr int kMaxWorkers = 256;
+
+// Rows [m0, m0 + rows) of x as int8 with their scale and offset; dynamic scales are found here, row by row.
+void pack_rows(const GemmProblem& p, const GemmPlan& plan, int64_t m0, int64_t rows, const PackedRows& out) {
+  const Kernels& k = *plan.kernels;
+  const Epilogue& e = p.epilogue;
+  for (int64_t r = 0; r < rows; ++r) {
+    const char* x = static_cast<const char*>(p.x) + (m0 + r) * p.x_stride * size_of(p.x_type);
+    ScaleZero sz;
+    if (p.range == Range::given) {
+      const int64_t i = (m0 + r) / e.rows_per_scale;
+      sz = {e.x_scale[i], e.x_zero[i]};
+    } else {
+      const Extremes ends = k.extremes(x, p.x_type, p.k);
+      sz = dynamic_scale(ends.lo, ends.hi, p.range == Range::dynamic_symmetric);
+    }
+    k.quantize(x, p.x_type, p.k, 1.0f / sz.scale, sz.zero, k.x_offset != 0, out.a + r * plan.lda);
+    out.scale[r] = sz.scale;
+    out.offset[r] = sz.zero + k.x_offset;
+  }
+}
+
+}  // namespace
+
+GemmPlan plan_gemm(int64_t m, const PackedLayout& layout, Isa isa, int threads) {
+  GemmPlan plan;
+  plan.kernels = &kernels_for(isa, m);
+  plan.m = m;
+  plan.k = layout.k;
+  plan.layout = layout;
+  const int64_t mr = plan.kernels->mr, work = m * layout.groups * layout.n * layout.k;
+  plan.lda = layout.k_padded();
+  if (plan.lda % 1024 == 0) plan.lda += 64;  // rows a power of two apart would share few cache sets
+  plan.workers = int(std::clamp<int64_t>(ceil_div(work, kWorkPerThread), 1, std::clamp(threads, 1, kMaxWorkers)));
+  const int64_t fit = std::max(mr, kBlockBytes / plan.lda / mr * mr);
+  plan.block_rows = std::min(fit, round_up(ceil_div(std::max<int64_t>(m, 1), plan.workers), mr));
+  plan.row_blocks = ceil_div(m, plan.block_rows);
+  // Fewer row blocks than workers: split the channels too, so that every worker has a block.
+  const int64_t splits = ceil_div(plan.workers, std::max<int64_t>(plan.row_blocks * layout.groups, 1));
+  plan.block_cols = round_up(ceil_div(layout.n, splits), 32);
+  plan.col_blocks = ceil_div(layout.n, plan.block_cols);
+  plan.workers = int(std::clamp<int64_t>(plan.tasks(), 1, plan.workers));
+  return plan;
+}
+
+int64_t gemm_workspace(const GemmProblem& p, Isa isa, int threads) {
+  return blocks_workspace(plan_gemm(p.m, {1, p.n, p.k}, isa, threads), p.epilogue, 0);
+}
+
+void gemm(const GemmProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
+  const GemmPlan plan = plan_gemm(p.m, {1, p.n, p.k}, isa, parallel.threads);
+  const int64_t item = size_of(p.epilogue.out_type);
+  gemm_blocks(
+      plan, p.weight, p.epilogue, 0, parallel, workspace,
+      [&](int64_t, int64_t m0, int64_t rows, const PackedRows& out) { pack_rows(p, plan, m0, rows, out); },
+      [&](const BlockPosition& at, const PackedRows&) -> Destination {
+        return {static_cast<char*>(p.c) + (at.m0 * p.c_stride + at.n0) * item, p.c_stride};
+      },
+      [](const BlockPosition&, const PackedRows&) {});
+}
+
+namespace {
+
+struct WeightOnlyPlan {
+  int64_t block_rows, block_cols, row_blocks, col_blocks, lda;
+  int workers;
+};
+
+WeightOnlyPlan plan_weight_only(const WeightOnlyProblem& p, int threads) {
+  WeightOnlyPlan plan;
+  plan.lda = round_up(p.k, 16);
+  plan.workers = int(std::clamp<int64_t>(ceil_div(p.m * p.n * p.k, kWorkPerThread), 1, std::clamp(threads, 1, kMaxWorkers)));
+  plan.block_rows = std::clamp<int64_t>(kBlockBytes / (plan.lda * 4) / 4 * 4, 4, round_up(std::max<int64_t>(p.m, 1), 4));
+  plan.row_blocks = ceil_div(p.m, plan.block_rows);
+  plan.block_cols = std::max<int64_t>(kPanel, round_up(ceil_div(p.n, plan.workers), kPanel));
+  plan.col_blocks = ceil_div(p.n, plan.block_cols);
+  plan.workers = int(std::clamp<int64_t>(plan.row_blocks * plan.col_blocks, 1, plan.workers));
+  return plan;
+}
+
+}  // namespace
+
+int64_t weight_only_workspace(const WeightOnlyProblem& p, int threads) {
+  const WeightOnlyPlan plan = plan_weight_only(p, threads);
+  Workspace w(nullptr);
+  to_whole_panels(w, p.epilogue, PackedLayout{1, p.n, p.k});
+  for (int i = 0; i < plan.workers; ++i) w.take<float>(plan.block_rows * plan.lda);
+  return w.used();
+}
+
+void weight_only(const WeightOnlyProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
+  const WeightOnlyPlan plan = plan_weight_only(p, parallel.threads);
+  const Kernels& kernels = kernels_of(isa);
+  const PackedLayout layout{1, p.n, p.k};
+  Workspace memory(workspace);
+  const Epilogue epilogue = to_whole_panels(memory, p.epilogue, layout);
+  float* rows_of_all = memory.take<float>(0);
+  parallel(plan.workers, [&](int64_t worker) {
+    float* a = rows_of_all + worker * round_up(plan.block_rows * plan.lda, 16);
+    const Share tasks = share(plan.row_blocks * plan.col_blocks, plan.workers, worker);
+    for (int64_t task = tasks.begin; task < tasks.end; ++task) {
+      const int64_t m0 = task / plan.col_blocks * plan.block_rows, n0 = task % plan.col_blocks * plan.block_cols;
+      const int64_t rows = std::min(plan.block_rows, p.m - m0);
+      for (int64_t r = 0; r < rows; ++r) {
+        kernels.to_f32(static_cast<const char*>(p.x) + (m0 + r) * p.x_stride * size_of(p.x_type), p.x_type, p.k,
+                       a + r * plan.lda);
+        std::fill(a + r * plan.lda + p.k, a + (r + 1) * plan.lda, 0.0f);
+      }
+      WeightOnlyBlock block;
+      block.a = a;
+      block.lda = plan.lda;
+      block.b = layout.values(p.weight, 0) + n0 / kPanel * layout.panel_bytes();
+      block.panel_bytes = layout.panel_bytes();
+      block.k4 = ceil_div(p.k, 4);
+      block.rows = rows;
+      block.cols = std::min(plan.block_cols, p.n - n0);
+      block.m0 = m0;
+      block.n0 = n0;
+      block.c = static_cast<char*>(p.c) + (m0 * p.c_stride + n0) * size_of(epilogue.out_type);
+      block.c_stride = p.c_stride;
+      block.epilogue = &epilogue;
+      kernels.weight_only(block);
+    }
+  });
+}
+
+}  // namespace qk

@@ -1,0 +1,97 @@
+#include "isa.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace qk {
+namespace {
+
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512vnni", "amx", "amx_emulated"};
+
+#if defined(__x86_64__)
+struct Features {
+  bool avx2 = false, avx512vnni = false, amx = false;
+};
+
+uint64_t enabled_state() {  // XCR0: which registers the operating system saves
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return uint64_t(high) << 32 | low;
+}
+
+// Linux hands out the 8 KB of tile state on request only.
+bool request_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+Features detect() {
+  Features f;
+  uint32_t a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
+  const bool osxsave = c >> 27 & 1, avx = c >> 28 & 1, fma = c >> 12 & 1, f16c = c >> 29 & 1;
+  if (!osxsave || !avx) return f;
+  const uint64_t state = enabled_state();
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
+  f.avx2 = (state & 0x6) == 0x6 && fma && f16c && (b >> 5 & 1);
+  const bool f512 = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1, vnni = c >> 11 & 1;
+  f.avx512vnni = f.avx2 && (state & 0xe6) == 0xe6 && f512 && dq && bw && vl && vnni;
+  const bool tile = d >> 24 & 1, int8 = d >> 25 & 1;
+  f.amx = f.avx512vnni && (state & 0x60000) == 0x60000 && tile && int8 && request_tiles();
+  return f;
+}
+#endif
+
+}  // namespace
+
+const char* isa_name(Isa isa) { return kNames[int(isa)]; }
+
+bool parse_isa(const char* name, Isa* isa) {
+  for (int i = 0; i < 5; ++i)
+    if (std::strcmp(name, kNames[i]) == 0) return *isa = Isa(i), true;
+  return false;
+}
+
+bool isa_available(Isa isa) {
+#if defined(__x86_64__)
+  static const Features features = detect();
+  switch (isa) {
+    case Isa::avx2: return features.avx2;
+    case Isa::avx512vnni: return features.avx512vnni;
+    case Isa::amx: return features.amx;
+    default: return true;
+  }
+#else
+  return isa == Isa::scalar || isa == Isa::amx_emulated;
+#endif
+}
+
+Isa best_isa() {
+  for (Isa isa : {Isa::amx, Isa::avx512vnni, Isa::avx2})
+    if (isa_available(isa)) return isa;
+  return Isa::scalar;
+}
+
+Isa active_isa() {
+  static const Isa isa = [] {
+    const char* limit = std::getenv("QKERNELS_MAX_ISA");
+    const Isa best = best_isa();
+    if (!limit || !*limit) return best;
+    Isa wanted;
+    if (!parse_isa(limit, &wanted) || wanted == Isa::amx_emulated)
+      throw std::invalid_argument("QKERNELS_MAX_ISA='" + std::string(limit) +
+                                  "' is unknown; choose one of scalar, avx2, avx512vnni, amx");
+    return wanted < best ? wanted : best;
+  }();
+  return isa;
+}
+
+}  // namespace qk

@@ -1,0 +1,16 @@
+// What this machine can run, and what QKERNELS_MAX_ISA allows.
+#pragma once
+#include <cstdint>
+
+namespace qk {
+
+// In order of preference. amx_emulated runs the AMX kernel's source with tiles in software: for tests, by name only.
+enum class Isa : uint8_t { scalar, avx2, avx512vnni, amx, amx_emulated };
+
+const char* isa_name(Isa isa);
+bool parse_isa(const char* name, Isa* isa);
+bool isa_available(Isa isa);   // by CPUID, XCR0 and, for AMX, the kernel's permission
+Isa best_isa();                // the best available one
+Isa active_isa();              // best_isa(), lowered by QKERNELS_MAX_ISA; throws std::invalid_argument on an unknown name
+
+}  // namespace qk

@@ -1,0 +1,70 @@
+// What a micro-kernel is handed, and the table of them for one instruction set.
+// A micro-kernel allocates nothing, throws nothing and calls nothing outside its file.
+#pragma once
+#include "../core/layout.h"
+#include "../core/problem.h"
+#include "isa.h"
+
+namespace qk {
+
+// A block of C: `rows` x `cols` at (m0, n0), from packed rows of x and whole panels of weights.
+struct GemmBlock {
+  const int8_t* a;            // [rows][lda], K padded to 64 and rows to the kernel's tile, offset by Kernels::x_offset
+  int64_t lda;
+  const int8_t* b;            // first panel, core/layout.h
+  int64_t panel_bytes;
+  int64_t k4;                 // groups of four K, ceil(K / 4)
+  int64_t rows, cols, m0, n0;
+  const float* row_scale;     // [rows]
+  const int32_t* row_offset;  // [rows], zero point + Kernels::x_offset
+  void* c;                    // element (m0, n0)
+  int64_t c_stride;           // elements between rows
+  const Epilogue* epilogue;   // w_scale and bias readable up to a whole panel
+};
+
+// The same with float rows; no activation scales.
+struct WeightOnlyBlock {
+  const float* a;             // [rows][lda], K padded to 4 with zeros
+  int64_t lda;
+  const int8_t* b;
+  int64_t panel_bytes, k4;
+  int64_t rows, cols, m0, n0;
+  void* c;
+  int64_t c_stride;
+  const Epilogue* epilogue;
+};
+
+// `pixels` neighbours of one output row, all channels.
+struct DepthwiseRow {
+  const int8_t* x;            // first tap of the first pixel, channel 0; NHWC, padded
+  int64_t pixel_stride;       // bytes between output pixels' first taps
+  int64_t tap_stride_h, tap_stride_w;
+  const int8_t* weight;       // packed, N = channels, K = taps
+  int64_t panel_bytes;
+  int64_t kh, kw, channels, pixels, m0;
+  float x_scale;
+  int32_t x_zero;
+  void* y;                    // [pixels][channels]
+  const Epilogue* epilogue;
+};
+
+struct Extremes {
+  float lo, hi;               // both include 0; NaN is ignored
+};
+
+struct Kernels {
+  Isa isa;
+  const char* gemm_name;
+  int64_t mr;                 // row tile of `gemm`: a is readable up to a multiple of it
+  int32_t x_offset;           // 0, or 128 where x is stored as x ^ 0x80 (unsigned)
+  void (*gemm)(const GemmBlock&);
+  void (*weight_only)(const WeightOnlyBlock&);
+  void (*depthwise)(const DepthwiseRow&);
+  void (*quantize)(const void* x, DType type, int64_t count, float inv_scale, int32_t zero, bool flip, int8_t* q);
+  Extremes (*extremes)(const void* x, DType type, int64_t count);
+  void (*to_f32)(const void* x, DType type, int64_t count, float* y);
+  void (*dequantize)(const int8_t* q, int64_t count, float scale, int32_t zero, DType out_type, void* y);
+  void (*pool)(const Pool2dProblem&, int64_t image, int64_t row);
+};
+
+}  // namespace qk

@@ -1,0 +1,28 @@
+// The caller's threads, behind one function pointer: torch's pool, or plain threads for NumPy.
+#pragma once
+#include <cstdint>
+
+namespace qk {
+
+struct Parallel {
+  int threads = 1;
+  // Calls body(context, i) for every i in [0, count), concurrently; null runs them in turn.
+  void (*run)(int64_t count, void (*body)(void* context, int64_t i), void* context) = nullptr;
+
+  template <class Body>
+  void operator()(int64_t count, Body&& body) const {
+    if (count <= 1 || !run) {
+      for (int64_t i = 0; i < count; ++i) body(i);
+      return;
+    }
+    run(count, [](void* context, int64_t i) { (*static_cast<Body*>(context))(i); }, &body);
+  }
+};
+
+// The i-th of `parts` even shares of [0, count).
+struct Share {
+  int64_t begin, end;
+};
+constexpr Share share(int64_t count, int64_t parts, int64_t i) { return {count * i / parts, count * (i + 1) / parts}; }
+
+}  // namespace qk

@@ -1,0 +1,11 @@
+// int8 maximum and average pooling, NHWC.
+#pragma once
+#include "isa.h"
+#include "parallel.h"
+#include "../core/problem.h"
+
+namespace qk {
+
+void pool2d(const Pool2dProblem& p, Isa isa, const Parallel& parallel);
+
+}  // namespace qk

@@ -1,0 +1,60 @@
+// Eight lanes of AVX2, FMA and F16C; the operations of vec/scalar.h.
+#pragma once
+#include <immintrin.h>
+
+#include "../../core/epilogue.h"
+
+namespace qk {
+namespace {
+
+struct Avx2 {
+  using F = __m256;
+  using I = __m256i;
+  static constexpr int64_t width = 8;
+
+  QK_INLINE F set1(float v) { return _mm256_set1_ps(v); }
+  QK_INLINE I set1i(int32_t v) { return _mm256_set1_epi32(v); }
+  QK_INLINE F load_f32(const float* p) { return _mm256_loadu_ps(p); }
+  QK_INLINE __m128i load16(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  QK_INLINE F load_f16(const uint16_t* p) { return _mm256_cvtph_ps(load16(p)); }
+  QK_INLINE F load_bf16(const uint16_t* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16));
+  }
+  QK_INLINE I load_s8(const int8_t* p) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  QK_INLINE I load_i32(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  QK_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
+  QK_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  QK_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  QK_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
+  QK_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
+  QK_INLINE I addi(I a, I b) { return _mm256_add_epi32(a, b); }
+  QK_INLINE I subi(I a, I b) { return _mm256_sub_epi32(a, b); }
+  QK_INLINE I muli(I a, I b) { return _mm256_mullo_epi32(a, b); }
+  QK_INLINE I maxi(I a, I b) { return _mm256_max_epi32(a, b); }
+  QK_INLINE I xori(I a, I b) { return _mm256_xor_si256(a, b); }
+  template <int J>
+  QK_INLINE I byte(I v) { return _mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * J), 24); }
+  QK_INLINE F to_float(I v) { return _mm256_cvtepi32_ps(v); }
+  QK_INLINE I round(F v) { return _mm256_cvtps_epi32(v); }
+  QK_INLINE void store_f32(float* p, F v) { _mm256_storeu_ps(p, v); }
+  QK_INLINE void store_f16(uint16_t* p, F v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  QK_INLINE void store_bf16(uint16_t* p, F v) {
+    I bits = _mm256_castps_si256(v);
+    I odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), set1i(1));
+    I top = _mm256_srli_epi32(addi(bits, addi(odd, set1i(0x7fff))), 16);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1)));
+  }
+  QK_INLINE void store_s8(int8_t* p, I v) {
+    __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(half, half));
+  }
+  QK_INLINE void store_i32(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+};
+
+}  // namespace
+}  // namespace qk

@@ -1,0 +1,58 @@
+// Sixteen lanes of AVX-512 (F, BW, DQ, VL); the operations of vec/scalar.h.
+#pragma once
+#include <immintrin.h>
+
+#include "../../core/epilogue.h"
+
+namespace qk {
+namespace {
+
+struct Avx512 {
+  using F = __m512;
+  using I = __m512i;
+  static constexpr int64_t width = 16;
+
+  QK_INLINE F set1(float v) { return _mm512_set1_ps(v); }
+  QK_INLINE I set1i(int32_t v) { return _mm512_set1_epi32(v); }
+  QK_INLINE F load_f32(const float* p) { return _mm512_loadu_ps(p); }
+  QK_INLINE __m256i load16(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  QK_INLINE F load_f16(const uint16_t* p) { return _mm512_cvtph_ps(load16(p)); }
+  QK_INLINE F load_bf16(const uint16_t* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load16(p)), 16));
+  }
+  QK_INLINE I load_s8(const int8_t* p) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  QK_INLINE I load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
+  QK_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
+  QK_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  QK_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  QK_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
+  QK_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
+  QK_INLINE I addi(I a, I b) { return _mm512_add_epi32(a, b); }
+  QK_INLINE I subi(I a, I b) { return _mm512_sub_epi32(a, b); }
+  QK_INLINE I muli(I a, I b) { return _mm512_mullo_epi32(a, b); }
+  QK_INLINE I maxi(I a, I b) { return _mm512_max_epi32(a, b); }
+  QK_INLINE I xori(I a, I b) { return _mm512_xor_si512(a, b); }
+  template <int J>
+  QK_INLINE I byte(I v) { return _mm512_srai_epi32(_mm512_slli_epi32(v, 24 - 8 * J), 24); }
+  QK_INLINE F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+  QK_INLINE I round(F v) { return _mm512_cvtps_epi32(v); }
+  QK_INLINE void store_f32(float* p, F v) { _mm512_storeu_ps(p, v); }
+  QK_INLINE void store_f16(uint16_t* p, F v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  QK_INLINE void store_bf16(uint16_t* p, F v) {
+    I bits = _mm512_castps_si512(v);
+    I odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), set1i(1));
+    I top = _mm512_srli_epi32(addi(bits, addi(odd, set1i(0x7fff))), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(top));
+  }
+  QK_INLINE void store_s8(int8_t* p, I v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v));
+  }
+  QK_INLINE void store_i32(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
+};
+
+}  // namespace
+}  // namespace qk

@@ -1,0 +1,88 @@
+// One lane in plain C++: the vector type of the scalar kernels, and what the wider ones must equal.
+#pragma once
+#include <cstdint>
+
+#include "../../core/epilogue.h"
+
+namespace qk {
+namespace {
+
+QK_INLINE float f16_to_f32(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023;
+  float magnitude;
+  if (exponent == 31) {
+    const uint32_t bits = 0x7f800000u | mantissa << 13;
+    __builtin_memcpy(&magnitude, &bits, 4);
+  } else if (exponent == 0) {
+    magnitude = float(mantissa) * 5.9604644775390625e-8f;  // 2^-24
+  } else {
+    const uint32_t bits = (exponent + 112) << 23 | mantissa << 13;
+    __builtin_memcpy(&magnitude, &bits, 4);
+  }
+  uint32_t bits;
+  __builtin_memcpy(&bits, &magnitude, 4);
+  bits |= sign;
+  __builtin_memcpy(&magnitude, &bits, 4);
+  return magnitude;
+}
+
+QK_INLINE uint16_t f32_to_f16(float f) {  // round half to even; never NaN here (the clamp removed it)
+  uint32_t bits;
+  __builtin_memcpy(&bits, &f, 4);
+  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits >= 0x477ff000) return sign | 0x7c00;  // 65520 and more round to infinity
+  if (bits < 0x38800000) {                       // a denormal half: let the float adder round at 2^-24
+    float magnitude;
+    __builtin_memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    __builtin_memcpy(&bits, &magnitude, 4);
+    return sign | uint16_t(bits - 0x3f000000);
+  }
+  return sign | uint16_t((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+
+struct Scalar {
+  using F = float;
+  using I = int32_t;
+  static constexpr int64_t width = 1;
+
+  QK_INLINE F set1(float v) { return v; }
+  QK_INLINE I set1i(int32_t v) { return v; }
+  QK_INLINE F load_f32(const float* p) { return *p; }
+  QK_INLINE F load_f16(const uint16_t* p) { return f16_to_f32(*p); }
+  QK_INLINE F load_bf16(const uint16_t* p) {
+    const uint32_t bits = uint32_t(*p) << 16;
+    float f;
+    __builtin_memcpy(&f, &bits, 4);
+    return f;
+  }
+  QK_INLINE I load_s8(const int8_t* p) { return *p; }
+  QK_INLINE I load_i32(const int32_t* p) { return *p; }
+  QK_INLINE F add(F a, F b) { return a + b; }
+  QK_INLINE F mul(F a, F b) { return a * b; }
+  QK_INLINE F fma(F a, F b, F c) { return __builtin_fmaf(a, b, c); }
+  QK_INLINE F max(F a, F b) { return a > b ? a : b; }
+  QK_INLINE F min(F a, F b) { return a < b ? a : b; }
+  QK_INLINE I addi(I a, I b) { return int32_t(uint32_t(a) + uint32_t(b)); }
+  QK_INLINE I subi(I a, I b) { return int32_t(uint32_t(a) - uint32_t(b)); }
+  QK_INLINE I muli(I a, I b) { return int32_t(uint32_t(a) * uint32_t(b)); }
+  QK_INLINE I maxi(I a, I b) { return a > b ? a : b; }
+  QK_INLINE I xori(I a, I b) { return a ^ b; }
+  template <int J>
+  QK_INLINE I byte(I v) { return int8_t(uint32_t(v) >> (8 * J)); }
+  QK_INLINE F to_float(I v) { return float(v); }
+  QK_INLINE I round(F v) { return int32_t(__builtin_rintf(v)); }
+  QK_INLINE void store_f32(float* p, F v) { *p = v; }
+  QK_INLINE void store_f16(uint16_t* p, F v) { *p = f32_to_f16(v); }
+  QK_INLINE void store_bf16(uint16_t* p, F v) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &v, 4);
+    *p = uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  }
+  QK_INLINE void store_s8(int8_t* p, I v) { *p = int8_t(v); }  // v in [-128, 127]
+  QK_INLINE void store_i32(int32_t* p, I v) { *p = v; }
+};
+
+}  // namespace
+}  // namespace qk

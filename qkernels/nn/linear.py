@@ -1,0 +1,90 @@
+"""A drop-in int8 ``nn.Linear``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from qkernels import ops
+from qkernels.nn.module import Activation, QuantModule
+from qkernels.nn.weights import quantize_weight
+
+
+class QuantLinear(QuantModule):
+    """``y = x @ weight.T + bias`` with an int8 weight [out_features, in_features].
+
+    ``x`` [..., in_features] is float32, float16 or bfloat16, any strides; the output has its dtype. ``activation``:
+    ``static`` (one calibrated scale), ``dynamic`` (each row's own range; ``symmetric`` or not) or ``weight_only``
+    (``x`` stays float). in_features is at most 65535.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        *,
+        activation: Activation = "dynamic",
+        symmetric: bool = True,
+    ) -> None:
+        super().__init__((out_features, in_features), 1, bias, activation, symmetric, device)
+        self.in_features, self.out_features = in_features, out_features
+
+    @classmethod
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        *,
+        activation: Activation = "dynamic",
+        weight: tuple[Tensor, Tensor] | None = None,
+        input_scale: Tensor | float | None = None,
+        input_zero_point: Tensor | int | None = None,
+        symmetric: bool = True,
+    ) -> QuantLinear:
+        """The int8 form of a float layer, which is left as it was.
+
+        ``weight``: int8 values and scales, by default ``quantize_weight(linear.weight)``. ``input_scale`` and
+        ``input_zero_point``: for static activations, from calibration.
+
+        Raises:
+            ValueError: a scale, zero point or shape that does not fit, or NaN in the weight.
+        """
+        new = cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            linear.weight.device,
+            activation=activation,
+            symmetric=symmetric,
+        )
+        new._set_tensors(weight or quantize_weight(linear.weight), linear.bias, input_scale, input_zero_point)
+        return new
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.activation == "weight_only":
+            return ops.linear_weight_only(x, self.packed_weight, self.weight_scale, self.bias, out_dtype=x.dtype)
+        return ops.linear(
+            x,
+            self.packed_weight,
+            self.weight_scale,
+            self.bias,
+            self.input_scale,
+            self.input_zero_point,
+            symmetric=self.symmetric,
+            out_dtype=x.dtype,
+        )
+
+    def scheme(self) -> dict[str, Any]:
+        return {
+            "kind": "QuantLinear",
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bias": self.bias is not None,
+            "activation": self.activation,
+            "symmetric": self.symmetric,
+        }
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._scheme_repr()}"

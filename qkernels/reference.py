@@ -1,0 +1,194 @@
+"""The numerics contract in plain PyTorch: slow, obvious, and the oracle of every test.
+
+Kernels return these bits on every instruction set, thread count and device. The same contract stands in words in
+``docs/numerics.md`` and in C++ in ``csrc/core/epilogue.h``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MAX_K = 65535  # 255 * 127 * K stays below 2**31
+TINY_RANGE = 1e-30  # below it, everything quantizes to real 0
+HUGE_RANGE = torch.finfo(torch.float32).max
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """``a * b + c`` in float32, rounded once.
+
+    The product of two float32 is exact in float64. Their float64 sum is rounded to odd (Boldo and Melquiond, 2008),
+    so that the second rounding, to float32, is the only one that counts.
+    """
+    product, addend = a.double() * b.double(), c.double()
+    product, addend = torch.broadcast_tensors(product, addend)
+    total = product + addend
+    part = total - product
+    error = (product - (total - part)) + (addend - part)  # Knuth's TwoSum: total + error is exact
+    bits = total.contiguous().view(torch.int64)
+    inexact = (error != 0) & torch.isfinite(total) & (bits & 1 == 0)
+    away = (error > 0) == (total > 0)  # the exact value lies further from zero
+    return torch.where(inexact, bits + torch.where(away, 1, -1), bits).view(torch.float64).float()
+
+
+def clamp(y: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """``low`` where ``y`` is NaN; zeros of either sign compare equal, and the bound wins."""
+    low, high = (torch.as_tensor(v, dtype=torch.float32, device=y.device) for v in (low, high))
+    y = torch.where(y > low, y, low)
+    return torch.where(y < high, y, high)
+
+
+def round_to_int8(x: Tensor, inv_scale: Tensor, zero_point: Tensor) -> Tensor:
+    """``saturate(round_half_even(x * inv_scale) + zero_point, -128, 127)``; NaN gives -128."""
+    zero = zero_point.float()
+    return (torch.round(clamp(x * inv_scale, -128 - zero, 127 - zero)) + zero).to(torch.int8)
+
+
+def dynamic_scale(x: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale (float32) and zero point (int32) of each row of ``x`` [rows, cols]; NaN is ignored."""
+    x = torch.where(torch.isnan(x), 0.0, x.float())
+    low, high = x.amin(1).clamp(-HUGE_RANGE, 0), x.amax(1).clamp(0, HUGE_RANGE)
+    if symmetric:
+        span = torch.maximum(-low, high)
+        scale = torch.where(span < TINY_RANGE, 1.0, span / 127)
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
+    span = (high - low).clamp(max=HUGE_RANGE)
+    scale = torch.where(span < TINY_RANGE, 1.0, span / 255)
+    zero = torch.round((-128 - low * (1 / scale)).clamp(-128, 127)).to(torch.int32)
+    return scale, torch.where(span < TINY_RANGE, 0, zero)
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """``x`` [rows, cols] to int8 with one scale for all or one a row."""
+    return round_to_int8(x.float(), (1 / scale).view(-1, 1), zero_point.view(-1, 1))
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
+    """``float(q - zero_point) * scale`` for ``q`` [rows, cols]."""
+    y = (q.to(torch.int32) - zero_point.view(-1, 1)).float() * scale.view(-1, 1)
+    return clamp(y, -torch.inf, torch.inf).to(dtype)
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 in [-127, 127] with ``scale[n] = max|weight[n]| / 127``; a zero channel has scale 1."""
+    flat = weight.detach().float().reshape(weight.shape[0], -1)
+    scale, zero = dynamic_scale(flat, symmetric=True)
+    return quantize(flat, scale, zero).clamp(min=-127).view(weight.shape), scale
+
+
+@dataclass
+class Epilogue:
+    """From sums to the output; defaults leave a step out."""
+
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    residual_scale: float = 1.0
+    residual_zero_point: int = 0
+    clamp_min: float | None = None
+    clamp_max: float | None = None
+    out_dtype: torch.dtype = torch.float32
+    output_scale: float = 1.0
+    output_zero_point: int = 0
+
+    def __call__(self, total: Tensor, scale: Tensor) -> Tensor:
+        """``total`` [M, N] int32 or float32; ``scale`` [M or 1, N] the product of both scales, rounded once."""
+        bias = torch.zeros(1) if self.bias is None else self.bias
+        y = fma(total.float(), scale, bias)
+        if self.residual is not None:
+            y = y + self._real_residual()
+        low = -torch.inf if self.clamp_min is None else self.clamp_min
+        high = torch.inf if self.clamp_max is None else self.clamp_max
+        y = clamp(y, low, high)
+        if self.out_dtype != torch.int8:
+            return y.to(self.out_dtype)
+        inv_scale = 1 / torch.tensor(self.output_scale, dtype=torch.float32)
+        return round_to_int8(y, inv_scale, torch.tensor(self.output_zero_point))
+
+    def _real_residual(self) -> Tensor:
+        assert self.residual is not None
+        if self.residual.dtype != torch.int8:
+            return self.residual.float()
+        steps = self.residual.to(torch.int32) - self.residual_zero_point
+        return steps.float() * torch.tensor(self.residual_scale, dtype=torch.float32)
+
+
+def matmul_s8(x: Tensor, weight: Tensor, zero_point: Tensor) -> Tensor:
+    """``sum_k (x[m,k] - zero_point[m]) * weight[n,k]`` in int32, for x [M, K] and weight [N, K] int8."""
+    # Exact: float64 holds integers to 2**53, and its matmul is fast.
+    total = x.double() @ weight.double().T
+    return (total - zero_point.view(-1, 1).double() * weight.double().sum(1)).to(torch.int32)
+
+
+def linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, scale: Tensor, zero_point: Tensor, epilogue: Epilogue
+) -> Tensor:
+    """x [M, K] int8 with scale [1] or [M]; weight [N, K] int8 with weight_scale [N]."""
+    total = matmul_s8(x, weight, zero_point)
+    return epilogue(total, scale.view(-1, 1) * weight_scale)
+
+
+def linear_weight_only(x: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> Tensor:
+    """x [M, K] float; four partial sums by k mod 4, each in increasing k, then (s0 + s1) + (s2 + s3)."""
+    x = F.pad(x.float(), (0, -x.shape[1] % 4))
+    w = F.pad(weight.float(), (0, -weight.shape[1] % 4))
+    sums = [torch.zeros(x.shape[0], w.shape[0]) for _ in range(4)]
+    for k in range(x.shape[1]):
+        sums[k % 4] = fma(x[:, k, None], w[None, :, k], sums[k % 4])
+    return epilogue((sums[0] + sums[1]) + (sums[2] + sums[3]), weight_scale.view(1, -1))
+
+
+def pad_image(x: Tensor, padding: tuple[int, int, int, int], mode: str, zero_point: Tensor) -> Tensor:
+    """x [N, C, H, W] int8; padding left, right, top, bottom; ``zeros`` pads with the image's zero point."""
+    if mode != "zeros":
+        return F.pad(x.float(), padding, mode=mode).to(torch.int8) if any(padding) else x
+    left, right, top, bottom = padding
+    n, c, h, w = x.shape
+    out = zero_point.to(torch.int8).view(-1, 1, 1, 1).expand(n, c, h + top + bottom, w + left + right).clone()
+    out[:, :, top : top + h, left : left + w] = x
+    return out
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    epilogue: Epilogue,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """x [N, C, H, W] int8 with scale [1] or [N]; weight [OC, C/groups, KH, KW] int8; the residual is [N, OC, OH, OW]."""
+    x = pad_image(x, padding, padding_mode, zero_point)
+    total = F.conv2d(x.double(), weight.double(), None, stride, 0, dilation, groups)
+    total = total - zero_point.view(-1, 1, 1, 1).double() * weight.double().sum((1, 2, 3)).view(1, -1, 1, 1)
+    n, oc, oh, ow = total.shape
+    rows = total.permute(0, 2, 3, 1).reshape(-1, oc).to(torch.int32)
+    image_scale = scale.view(-1, 1).expand(n, oh * ow).reshape(-1, 1) if scale.numel() > 1 else scale.view(1, 1)
+    if epilogue.residual is not None:
+        epilogue.residual = epilogue.residual.permute(0, 2, 3, 1).reshape(-1, oc)
+    return epilogue(rows, image_scale * weight_scale).view(n, oh, ow, oc).permute(0, 3, 1, 2)
+
+
+def max_pool2d(x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    """The integers' maximum; padding never wins."""
+    return F.max_pool2d(x.float(), *args, **kwargs).to(torch.int8)  # type: ignore[arg-type]
+
+
+def avg_pool2d(x: Tensor, zero_point: int, *args: object, **kwargs: object) -> Tensor:
+    """``round_half_even(sum * (1 / count))``; padding, where counted, is real 0, that is the zero point."""
+    steps = (x.double() - zero_point)
+    kwargs.pop("divisor_override", None)
+    ones = F.avg_pool2d(torch.ones_like(steps[:1, :1]), *args, **{**kwargs, "divisor_override": 1})  # type: ignore[arg-type]
+    total = F.avg_pool2d(steps, *args, **{**kwargs, "divisor_override": 1})  # type: ignore[arg-type]
+    mean_of_ones = F.avg_pool2d(torch.ones_like(steps[:1, :1]), *args, **kwargs)  # type: ignore[arg-type]
+    count = torch.round(ones / mean_of_ones)
+    total = total + zero_point * count
+    return torch.round(total.float() * (1 / count.float())).to(torch.int8)

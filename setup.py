@@ -1,0 +1,95 @@
+"""Builds the two extension modules: `_C` (torch operators, stable ABI) and `_core` (NumPy, pybind11).
+
+The torch-free core is compiled once and linked into both. Every instruction-set file has its own flags; nothing
+takes flags from the build machine. Ninja rebuilds only what changed.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+TORCH_TARGET = "0x020b000000000000"  # torch 2.11: the first complete stable ABI
+
+COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+# GCC 12 warns about its own AVX-512 headers: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105593
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512"]
+AVX512 += ["-Wno-maybe-uninitialized"]
+ISA_FLAGS = {"_avx2": AVX2, "_avx512vnni": AVX512, "_amx": AVX512}  # by the end of a file's name
+
+
+def isa_flags(source: Path) -> list[str] | None:
+    """Flags of an instruction-set file; None where this machine's family has no such set."""
+    for suffix, flags in ISA_FLAGS.items():
+        if source.stem.endswith(suffix):
+            return flags if platform.machine() in ("x86_64", "AMD64") else None
+    return []
+
+
+class NinjaBuild(build_ext):
+    """build_ext through one ninja file, with flags by source file."""
+
+    def run(self) -> None:
+        self.force = True  # ninja decides what is old
+        super().run()
+
+    def build_extensions(self) -> None:
+        import pybind11
+        import torch
+
+        torch_root = Path(torch.__file__).parent
+        torch_lib = torch_root / "lib"
+        torch_flags = ["-isystem", str(torch_root / "include"), f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+        torch_flags += ["-isystem", str(torch_root / "include/torch/csrc/api/include")]
+        numpy_flags = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
+        core = [s for pattern in ("*.cpp", "kernels/*.cpp") for s in sorted((ROOT / "csrc/cpu").glob(pattern))]
+        link = {
+            "_C": [f"-L{torch_lib}", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"],
+            "_core": ["-pthread"],
+        }
+        build_dir = Path(self.build_temp).resolve()
+        build_dir.mkdir(parents=True, exist_ok=True)
+        lines = [
+            "rule compile\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",
+            "rule link\n  command = $cxx -shared -s $in -o $out $flags\n",
+        ]
+
+        def compile_(source: Path, extra: list[str]) -> str:
+            target = str(build_dir / source.relative_to(ROOT / "csrc")) + ".o"
+            lines.append(f"build {target}: compile {source}\n  flags = {' '.join(COMMON + extra)}\n")
+            return target
+
+        objects = [compile_(s, flags) for s in core if (flags := isa_flags(s)) is not None]
+        fronts = {
+            "_C": [compile_(s, torch_flags) for s in sorted((ROOT / "csrc/torch").glob("*.cpp"))],
+            "_core": [compile_(s, numpy_flags) for s in sorted((ROOT / "csrc/numpy").glob("*.cpp"))],
+        }
+        for extension in self.extensions:
+            name = extension.name.rsplit(".", 1)[-1]
+            target = Path(self.get_ext_fullpath(extension.name)).resolve()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            inputs = " ".join(objects + fronts[name])
+            lines.append(f"build {target}: link {inputs}\n  flags = {' '.join(link[name])}\n")
+        ninja_file = build_dir / "build.ninja"
+        ninja_file.write_text(f"cxx = {os.environ.get('CXX', 'g++')}\n" + "\n".join(lines))
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        subprocess.run([sys.executable, "-m", "ninja", "-f", str(ninja_file), "-j", jobs], check=True)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # _C is a torch library, not a Python module: the same file serves every CPython.
+        if fullname.endswith("_C"):
+            return os.path.join(*fullname.split(".")) + ".abi3.so"
+        return super().get_ext_filename(fullname)
+
+
+setup(
+    ext_modules=[Extension("qkernels._C", []), Extension("qkernels._core", [])],
+    cmdclass={"build_ext": NinjaBuild},
+)
