@@ -1,0 +1,20 @@
+"""Image data sets in memory, and seeded batches of them."""
+
+from qkernels.data.augment import Augment
+from qkernels.data.batches import Batches
+from qkernels.data.cifar10 import download_cifar10
+from qkernels.data.image_data import ImageData
+from qkernels.data.registry import available, load
+from qkernels.data.split import ImageStore, Split, hold_out
+
+__all__ = [
+    "Augment",
+    "Batches",
+    "ImageData",
+    "ImageStore",
+    "Split",
+    "available",
+    "download_cifar10",
+    "hold_out",
+    "load",
+]

@@ -1,0 +1,68 @@
+"""A whole image data set: three splits and what is needed to feed a model with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qkernels.data.augment import Augment
+from qkernels.data.batches import Batches
+from qkernels.data.split import Split
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Named splits of one data set.
+
+    `mean` and `std` are per channel, of pixels scaled to [0, 1]; `augment` is what suits the data
+    (None: nothing). `val` is never part of `train`; it may be empty.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        channels = self.train.images.shape[1]
+        if not len(self.mean) == len(self.std) == channels:
+            raise ValueError(
+                f"{self.name}: mean and std must have {channels} values, "
+                f"not {len(self.mean)} and {len(self.std)}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+    def split(self, name: str) -> Split:
+        """The split called train, val or test; ValueError for another name."""
+        if name not in ("train", "val", "test"):
+            raise ValueError(f"split must be train, val or test, not {name!r}")
+        part: Split = getattr(self, name)
+        return part
+
+    def batches(
+        self, split: str, batch_size: int, *, augment: bool = False, **options: Any
+    ) -> Batches:
+        """Batches of a split, normalised with this data's mean and std.
+
+        `augment` applies the augmentation that suits this data. `options` are the other fields of
+        `Batches`: shuffle, seed, drop_last, channels_last, dtype, device, rank, world_size.
+        """
+        options["augment"] = self.augment if augment else None
+        return Batches(self.split(split), batch_size, self.mean, self.std, **options)
+
+    def with_train(self, train: Split) -> ImageData:
+        """The same data with other training images, such as new ones without labels."""
+        return replace(self, train=train)

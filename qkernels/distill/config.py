@@ -1,0 +1,58 @@
+"""Everything that decides how a training run goes, as one JSON-serialisable value."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class TrainConfig(BaseModel):
+    """Settings of `train`. The defaults train a CIFAR ResNet (He et al. 2016, section 4.2).
+
+    `batch_size` and `lr` are those of all processes together: nothing is scaled behind your back.
+    When the batch grows k times, k times the lr with a longer warm-up is the usual start
+    (Goyal et al. 2017). pydantic raises ValidationError (a ValueError) naming the field at fault.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(128, ge=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # sgd: Nesterov
+    lr: float = Field(0.1, gt=0)  # the peak, after the warm-up
+    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup_epochs: float = Field(0.0, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    clip_grad_norm: float | None = Field(None, gt=0)
+    augment: bool = True
+    temperature: float = Field(4.0, gt=0)  # with a teacher
+    alpha: float = Field(0.9, ge=0, le=1)  # share of the teacher's loss, with labels
+    precision: Literal["no", "bf16"] = "no"  # bf16: autocast; weights stay float32
+    channels_last: bool = False
+    seed: int = Field(0, ge=0)
+    eval_every: int = Field(1, ge=1)  # epochs
+    checkpoint_every: int = Field(1, ge=1)  # epochs
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainConfig:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}"
+            )
+        return self
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The lr of a step (from 0): linear warm-up, then half a cosine down to 0 at the last epoch.
+
+    A pure function of the step, so a resumed run has no schedule to restore. Cosine: Loshchilov,
+    Hutter 2017 (1608.03983), without restarts.
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / (config.epochs * steps_per_epoch - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))

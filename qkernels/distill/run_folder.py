@@ -1,0 +1,81 @@
+"""The folder of one training run: settings, history, and a checkpoint that survives any kill.
+
+config.json      what the run is: settings, data, model, teacher
+checkpoint.pt    weights, optimizer state, history and epoch of the last finished epoch
+history.jsonl    one line per finished epoch
+model.safetensors    the final weights, once the run is finished
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class RunFolder:
+    """A run folder opened for the run that `description` (JSON values by name) describes.
+
+    An existing folder is continued only if it was made by the same run; `resume=False` starts over.
+    Raises ValueError naming the first field that differs.
+    """
+
+    def __init__(self, path: str | Path, description: dict[str, Any], *, resume: bool) -> None:
+        self.path = Path(path)
+        self.description = description
+        self.resume = resume
+        if resume and (self.path / "config.json").exists():
+            self._refuse_other_run(json.loads((self.path / "config.json").read_text()))
+
+    def create(self) -> None:
+        """Write config.json; without resume, remove what an earlier run has left."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.resume:
+            for name in ("checkpoint.pt", "history.jsonl", "model.safetensors"):
+                (self.path / name).unlink(missing_ok=True)
+        text = json.dumps(self.description, indent=2) + "\n"
+        self._replace("config.json", lambda file: file.write_text(text))
+
+    def load(self) -> dict[str, Any] | None:
+        """The last checkpoint on the CPU, or None if there is none to resume from."""
+        path = self.path / "checkpoint.pt"
+        if not self.resume or not path.exists():
+            return None
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return checkpoint
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Replace the checkpoint, then the history that it holds."""
+        self._replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
+        lines = "".join(json.dumps(record) + "\n" for record in checkpoint["history"])
+        self._replace("history.jsonl", lambda file: file.write_text(lines))
+
+    def save_weights(self, weights: dict[str, Tensor]) -> None:
+        """Write the final weights as model.safetensors."""
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        self._replace("model.safetensors", lambda file: save_file(plain, file))
+
+    def _refuse_other_run(self, found: dict[str, Any]) -> None:
+        for name in sorted(found.keys() | self.description.keys()):
+            old, new = found.get(name), self.description.get(name)
+            if old != new:
+                raise ValueError(
+                    f"{self.path} holds a run with {name}={old!r}, not {new!r}: "
+                    "take another run_dir, or resume=False to start over"
+                )
+
+    def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Write aside, flush to disk and rename: a reader sees the old file or the new one."""
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=".writing-") as folder:
+            aside = Path(folder) / name
+            write(aside)
+            with aside.open("rb+") as file:
+                os.fsync(file.fileno())
+            aside.replace(self.path / name)

@@ -1,0 +1,18 @@
+"""Reference models, all of plain modules that torch.fx can trace."""
+
+from qkernels.models.cifar_resnet import CifarResNet
+from qkernels.models.mobilenet_v2 import MobileNetV2
+from qkernels.models.registry import available, create
+from qkernels.models.resnet import ResNet
+from qkernels.models.tutorial_cnn import TutorialCNN
+from qkernels.models.weights import load_weights
+
+__all__ = [
+    "CifarResNet",
+    "MobileNetV2",
+    "ResNet",
+    "TutorialCNN",
+    "available",
+    "create",
+    "load_weights",
+]

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from qkernels.data import load
+
+image_module = pytest.importorskip("PIL.Image")
+
+
+def write(folder: Path, count: int, colour: tuple[int, int, int], size: tuple[int, int]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        image_module.new("RGB", size, colour).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write(tmp_path / "train" / "cat", 6, (200, 0, 0), (20, 30))
+    write(tmp_path / "train" / "dog", 4, (0, 100, 0), (30, 20))
+    write(tmp_path / "test" / "dog", 3, (0, 100, 0), (16, 16))
+    return tmp_path
+
+
+def test_classes_are_folders_and_val_is_cut_from_train(root: Path) -> None:
+    data = load("imagefolder", root, image_size=16, val_fraction=0.5)
+    assert data.class_names == ("cat", "dog")
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert data.val.labels.tolist() == [0, 0, 0, 1, 1]
+    assert data.test.labels.tolist() == [1, 1, 1]
+    images = data.train.images[torch.tensor([0, 4])]
+    assert images.shape == (2, 3, 16, 16)
+    assert images[:, :, 8, 8].tolist() == [[200, 0, 0], [0, 100, 0]]
+
+
+def test_batches_are_those_of_any_data(root: Path) -> None:
+    data = load("imagefolder", root, image_size=16)
+    for images, labels in data.batches("train", 4, shuffle=True, augment=True):
+        assert images.shape == (len(labels), 3, 16, 16)
+
+
+def test_centre_crop(tmp_path: Path) -> None:
+    """256/224 of the size remains on the shorter side, and the middle is cut out of it."""
+    picture = image_module.new("L", (128, 64), 0)
+    picture.paste(255, (32, 0, 96, 64))  # the central square is white
+    (tmp_path / "train" / "only").mkdir(parents=True)
+    picture.save(tmp_path / "train" / "only" / "a.png")
+    data = load("imagefolder", tmp_path, image_size=56, val_fraction=0.0)
+    image = data.train.images[torch.tensor([0])]
+    assert image.shape == (1, 3, 56, 56)
+    assert image.min() == 255
+
+
+def test_loose_images_are_unlabelled(root: Path) -> None:
+    write(root / "val" / "cat", 1, (0, 0, 0), (8, 8))
+    for name in ("cat", "dog"):
+        for path in (root / "train" / name).iterdir():
+            path.rename(root / "train" / f"{name}{path.name}")
+        (root / "train" / name).rmdir()
+    (root / "val" / "dog").mkdir()
+    data = load("imagefolder", root, image_size=8)
+    assert data.train.labels is None
+    assert len(data.train) == 10
+    assert data.class_names == ("cat", "dog")
+
+
+def test_faults_are_named(root: Path, tmp_path: Path) -> None:
+    write(root / "test" / "cow", 1, (0, 0, 0), (8, 8))
+    with pytest.raises(ValueError, match="has the class 'cow', which train has not"):
+        load("imagefolder", root)
+    with pytest.raises(FileNotFoundError, match="no images in"):
+        load("imagefolder", tmp_path / "nowhere")
+    (root / "test" / "cow" / "0.png").write_bytes(b"no image")
+    (root / "train" / "cow").mkdir()
+    (root / "test" / "cow" / "0.png").rename(root / "train" / "cow" / "0.png")
+    data = load("imagefolder", root, val_fraction=0.0)
+    with pytest.raises(ValueError, match=r"0.png is not a readable image"):
+        data.train.images[torch.arange(len(data.train))]

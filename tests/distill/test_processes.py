@@ -1,0 +1,71 @@
+"""Two processes that share every batch learn what one process learns."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from distill_toys import toy_data, toy_model
+
+from qkernels.distill import TrainConfig, train
+
+pytest.importorskip("accelerate")
+CONFIG = TrainConfig(epochs=2, batch_size=16, lr=0.05, alpha=0.5)
+
+
+def run(folder: Path) -> None:
+    torch.set_num_threads(1)
+    model = toy_model(batch_norm=False)  # batch statistics are per process, by definition
+    teacher = toy_model(8, seed=3, batch_norm=True)
+    result = train(model, toy_data(), CONFIG, teacher=teacher, run_dir=folder / "run")
+    name = f"result{os.environ.get('RANK', '')}.pt"
+    history = [(r.loss, r.accuracy, r.val_loss, r.val_accuracy) for r in result.history]
+    torch.save({"history": history, "state": model.state_dict()}, folder / name)
+
+
+def run_with_batch_norm(folder: Path) -> None:
+    model = toy_model()
+    last = train(model, toy_data(), CONFIG).history[-1]
+    torch.save({"val_loss": last.val_loss, "state": model.state_dict()}, folder / "norm.pt")
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def worker(rank: int, folder: Path, port: str) -> None:
+    sys.path.insert(0, str(Path(__file__).parent))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", ACCELERATE_USE_CPU="1")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
+    run(folder)
+    (folder / str(rank)).mkdir()
+    run_with_batch_norm(folder / str(rank))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    threads = torch.get_num_threads()
+    try:
+        run(tmp_path / "one")
+    finally:
+        torch.set_num_threads(threads)
+    mp.spawn(worker, (tmp_path / "two", free_port()), nprocs=2)  # type: ignore[no-untyped-call]
+    one = torch.load(tmp_path / "one" / "result.pt", weights_only=True)
+    ranks = [torch.load(tmp_path / "two" / f"result{r}.pt", weights_only=True) for r in (0, 1)]
+    for rank in ranks:
+        for alone, shared in zip(one["history"], rank["history"], strict=True):
+            assert shared == pytest.approx(alone, rel=1e-4)
+        for name, tensor in one["state"].items():
+            torch.testing.assert_close(rank["state"][name], tensor, rtol=1e-4, atol=1e-5)
+            assert torch.equal(ranks[0]["state"][name], ranks[1]["state"][name])
+    norms = [torch.load(tmp_path / "two" / r / "norm.pt", weights_only=True) for r in "01"]
+    assert norms[0]["val_loss"] == norms[1]["val_loss"]
+    for name, tensor in norms[0]["state"].items():
+        assert torch.equal(tensor, norms[1]["state"][name])  # the running statistics too

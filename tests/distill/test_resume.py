@@ -1,0 +1,164 @@
+"""A run that is killed and called again ends with the very bits of a run left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distill_toys import same_state, toy_data, toy_model
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from qkernels.distill import TrainConfig, train, trainer
+from qkernels.distill.run_folder import RunFolder
+
+pytest.importorskip("accelerate")
+CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.05, warmup_epochs=1)
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    calls = iter(range(step))
+    original = trainer._Loop._step
+
+    def stepping(self: trainer._Loop, *args: object) -> list[float]:
+        if next(calls, None) is None:
+            raise KilledError
+        return original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer._Loop, "_step", stepping)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("step", [3, 6, 16])  # in the first epoch, after it, in the third
+def test_resume_is_bit_identical(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, step: int
+) -> None:
+    config = CONFIG.model_copy(update={"optimizer": optimizer, "channels_last": True})
+    teacher = toy_model(8, seed=9)
+    undisturbed = toy_model()
+    expected = train(undisturbed, toy_data(), config, teacher=teacher)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        kill_at_step(patch, step)
+        train(toy_model(), toy_data(), config, teacher=teacher, run_dir=tmp_path)
+    resumed = toy_model(seed=77)  # its weights must not matter
+    result = train(resumed, toy_data(), config, teacher=teacher, run_dir=tmp_path)
+
+    assert same_state(undisturbed, resumed)
+    for a, b in zip(result.history, expected.history, strict=True):
+        assert (a.loss, a.accuracy, a.val_loss) == (b.loss, b.accuracy, b.val_loss)
+
+
+def test_resume_after_a_real_kill(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from distill_toys import toy_data, toy_model
+from qkernels.distill import TrainConfig, train
+from qkernels.distill.run_folder import RunFolder
+save = RunFolder.save
+def save_and_die(self, checkpoint):
+    save(self, checkpoint)
+    if len(checkpoint["history"]) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+RunFolder.save = save_and_die
+config = TrainConfig.model_validate_json({CONFIG.model_dump_json()!r})
+train(toy_model(), toy_data(), config, run_dir={str(tmp_path / "run")!r})
+"""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, check=False)
+    assert done.returncode == -signal.SIGKILL
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        undisturbed, resumed = toy_model(), toy_model()
+        train(undisturbed, toy_data(), CONFIG)
+        train(resumed, toy_data(), CONFIG, run_dir=tmp_path / "run")
+    finally:
+        torch.set_num_threads(threads)
+    assert same_state(undisturbed, resumed)
+
+
+def test_run_folder_holds_settings_history_and_weights(tmp_path: Path) -> None:
+    model = toy_model()
+    result = train(model, toy_data(), CONFIG, run_dir=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "checkpoint.pt",
+        "history.jsonl",
+        "model.safetensors",
+    }
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings["lr"] == 0.05 and settings["teacher"] is None
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert json.loads(lines[-1])["loss"] == result.history[-1].loss
+    weights = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(weights[name], t) for name, t in model.state_dict().items())
+
+
+def test_a_finished_run_is_only_read(tmp_path: Path) -> None:
+    first, second = toy_model(), toy_model(seed=1)
+    result = train(first, toy_data(), CONFIG, run_dir=tmp_path)
+    assert train(second, toy_data(), CONFIG, run_dir=tmp_path) == result
+    assert same_state(first, second)
+
+
+def test_another_run_is_refused_by_name(tmp_path: Path) -> None:
+    train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path)
+    other = CONFIG.model_copy(update={"lr": 0.5})
+    with pytest.raises(ValueError, match=r"with lr=0.05, not 0.5: take another run_dir"):
+        train(toy_model(), toy_data(), other, run_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"with model='Sequential, \d+ parameters'"):
+        train(toy_model(8), toy_data(), CONFIG, run_dir=tmp_path)
+    with pytest.raises(ValueError, match="with teacher=None"):
+        train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path, teacher=toy_model())
+    assert train(toy_model(), toy_data(), other, run_dir=tmp_path, resume=False).history
+
+
+def test_a_checkpoint_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, {"a": 1}, resume=True)
+    folder.create()
+    folder.save({"history": [], "model": {}})
+    with pytest.raises(AttributeError):
+        folder.save({"history": [], "model": lambda: None})  # cannot be written
+    assert folder.load() == {"history": [], "model": {}}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "checkpoint.pt",
+        "history.jsonl",
+    }
+
+
+def test_weights_that_are_no_numbers_never_become_a_checkpoint(tmp_path: Path) -> None:
+    class Poison(torch.autograd.Function):
+        """Finite loss, infinite gradient."""
+
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, *grads: Tensor) -> Tensor:
+            return grads[0] * float("inf")
+
+    class Poisoned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = toy_model()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Poison.apply(self.inner(x))  # type: ignore[no-untyped-call, no-any-return]
+
+    one_step = CONFIG.model_copy(update={"batch_size": 96})
+    with pytest.raises(FloatingPointError, match="is not finite after epoch 1"):
+        train(Poisoned(), toy_data(), one_step, run_dir=tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"] == []
