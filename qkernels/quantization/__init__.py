@@ -1,0 +1,25 @@
+"""Post-training quantization: `quantize` a model, read the report, `save` and `load` it."""
+
+from qkernels.quantization.calibration import calibrate
+from qkernels.quantization.checkpoint import CheckpointError, load, read_metadata, save
+from qkernels.quantization.compare import LayerError, layer_errors
+from qkernels.quantization.config import QuantConfig
+from qkernels.quantization.convert import quantize
+from qkernels.quantization.fold import Folds, fold_batch_norm
+from qkernels.quantization.report import LayerReport, QuantReport
+
+__all__ = [
+    "CheckpointError",
+    "Folds",
+    "LayerError",
+    "LayerReport",
+    "QuantConfig",
+    "QuantReport",
+    "calibrate",
+    "fold_batch_norm",
+    "layer_errors",
+    "load",
+    "quantize",
+    "read_metadata",
+    "save",
+]

@@ -1,0 +1,355 @@
+"""One safetensors file per model: its tensors, and as JSON metadata what is needed to rebuild it.
+
+The metadata key `qkernels` holds
+
+    format_version   int, the version of this layout
+    qkernels_version of the writer
+    modules          {module name: scheme} of every int8 layer
+    folded           {batch norm name: {"kind", "into"}}, the placeholder that stands there
+    aliases          {tensor name: name it is stored under} of tensors stored once
+    architecture     {"name", "kwargs"} for `qkernels.models.create`, or null
+    extra            whatever the caller added
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from qkernels.nn import QuantModule
+from qkernels.quantization.convert import call_layers_plainly
+from qkernels.quantization.fold import (
+    BATCH_NORMS,
+    FoldedBatchNorm,
+    FoldedBatchNorm1d,
+    replace_module,
+)
+from qkernels.quantization.plan import QUANTIZED
+
+FORMAT_VERSION = 1
+_KEY = "qkernels"
+_PLAIN_KINDS = {quantized.__name__: plain for plain, quantized in QUANTIZED.items()}
+_FOLDED_KINDS = {kind.__name__: kind for kind in (FoldedBatchNorm, FoldedBatchNorm1d)}
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be loaded, or a model that cannot be saved; the message says why."""
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    architecture: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `model` to one safetensors file, atomically: readers see the old file or the new one.
+
+    Args:
+        architecture: `{"name": ..., "kwargs": {...}}` for `qkernels.models.create`, with which
+            `load(path)` rebuilds the model alone.
+        extra: JSON-able values to keep in the file, see `read_metadata`.
+
+    Raises:
+        CheckpointError: for state that is no tensor or has no values, `architecture` or `extra`
+            that JSON cannot hold.
+    """
+    tensors, aliases = _stored_once(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "qkernels_version": _version(),
+        "modules": {name: m.scheme() for name, m in modules.items() if isinstance(m, QuantModule)},
+        "folded": {
+            name: {"kind": type(m).__name__, "into": m.into}
+            for name, m in modules.items()
+            if isinstance(m, FoldedBatchNorm)
+        },
+        "aliases": aliases,
+        "architecture": _checked_architecture(architecture),
+        "extra": dict(extra or {}),
+    }
+    try:
+        text = json.dumps(metadata)
+    except TypeError as error:
+        raise CheckpointError(f"architecture and extra must be JSON-able: {error}") from error
+    with _replacing(Path(path)) as temporary:
+        _safetensors().torch.save_file(tensors, temporary, metadata={_KEY: text})
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """Rebuild the model saved at `path`: same tensors, bit for bit, in eval mode.
+
+    Args:
+        model: the float model that was quantized (on any device, also meta; it is changed), or a
+            function that makes one (its parameters are never allocated). None: the file's
+            architecture, made by `qkernels.models.create`.
+        device: where the tensors go.
+
+    Returns:
+        The model; for a root that is itself a layer another object than `model`.
+
+    Raises:
+        CheckpointError: for a file that is truncated, foreign or of a newer format, and for a
+            model whose layers, names or shapes differ from the file's.
+        FileNotFoundError: when there is no such file.
+    """
+    path = Path(path)
+    metadata, tensors = _read(path, str(device))
+    if not isinstance(model, nn.Module):
+        factory = model if model is not None else _registered(path, metadata["architecture"])
+        with _parameters_on_meta():
+            model = factory()
+    try:
+        model = _with_empty_layers(model, metadata)
+        _fill(model, tensors, metadata["aliases"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error
+    return model.to(device).eval()
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of a saved model (see the module's text), without its tensors.
+
+    Raises:
+        CheckpointError: for a file that is truncated, foreign or of a newer format.
+    """
+    with _opened(Path(path), "cpu") as file:
+        return _checked_metadata(Path(path), file.metadata())
+
+
+def _safetensors() -> Any:
+    """The package, which only checkpoints need."""
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("saving and loading need safetensors: pip install safetensors") from error
+    return safetensors
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def _stored_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict with every tensor once, and {other name: its name}."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    storages: set[int] = set()
+    shared = _shared_names(model)
+    for name, value in model.state_dict().items():
+        if name in shared:
+            aliases[name] = shared[name]
+            continue
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{name!r} is a {type(value).__name__}, not a tensor")
+        if value.is_meta:
+            raise CheckpointError(f"{name!r} is on the meta device: it has no values to save")
+        storage = value.untyped_storage().data_ptr()
+        key = (storage, value.storage_offset(), value.shape, value.stride(), value.dtype)
+        if value.numel() and key in first:
+            aliases[name] = first[key]
+            continue
+        first[key] = name
+        value = value.detach().contiguous()
+        overlaps = storage in storages and value.untyped_storage().data_ptr() == storage
+        tensors[name] = value.clone() if overlaps else value
+        storages.add(storage)
+    return tensors, aliases
+
+
+def _shared_names(model: nn.Module) -> dict[str, str]:
+    """State dict names of shared modules under their later names -> under their first."""
+    first: dict[nn.Module, str] = {}
+    shared: dict[str, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if first.setdefault(module, name) != name:
+            keys = nn.Module.state_dict(module).keys()
+            shared |= {f"{name}.{key}": f"{first[module]}.{key}".lstrip(".") for key in keys}
+    return shared
+
+
+def _checked_architecture(architecture: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if architecture is None:
+        return None
+    if not isinstance(architecture.get("name"), str) or set(architecture) - {"name", "kwargs"}:
+        raise CheckpointError(f"architecture={architecture!r} must be {{'name', 'kwargs'}}")
+    return {"name": architecture["name"], "kwargs": dict(architecture.get("kwargs") or {})}
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place only when all went well."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own mode hides the file from others
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _version() -> str:
+    import qkernels
+
+    return str(getattr(qkernels, "__version__", "unknown"))
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(path: Path, device: str) -> Iterator[Any]:
+    safetensors = _safetensors()
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt", device=device) as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error}): copy or save it again"
+        ) from error
+
+
+def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors; the file may change or go once the model is filled from them."""
+    with _opened(path, device) as file:
+        metadata = _checked_metadata(path, file.metadata())
+        repacked = {f"{name}.weight".lstrip(".") for name in metadata["modules"]}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    # safetensors maps the file: what the model would keep as it is must be a copy
+    return metadata, {n: t if n in repacked else t.clone() for n, t in tensors.items()}
+
+
+def _checked_metadata(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    if not metadata or _KEY not in metadata:
+        raise CheckpointError(f"{path} was not written by qkernels.save: it has no qkernels header")
+    values = cast(dict[str, Any], json.loads(metadata[_KEY]))
+    if values["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {values['format_version']}, written by qkernels "
+            f"{values['qkernels_version']}; this qkernels reads up to {FORMAT_VERSION}: upgrade it"
+        )
+    return values
+
+
+def _registered(path: Path, architecture: Mapping[str, Any] | None) -> Callable[[], nn.Module]:
+    if architecture is None:
+        raise CheckpointError(f"{path} does not name an architecture: give load(path, model=...)")
+    from qkernels.models import create
+
+    return lambda: create(architecture["name"], **architecture["kwargs"])
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made inside by this thread get parameters without memory; buffers stay real."""
+    thread = threading.get_ident()
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        if threading.get_ident() != thread or parameter.is_meta:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(cast(Any, to_meta))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _with_empty_layers(model: nn.Module, metadata: Mapping[str, Any]) -> nn.Module:
+    """Swap int8 layers without values in, and folded batch norms out."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    empty: dict[nn.Module, nn.Module] = {}  # a shared layer stays shared
+    call_layers_plainly(model, [name for name in metadata["modules"] if name in modules])
+    for name, folded in metadata["folded"].items():
+        if not isinstance(modules.get(name), (*BATCH_NORMS, nn.Identity)):
+            raise CheckpointError(f"the file folded a batch norm {name!r} that the model lacks")
+        model = replace_module(model, name, _FOLDED_KINDS[folded["kind"]](folded["into"]))
+    for name, scheme in metadata["modules"].items():
+        layer = _checked_layer(name, modules.get(name), scheme)
+        if layer not in empty:
+            with torch.device("meta"):
+                empty[layer] = QUANTIZED[_PLAIN_KINDS[scheme["kind"]]].from_scheme(scheme)
+        model = replace_module(model, name, empty[layer])
+    return model
+
+
+def _checked_layer(name: str, layer: nn.Module | None, scheme: Mapping[str, Any]) -> nn.Module:
+    """`layer`, once it is clear that `scheme` describes its int8 form."""
+    kind = scheme["kind"]
+    if kind not in _PLAIN_KINDS:
+        raise CheckpointError(f"{name!r} is a {kind}, which this qkernels does not know: upgrade")
+    plain = _PLAIN_KINDS[kind]
+    if layer is None or type(layer) not in (plain, QUANTIZED[plain]):
+        found = "nothing" if layer is None else f"a {type(layer).__name__}"
+        raise CheckpointError(f"the file has a {kind} at {name!r}, the model {found}")
+    for key, value in scheme.items():
+        ours = getattr(layer, key, None)
+        if key in ("kind", "bias", "activation", "symmetric") or ours is None:
+            continue
+        ours = list(ours) if isinstance(ours, tuple) else ours
+        value = list(value) if isinstance(value, tuple) else value
+        if ours != value:
+            raise CheckpointError(f"{name!r} has {key}={value} in the file, {ours} in the model")
+    return layer
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
+    """Give every tensor of the model its value from the file; neither may hold more."""
+    state = dict(tensors) | {name: tensors[stored] for name, stored in aliases.items()}
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(" ".join(str(error).split())) from error
+    if missing or unexpected:
+        problems = [("the file lacks", missing), ("the model lacks", unexpected)]
+        raise CheckpointError("; ".join(f"{who} {_few(names)}" for who, names in problems if names))
+    for name, stored in aliases.items():
+        _tie(model, name, stored)
+    unset = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    if unset:
+        raise CheckpointError(
+            f"{_few(unset)} is not in the file and has no values on the meta device: give a "
+            "model or function that computes it"
+        )
+
+
+def _tie(model: nn.Module, name: str, stored: str) -> None:
+    """Make two names one parameter again, as they were when saved."""
+    (owner, _, key), (other, _, other_key) = name.rpartition("."), stored.rpartition(".")
+    target, source = model.get_submodule(owner)._parameters, model.get_submodule(other)._parameters
+    if key in target and other_key in source:
+        target[key] = source[other_key]
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

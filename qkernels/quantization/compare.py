@@ -1,0 +1,127 @@
+"""Where the int8 model departs from the float model, layer by layer."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from qkernels.nn import QuantModule
+from qkernels.quantization.calibration import Batch, evaluating, run_batch
+from qkernels.quantization.fold import FoldedBatchNorm
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """The error of one layer's output, its own and what it inherits from the layers before.
+
+    Attributes:
+        name, type: of the int8 layer.
+        sqnr_db: 10 log10(sum of squares of the float output / of the difference); inf when equal.
+        cosine: between the two outputs, 1.0 when equal.
+    """
+
+    name: str
+    type: str
+    sqnr_db: float
+    cosine: float
+
+
+def layer_errors(float_model: nn.Module, quant_model: nn.Module, batch: Batch) -> list[LayerError]:
+    """Compare the outputs of every int8 layer with those of the float model, on one batch.
+
+    Layers meet by name. Where a batch norm was folded, its layer is compared behind the batch
+    norm of the float model: both sides then hold the same quantity.
+
+    Args:
+        float_model: the model given to `quantize` (batch norms folded or not).
+        quant_model: what it returned.
+        batch: as in `calibrate`; one batch.
+
+    Returns:
+        One entry per int8 layer that ran, in the order of running.
+
+    Raises:
+        ValueError: for a name that `float_model` lacks, or outputs of another shape.
+    """
+    points = _comparison_points(quant_model)
+    missing = [p for p in points if p not in dict(float_model.named_modules())]
+    if missing:
+        raise ValueError(f"float_model has no module {missing[0]!r}: is it the model quantized?")
+    expected: dict[str, list[Tensor]] = {}
+    sums: dict[str, _Sums] = {}
+
+    def keep(point: str, output: Tensor) -> None:
+        expected.setdefault(point, []).append(output.clone())
+
+    def compare(point: str, output: Tensor) -> None:
+        if not expected.get(point):
+            raise ValueError(f"{point!r} runs in the int8 model more often than in float_model")
+        sums.setdefault(point, _Sums()).add(point, expected[point].pop(0), output)
+
+    for model, visit in ((float_model, keep), (quant_model, compare)):
+        with _outputs(model, points, visit), evaluating(model):
+            run_batch(model, batch)
+    return [sums[point].error(*points[point]) for point in sums]
+
+
+def _comparison_points(quant_model: nn.Module) -> dict[str, tuple[str, str]]:
+    """Module whose output is compared -> (name, type) of the int8 layer it speaks for."""
+    modules: dict[str, nn.Module] = dict(quant_model.named_modules())
+    behind = {str(m.into): n for n, m in modules.items() if isinstance(m, FoldedBatchNorm)}
+    lost = [into for into in behind if into not in modules]
+    if lost:
+        raise ValueError(
+            f"quant_model lacks {lost[0]!r}, named when it was folded: it is a part "
+            "of the model that was quantized; compare the whole"
+        )
+    return {
+        behind.get(name, name): (name, type(module).__name__)
+        for name, module in modules.items()
+        if isinstance(module, QuantModule)
+    }
+
+
+@contextlib.contextmanager
+def _outputs(
+    model: nn.Module, points: dict[str, Any], visit: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    def hook(point: str) -> Callable[..., None]:
+        return lambda module, args, output: visit(point, output)
+
+    handles = [model.get_submodule(p).register_forward_hook(hook(p)) for p in points]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Sums:
+    """Running sums in float64 over the calls of one layer."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = self.other = self.product = 0.0
+
+    def add(self, point: str, expected: Tensor, output: Tensor) -> None:
+        if expected.shape != output.shape:
+            raise ValueError(
+                f"{point!r} gives {list(output.shape)} in the int8 model and "
+                f"{list(expected.shape)} in float_model"
+            )
+        x, y = expected.double().flatten(), output.double().flatten()
+        self.signal += x.dot(x).item()
+        self.other += y.dot(y).item()
+        self.product += x.dot(y).item()
+        self.noise += (x - y).square().sum().item()
+
+    def error(self, name: str, kind: str) -> LayerError:
+        if self.noise == 0:
+            return LayerError(name, kind, math.inf, 1.0)
+        sqnr = 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        lengths = math.sqrt(self.signal) * math.sqrt(self.other)
+        return LayerError(name, kind, sqnr, self.product / lengths if lengths else 0.0)

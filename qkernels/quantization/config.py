@@ -1,0 +1,173 @@
+"""What to quantize and how: one frozen value, JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+Activation = Literal["static", "dynamic", "weight_only"]
+WeightGranularity = Literal["per_channel", "per_tensor"]
+ObserverKind = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
+
+_CHOICES = {
+    "activation": get_args(Activation),
+    "weight": get_args(WeightGranularity),
+    "symmetric": (True, False, None),
+    "observer": get_args(ObserverKind),
+    "fold_batch_norm": (True, False),
+    "strict": (True, False),
+}
+_LAYER_KEYS = ("activation", "weight", "symmetric", "observer", "percentile", "momentum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantConfig:
+    """How `quantize` treats a model.
+
+    A *pattern* is a glob over the module's full name (`*` also crosses dots: `"layer1.*"`), or
+    the exact name of its type (`"Conv2d"`).
+
+    Args:
+        activation: `static` (ranges from calibration data, the fastest), `dynamic` (ranges found
+            in every call) or `weight_only` (int8 weights, float arithmetic).
+        weight: one scale per output channel, or one per tensor.
+        symmetric: whether activation ranges are symmetric about 0 (zero point 0). None: False
+            for static (activations after a ReLU are one-sided), True for dynamic.
+        observer: how static ranges are chosen, see `qkernels.quantization.observers`.
+        percentile: of the `percentile` observer, in (50, 100]; each tail loses `100 - percentile`.
+        momentum: of the `moving_average` observer, in (0, 1]: the weight of the newest batch.
+        include: patterns of the layers to convert.
+        exclude: patterns of the layers to leave in float; wins over `include`.
+        overrides: pattern -> settings of the layers it matches (any of activation, weight,
+            symmetric, observer, percentile, momentum); later patterns win over earlier ones.
+        fold_batch_norm: fold batch norms into the converted layers before them.
+        strict: raise when a layer with weights stays float without being excluded.
+
+    Raises:
+        ValueError: for an unknown key or value; it names the value and the choices.
+    """
+
+    activation: Activation = "static"
+    weight: WeightGranularity = "per_channel"
+    symmetric: bool | None = None
+    observer: ObserverKind = "percentile"
+    percentile: float = 99.999
+    momentum: float = 0.1
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fold_batch_norm: bool = True
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        for key, choices in _CHOICES.items():
+            _check_choice(key, getattr(self, key), choices)
+        _check_between("percentile", self.percentile, 50, 100)
+        _check_between("momentum", self.momentum, 0, 1)
+        for key in ("include", "exclude"):
+            object.__setattr__(self, key, _patterns(key, getattr(self, key)))
+        object.__setattr__(self, "overrides", _checked_overrides(self.overrides))
+
+    @classmethod
+    def of(cls, value: QuantConfig | Mapping[str, Any] | str | None) -> QuantConfig:
+        """The config that `value` stands for: a config, a dict of its fields, or an activation."""
+        if value is None:
+            return cls()
+        if isinstance(value, QuantConfig):
+            return value
+        if isinstance(value, str):
+            return cls.from_dict({"activation": value})
+        if isinstance(value, Mapping):
+            return cls.from_dict(value)
+        raise ValueError(
+            f"config={value!r} is not known: give a QuantConfig, a dict of its fields, or one of "
+            f"{_listed(_CHOICES['activation'])}"
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuantConfig:
+        """The inverse of `to_dict`. Unknown keys raise ValueError."""
+        _check_keys("config", values, [f.name for f in dataclasses.fields(cls)])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON-able values."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        overrides = {pattern: dict(settings) for pattern, settings in self.overrides.items()}
+        return values | {
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "overrides": overrides,
+        }
+
+    def why_not(self, name: str, type_name: str) -> str | None:
+        """Why the module `name` is not selected, or None when it is."""
+        for pattern in self.exclude:
+            if matches(pattern, name, type_name):
+                return f"excluded by {pattern!r}"
+        if not any(matches(pattern, name, type_name) for pattern in self.include):
+            return "not in include"
+        return None
+
+    def for_layer(self, name: str, type_name: str) -> QuantConfig:
+        """The settings of one layer: overrides applied, `symmetric` decided."""
+        settings: dict[str, Any] = {}
+        for pattern, override in self.overrides.items():
+            if matches(pattern, name, type_name):
+                settings |= override
+        layer = dataclasses.replace(self, overrides={}, **settings)
+        if layer.symmetric is None:
+            layer = dataclasses.replace(layer, symmetric=layer.activation != "static")
+        return layer
+
+    def patterns(self) -> list[str]:
+        """Every pattern in use, to find those that match nothing."""
+        return [*self.include, *self.exclude, *self.overrides]
+
+
+def matches(pattern: str, name: str, type_name: str) -> bool:
+    """Whether a pattern (name glob or exact type name) means this module."""
+    return pattern == type_name or fnmatchcase(name, pattern)
+
+
+def _listed(choices: Iterable[Any]) -> str:
+    return ", ".join(map(str, choices))
+
+
+def _check_choice(key: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if not any(value is c or (isinstance(c, str) and value == c) for c in choices):
+        raise ValueError(f"{key}={value!r} is not known: choose one of {_listed(choices)}")
+
+
+def _check_keys(where: str, values: Mapping[str, Any], known: Iterable[str]) -> None:
+    known = list(known)
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{where}: {key!r} is not known: choose from {_listed(known)}")
+
+
+def _check_between(key: str, value: Any, low: float, high: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low < value <= high:
+        raise ValueError(f"{key}={value!r} must be a number above {low} and at most {high}")
+
+
+def _patterns(key: str, value: Any) -> tuple[str, ...]:
+    listed = isinstance(value, Iterable) and not isinstance(value, str)
+    if not listed or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{key}={value!r} must be a list of name globs or type names")
+    return tuple(value)
+
+
+def _checked_overrides(overrides: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(overrides, Mapping):
+        raise ValueError(f"overrides={overrides!r} must map patterns to settings")
+    for pattern, settings in overrides.items():
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"overrides[{pattern!r}]={settings!r} must be a dict of settings")
+        _check_keys(f"overrides[{pattern!r}]", settings, _LAYER_KEYS)
+        QuantConfig(**settings)
+    return {pattern: dict(settings) for pattern, settings in overrides.items()}

@@ -1,0 +1,161 @@
+"""Observers: what a layer's inputs look like, and the range that its codes should cover.
+
+Every observer streams: it sees batches, keeps bounded memory, and answers at the end. All ranges
+include real 0, so that zero padding and ReLU outputs are exact.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from qkernels.quantization.clip import best_range, divergence, squared_error
+from qkernels.quantization.config import QuantConfig
+from qkernels.quantization.histogram import Histogram
+from qkernels.quantization.qparams import choose_qparams
+
+
+class Observer(ABC):
+    """Sees batches of a tensor, answers its scale and zero point.
+
+    Args:
+        name: of the layer, for error messages.
+        symmetric: whether the range is symmetric about 0 (zero point 0).
+    """
+
+    def __init__(self, name: str = "", *, symmetric: bool = False) -> None:
+        self.name = name
+        self.symmetric = symmetric
+        self.count = 0  # values seen
+
+    @torch.inference_mode()
+    def observe(self, x: Tensor) -> None:
+        """Take a batch: any shape, floating, on any device. An empty one changes nothing.
+
+        Raises:
+            ValueError: when `x` holds NaN or infinity; it names the layer and how many.
+        """
+        if x.numel() == 0:
+            return
+        x = x.float()
+        low, high = torch.stack(x.aminmax()).tolist()
+        if not (abs(low) < float("inf") and abs(high) < float("inf")):
+            nan, inf = int(x.isnan().sum()), int(x.isinf().sum())
+            raise ValueError(
+                f"calibration: the input of layer {self.name!r} holds {nan} NaN and {inf} infinite "
+                f"values of {x.numel()}; clean the data or fix the layer before it"
+            )
+        self._update(x, low, high)
+        self.count += x.numel()
+
+    def qparams(self) -> tuple[float, int]:
+        """(scale, zero_point) of the chosen range: see `choose_qparams`."""
+        return choose_qparams(*self.range(), symmetric=self.symmetric)
+
+    def range(self) -> tuple[float, float]:
+        """The real interval [low, high] that the codes should cover; always holds 0."""
+        if self.count == 0:
+            raise ValueError(f"observer of layer {self.name!r} has seen no values")
+        low, high = self._range()
+        return min(low, 0.0), max(high, 0.0)
+
+    @abstractmethod
+    def _update(self, x: Tensor, low: float, high: float) -> None: ...
+
+    @abstractmethod
+    def _range(self) -> tuple[float, float]: ...
+
+
+class MinMax(Observer):
+    """The smallest and the largest value seen: nothing clips, outliers cost resolution."""
+
+    _low = _high = 0.0
+
+    def _update(self, x: Tensor, low: float, high: float) -> None:
+        self._low, self._high = min(self._low, low), max(self._high, high)
+
+    def _range(self) -> tuple[float, float]:
+        return self._low, self._high
+
+
+class MovingAverage(Observer):
+    """Exponential averages of each batch's smallest and largest value.
+
+    Source: Jacob et al., 2018, arXiv:1712.05877, section 3.1.
+    """
+
+    def __init__(self, name: str = "", *, symmetric: bool = False, momentum: float = 0.1) -> None:
+        super().__init__(name, symmetric=symmetric)
+        self.momentum = momentum
+        self._low = self._high = 0.0
+
+    def _update(self, x: Tensor, low: float, high: float) -> None:
+        step = self.momentum if self.count else 1.0
+        self._low += step * (low - self._low)
+        self._high += step * (high - self._high)
+
+    def _range(self) -> tuple[float, float]:
+        return self._low, self._high
+
+
+class _HistogramObserver(Observer):
+    def __init__(self, name: str = "", *, symmetric: bool = False) -> None:
+        super().__init__(name, symmetric=symmetric)
+        self.histogram = Histogram()
+
+    def _update(self, x: Tensor, low: float, high: float) -> None:
+        self.histogram.add(x, low, high)
+
+
+class Percentile(_HistogramObserver):
+    """Clips `100 - percentile` percent of the values from each tail.
+
+    With few values the cut falls between the last two of them, so next to nothing is lost.
+    """
+
+    def __init__(
+        self, name: str = "", *, symmetric: bool = False, percentile: float = 99.999
+    ) -> None:
+        super().__init__(name, symmetric=symmetric)
+        self.percentile = percentile
+
+    def _range(self) -> tuple[float, float]:
+        tail = (100 - self.percentile) / 100
+        return self.histogram.quantile(tail), self.histogram.quantile(1 - tail)
+
+
+class MSE(_HistogramObserver):
+    """The clip of smallest mean squared quantization error.
+
+    Source: Banner et al., "Post Training 4-bit Quantization of Convolutional Networks for
+    Rapid-Deployment", 2019, arXiv:1810.05723 (the analytic form; here the error is integrated
+    over the histogram).
+    """
+
+    def _range(self) -> tuple[float, float]:
+        loss = squared_error(self.histogram)
+        return best_range(self.histogram, loss, symmetric=self.symmetric)
+
+
+class Entropy(_HistogramObserver):
+    """The clip of smallest Kullback-Leibler divergence, as TensorRT calibrates."""
+
+    def _range(self) -> tuple[float, float]:
+        return best_range(self.histogram, divergence(self.histogram), symmetric=self.symmetric)
+
+
+def make_observer(name: str, config: QuantConfig) -> Observer:
+    """The observer that `config.observer` asks for, for the layer `name`."""
+    symmetric = bool(config.symmetric)
+    if config.observer == "moving_average":
+        return MovingAverage(name, symmetric=symmetric, momentum=config.momentum)
+    if config.observer == "percentile":
+        return Percentile(name, symmetric=symmetric, percentile=config.percentile)
+    plain: dict[str, type[MinMax | MSE | Entropy]] = {
+        "minmax": MinMax,
+        "mse": MSE,
+        "entropy": Entropy,
+    }
+    return plain[config.observer](name, symmetric=symmetric)
