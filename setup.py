@@ -17,11 +17,11 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 TORCH_TARGET = "0x020b000000000000"  # torch 2.11: the first complete stable ABI
 
-COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno"]
+COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # GCC 12 warns about its own AVX-512 headers: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105593
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512"]
-AVX512 += ["-Wno-maybe-uninitialized"]
+AVX512 += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 ISA_FLAGS = {"_avx2": AVX2, "_avx512vnni": AVX512, "_amx": AVX512}  # by the end of a file's name
 
 
@@ -58,7 +58,7 @@ class NinjaBuild(build_ext):
         build_dir.mkdir(parents=True, exist_ok=True)
         lines = [
             "rule compile\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",
-            "rule link\n  command = $cxx -shared -s $in -o $out $flags\n",
+            "rule link\n  command = $cxx -shared $in -o $out $flags\n",
         ]
 
         def compile_(source: Path, extra: list[str]) -> str:
@@ -78,7 +78,7 @@ class NinjaBuild(build_ext):
             inputs = " ".join(objects + fronts[name])
             lines.append(f"build {target}: link {inputs}\n  flags = {' '.join(link[name])}\n")
         ninja_file = build_dir / "build.ninja"
-        ninja_file.write_text(f"cxx = {os.environ.get('CXX', 'g++')}\n" + "\n".join(lines))
+        ninja_file.write_text(f"builddir = {build_dir}\ncxx = {os.environ.get('CXX', 'g++')}\n" + "\n".join(lines))
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         subprocess.run([sys.executable, "-m", "ninja", "-f", str(ninja_file), "-j", jobs], check=True)
 

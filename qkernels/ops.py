@@ -238,10 +238,15 @@ def packed_bytes(size: torch.Size | list[int], groups: int) -> int:
     oc, k = size[0], 1
     for s in size[1:]:
         k *= s
-    depthwise = len(size) == 4 and size[1] == 1 and groups > 1
-    g = 1 if depthwise else groups
-    n_padded = (oc // g + 15) // 16 * 16
-    return g * n_padded * ((k + 63) // 64 * 64 + 4)
+    n = oc // groups
+    if len(size) == 4 and size[1] == 1 and groups > 1:  # depthwise: one group of oc channels
+        n, groups = oc, 1
+    else:  # narrow groups are merged until they fill a panel of 16
+        fits = min(max(16 // n, 1), groups)
+        merge = next(m for m in range(fits, 0, -1) if groups % m == 0)
+        n, k, groups = n * merge, k * merge, groups // merge
+    n_padded = (n + 15) // 16 * 16
+    return groups * n_padded * ((k + 63) // 64 * 64 + 4)
 
 
 @torch.library.register_fake("qkernels::pack_weight")

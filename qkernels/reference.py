@@ -6,7 +6,7 @@ Kernels return these bits on every instruction set, thread count and device. The
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -173,7 +173,7 @@ def conv2d(
     rows = total.permute(0, 2, 3, 1).reshape(-1, oc).to(torch.int32)
     image_scale = scale.view(-1, 1).expand(n, oh * ow).reshape(-1, 1) if scale.numel() > 1 else scale.view(1, 1)
     if epilogue.residual is not None:
-        epilogue.residual = epilogue.residual.permute(0, 2, 3, 1).reshape(-1, oc)
+        epilogue = replace(epilogue, residual=epilogue.residual.permute(0, 2, 3, 1).reshape(-1, oc))
     return epilogue(rows, image_scale * weight_scale).view(n, oh, ow, oc).permute(0, 3, 1, 2)
 
 

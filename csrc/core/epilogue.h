@@ -61,48 +61,55 @@ QK_INLINE typename V::F load_float(const void* p, int64_t i, DType type) {
   return V::load_bf16(static_cast<const uint16_t*>(p) + i);
 }
 
-// Steps 2 to 4 of the contract for V::width neighbours: residual, clamp, store. `residual` and `out` point at
-// the first of them; residual is null where there is none.
+// Steps 2 to 4 of the contract for V::width neighbours: residual, clamp, store. Built once for many of them, so that
+// its constants stay in registers.
 template <class V>
-QK_INLINE void finish(typename V::F y, const void* residual, void* out, const Epilogue& e) {
-  if (residual) {
-    if (e.residual_type == DType::s8) {
-      typename V::I r = V::load_s8(static_cast<const int8_t*>(residual));
-      y = V::add(y, V::mul(V::to_float(V::subi(r, V::set1i(e.residual_zero))), V::set1(e.residual_scale)));
-    } else {
-      y = V::add(y, load_float<V>(residual, 0, e.residual_type));
+struct Finisher {
+  const Epilogue& e;
+  typename V::F lo, hi;
+  Quantizer<V> quantizer;
+
+  static inline __attribute__((always_inline)) Finisher make(const Epilogue& e) {
+    return {e, V::set1(e.lo), V::set1(e.hi), Quantizer<V>::make(e.out_inv_scale, e.out_zero)};
+  }
+
+  // `residual` and `out` point at the first value; residual is null where there is none.
+  inline __attribute__((always_inline)) void whole(typename V::F y, const void* residual, void* out) const {
+    if (residual) {
+      if (e.residual_type == DType::s8) {
+        typename V::I r = V::load_s8(static_cast<const int8_t*>(residual));
+        y = V::add(y, V::mul(V::to_float(V::subi(r, V::set1i(e.residual_zero))), V::set1(e.residual_scale)));
+      } else {
+        y = V::add(y, load_float<V>(residual, 0, e.residual_type));
+      }
+    }
+    y = V::min(V::max(y, lo), hi);
+    switch (e.out_type) {
+      case DType::f32: V::store_f32(static_cast<float*>(out), y); break;
+      case DType::f16: V::store_f16(static_cast<uint16_t*>(out), y); break;
+      case DType::bf16: V::store_bf16(static_cast<uint16_t*>(out), y); break;
+      case DType::s8: V::store_s8(static_cast<int8_t*>(out), quantizer(y)); break;
     }
   }
-  y = V::min(V::max(y, V::set1(e.lo)), V::set1(e.hi));
-  switch (e.out_type) {
-    case DType::f32: V::store_f32(static_cast<float*>(out), y); break;
-    case DType::f16: V::store_f16(static_cast<uint16_t*>(out), y); break;
-    case DType::bf16: V::store_bf16(static_cast<uint16_t*>(out), y); break;
-    case DType::s8:
-      V::store_s8(static_cast<int8_t*>(out), Quantizer<V>::make(e.out_inv_scale, e.out_zero)(y));
-      break;
+
+  // The last `count` < V::width columns: in and out through a small buffer. Kept out of the loops that call it.
+  __attribute__((noinline)) void part(typename V::F y, int64_t count, const void* residual, void* out) const {
+    alignas(64) char r[V::width * 4] = {};
+    alignas(64) char o[V::width * 4];
+    if (residual) __builtin_memcpy(r, residual, size_t(count * size_of(e.residual_type)));
+    whole(y, residual ? r : nullptr, o);
+    __builtin_memcpy(out, o, size_t(count * size_of(e.out_type)));
   }
-}
 
-// The same for the last `count` < V::width columns: in and out through a small buffer.
-template <class V>
-QK_INLINE void finish_tail(typename V::F y, int64_t count, const void* residual, void* out, const Epilogue& e) {
-  alignas(64) char r[V::width * 4] = {};
-  alignas(64) char o[V::width * 4];
-  if (residual) __builtin_memcpy(r, residual, size_t(count * size_of(e.residual_type)));
-  finish<V>(y, residual ? r : nullptr, o, e);
-  __builtin_memcpy(out, o, size_t(count * size_of(e.out_type)));
-}
-
-// V::width columns from column n of row m, as many of them as there are.
-template <class V>
-QK_INLINE void finish_at(typename V::F y, int64_t m, int64_t n, int64_t count, void* out, const Epilogue& e) {
-  const char* residual = nullptr;
-  if (e.residual)
-    residual = static_cast<const char*>(e.residual) + (m * e.residual_stride + n) * size_of(e.residual_type);
-  if (count >= V::width) finish<V>(y, residual, out, e);
-  else finish_tail<V>(y, count, residual, out, e);
-}
+  // V::width columns from column n of row m, or as many of them as there are.
+  inline __attribute__((always_inline)) void operator()(typename V::F y, int64_t m, int64_t n, int64_t count, void* out) const {
+    const char* residual = nullptr;
+    if (e.residual)
+      residual = static_cast<const char*>(e.residual) + (m * e.residual_stride + n) * size_of(e.residual_type);
+    if (count >= V::width) whole(y, residual, out);
+    else part(y, count, residual, out);
+  }
+};
 
 // Step 1: y = fma(float(acc - offset * S[n]), x_scale * w_scale[n], bias[n]). `offset` is the zero point, plus
 // what the kernel itself added to x. w_scale and bias are readable up to a whole vector.

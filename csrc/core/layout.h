@@ -38,10 +38,21 @@ constexpr bool is_depthwise(int64_t channels_per_group, int64_t groups) {
   return channels_per_group == 1 && groups > 1;
 }
 
+// Narrow groups are merged until they fill a panel: `merge` groups become one whose weight is block-diagonal. The
+// panel's lanes would be idle otherwise, and pieces of x and of the output get that much longer.
+constexpr int64_t merged_groups(int64_t oc, int64_t channels_per_group, int64_t groups) {
+  if (is_depthwise(channels_per_group, groups)) return groups;
+  const int64_t n = oc / groups;
+  for (int64_t merge = kPanel / n < groups ? kPanel / n : groups; merge > 1; --merge)
+    if (groups % merge == 0) return merge;
+  return 1;
+}
+
 // weight [oc, channels_per_group, kh, kw] of a convolution; a linear weight is kh = kw = groups = 1.
 inline PackedLayout weight_layout(int64_t oc, int64_t channels_per_group, int64_t kh, int64_t kw, int64_t groups) {
   if (is_depthwise(channels_per_group, groups)) return {1, oc, kh * kw};
-  return {groups, oc / groups, channels_per_group * kh * kw};
+  const int64_t merge = merged_groups(oc, channels_per_group, groups);
+  return {groups / merge, oc / groups * merge, channels_per_group * kh * kw * merge};
 }
 
 }  // namespace qk

@@ -30,6 +30,9 @@ bool is_packed_nhwc(const Conv2dProblem& p) {
          p.x_strides[2] == p.w * p.c && p.x_strides[0] == p.h * p.w * p.c;
 }
 
+// Planes whose rows follow each other: NCHW, or a batch slice of it.
+bool is_planar(const Conv2dProblem& p) { return p.x_strides[3] == 1 && p.x_strides[2] == p.w && p.x_strides[1] != 1; }
+
 bool has_border(const Conv2dProblem& p) { return p.pad_top | p.pad_bottom | p.pad_left | p.pad_right; }
 
 // Depthwise with a multiplier: each input channel is written that often, so that lanes stay output channels.
@@ -65,7 +68,8 @@ const char* pixel(const Conv2dProblem& p, int64_t image, int64_t h, int64_t w) {
 
 void find_scales(const Conv2dProblem& p, const Kernels& k, const Parallel& parallel, float* scale, int32_t* zero) {
   const int64_t item = size_of(p.x_type);
-  const bool rows_together = p.x_strides[1] == 1 && p.x_strides[3] == p.c;
+  const bool nhwc = p.x_strides[1] == 1 && p.x_strides[3] == p.c && p.x_strides[2] == p.w * p.c;
+  const bool nchw = is_planar(p) && p.x_strides[1] == p.h * p.w;
   parallel(p.batch, [&](int64_t image) {
     Extremes ends{0.0f, 0.0f};
     const auto include = [&](const void* x, int64_t count) {
@@ -73,16 +77,12 @@ void find_scales(const Conv2dProblem& p, const Kernels& k, const Parallel& paral
       ends.lo = std::min(ends.lo, e.lo);
       ends.hi = std::max(ends.hi, e.hi);
     };
-    for (int64_t h = 0; h < p.h; ++h) {
-      if (rows_together) {
-        include(pixel(p, image, h, 0), p.w * p.c);
-        continue;
-      }
-      for (int64_t c = 0; c < p.c; ++c) {
-        const char* row = pixel(p, image, h, 0) + c * p.x_strides[1] * item;
-        if (p.x_strides[3] == 1) include(row, p.w);
-        else for (int64_t w = 0; w < p.w; ++w) include(row + w * p.x_strides[3] * item, 1);
-      }
+    if (nhwc || nchw) {
+      include(pixel(p, image, 0, 0), p.h * p.w * p.c);
+    } else {
+      for (int64_t h = 0; h < p.h; ++h)
+        for (int64_t w = 0; w < p.w; ++w)
+          for (int64_t c = 0; c < p.c; ++c) include(pixel(p, image, h, w) + c * p.x_strides[1] * item, 1);
     }
     const ScaleZero sz = dynamic_scale(ends.lo, ends.hi, p.range == Range::dynamic_symmetric);
     scale[image] = sz.scale;
@@ -92,38 +92,30 @@ void find_scales(const Conv2dProblem& p, const Kernels& k, const Parallel& paral
 
 // ---- 2. the int8 image with its border
 
-// One row of pixels from channel planes: quantize runs of each plane, then interleave, in pieces that stay in L1.
-void interleave_row(const Conv2dProblem& p, const Kernels& k, int64_t image, int64_t h, float inv_scale, int32_t zero,
-                    int8_t* out) {
-  constexpr int64_t kPiece = 64, kChannels = 64;
-  int8_t plane[kChannels][kPiece];
-  const int64_t item = size_of(p.x_type);
-  for (int64_t w0 = 0; w0 < p.w; w0 += kPiece) {
-    const int64_t piece = std::min(kPiece, p.w - w0);
-    for (int64_t c0 = 0; c0 < p.c; c0 += kChannels) {
-      const int64_t channels = std::min(kChannels, p.c - c0);
-      for (int64_t c = 0; c < channels; ++c) {
-        const char* x = pixel(p, image, h, w0) + (c0 + c) * p.x_strides[1] * item;
-        if (p.x_strides[3] == 1) k.quantize(x, p.x_type, piece, inv_scale, zero, false, plane[c]);
-        else
-          for (int64_t w = 0; w < piece; ++w)
-            k.quantize(x + w * p.x_strides[3] * item, p.x_type, 1, inv_scale, zero, false, &plane[c][w]);
-      }
-      for (int64_t w = 0; w < piece; ++w)
-        for (int64_t c = 0; c < channels; ++c) out[(w0 + w) * p.c + c0 + c] = plane[c][w];
-    }
-  }
+// One row of pixels from anywhere, value by value: for strides that no usual tensor has.
+void quantize_strided_row(const Conv2dProblem& p, const Kernels& k, int64_t image, int64_t h, float inv_scale,
+                          int32_t zero, int8_t* out) {
+  for (int64_t w = 0; w < p.w; ++w)
+    for (int64_t c = 0; c < p.c; ++c)
+      k.quantize(pixel(p, image, h, w) + c * p.x_strides[1] * size_of(p.x_type), p.x_type, 1, inv_scale, zero, false,
+                 out + w * p.c + c);
 }
 
-void quantize_row(const Conv2dProblem& p, const Kernels& k, int64_t image, int64_t h, float inv_scale, int32_t zero,
-                  int8_t* out) {
-  if (p.x_strides[1] == 1 && p.x_strides[3] == p.c) {
-    k.quantize(pixel(p, image, h, 0), p.x_type, p.w * p.c, inv_scale, zero, false, out);
-  } else if (p.x_strides[1] == 1) {
-    for (int64_t w = 0; w < p.w; ++w)
-      k.quantize(pixel(p, image, h, w), p.x_type, p.c, inv_scale, zero, false, out + w * p.c);
-  } else {
-    interleave_row(p, k, image, h, inv_scale, zero, out);
+// Rows [h, h + rows) of an image as int8 pixels, `row_stride` bytes apart.
+void quantize_rows(const Conv2dProblem& p, const Kernels& k, int64_t image, int64_t h, int64_t rows, const Scales& s,
+                   int8_t* out, int64_t row_stride) {
+  const float inv_scale = 1.0f / s.scale[image / s.images_per_scale];
+  const int32_t zero = s.zero[image / s.images_per_scale];
+  if (is_planar(p))
+    return k.interleave({pixel(p, image, h, 0), p.x_type, p.x_strides[1], rows, p.w, p.c, inv_scale, zero, out, row_stride});
+  for (int64_t r = 0; r < rows; ++r, out += row_stride) {
+    if (p.x_strides[1] == 1 && p.x_strides[3] == p.c)
+      k.quantize(pixel(p, image, h + r, 0), p.x_type, p.w * p.c, inv_scale, zero, false, out);
+    else if (p.x_strides[1] == 1)
+      for (int64_t w = 0; w < p.w; ++w)
+        k.quantize(pixel(p, image, h + r, w), p.x_type, p.c, inv_scale, zero, false, out + w * p.c);
+    else
+      quantize_strided_row(p, k, image, h + r, inv_scale, zero, out);
   }
 }
 
@@ -131,70 +123,78 @@ void repeat_channels(const int8_t* row, int64_t count, int64_t times, int8_t* ou
   for (int64_t i = 0; i < count; ++i) std::fill_n(out + i * times, times, row[i]);
 }
 
-// Padded rows [begin, end) of all images. Interior values are written first, the sides copied from them.
-void write_image_rows(const Conv2dProblem& p, const Kernels& k, const Scales& s, Share rows, int8_t* line, int8_t* out) {
+// The sides of a padded row, from its interior or the zero point.
+void write_sides(const Conv2dProblem& p, int64_t c, int32_t zero, int8_t* inside) {
+  const auto write = [&](int64_t w) {
+    const int64_t from = source_index(w, p.w, p.pad_mode);
+    if (from < 0) std::memset(inside + w * c, zero, size_t(c));
+    else std::memcpy(inside + w * c, inside + from * c, size_t(c));
+  };
+  for (int64_t w = -p.pad_left; w < 0; ++w) write(w);
+  for (int64_t w = p.w; w < p.w + p.pad_right; ++w) write(w);
+}
+
+// A share of the padded rows of all images: interior rows in runs, rows of the border one by one.
+void write_image_rows(const Conv2dProblem& p, const Kernels& k, const Scales& s, Share share, int8_t* line, int8_t* out) {
   const int64_t times = repeat(p), c = p.c * times, row_bytes = p.padded_w() * c;
-  for (int64_t i = rows.begin; i < rows.end; ++i) {
-    const int64_t image = i / p.padded_h(), h = source_index(i % p.padded_h() - p.pad_top, p.h, p.pad_mode);
+  for (int64_t i = share.begin, run; i < share.end; i += run) {
+    const int64_t image = i / p.padded_h(), y = i % p.padded_h() - p.pad_top;
+    const int64_t h = source_index(y, p.h, p.pad_mode);
     const int32_t zero = s.zero[image / s.images_per_scale];
     int8_t* row = out + i * row_bytes;
+    run = 1;
     if (h < 0) {
       std::memset(row, zero, size_t(row_bytes));
       continue;
     }
     int8_t* inside = row + p.pad_left * c;
-    quantize_row(p, k, image, h, 1.0f / s.scale[image / s.images_per_scale], zero, times > 1 ? line : inside);
-    if (times > 1) repeat_channels(line, p.w * p.c, times, inside);
-    for (int64_t w = -p.pad_left; w < p.w + p.pad_right; w = w == -1 ? p.w : w + 1) {
-      if (w >= 0 && w < p.w) continue;
-      const int64_t from = source_index(w, p.w, p.pad_mode);
-      if (from < 0) std::memset(inside + w * c, zero, size_t(c));
-      else std::memcpy(inside + w * c, inside + from * c, size_t(c));
+    if (times > 1) {
+      quantize_rows(p, k, image, h, 1, s, line, 0);
+      repeat_channels(line, p.w * p.c, times, inside);
+    } else {
+      if (y == h) run = std::min(p.h - h, share.end - i);
+      quantize_rows(p, k, image, h, run, s, inside, row_bytes);
     }
+    for (int64_t r = 0; r < run; ++r) write_sides(p, c, zero, inside + r * row_bytes);
   }
 }
 
 // ---- 3. output pixels as rows
 
-// K values of output pixels [m0, m0 + rows): KH*KW pieces of C/groups channels, neighbouring taps in one copy.
+// K values of output pixels [m0, m0 + rows): KH*KW pieces of a group's channels, neighbouring taps in one piece.
 void pack_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const GemmPlan& plan, int64_t group,
                  int64_t m0, int64_t rows, const PackedRows& out) {
-  const Kernels& k = *plan.kernels;
-  const int64_t oh = p.oh(), ow = p.ow(), c = p.c / p.groups;
-  const bool together = p.groups == 1 && p.dilation_w == 1;
-  const int64_t pieces = together ? 1 : p.kw, piece = together ? p.kw * c : c;
-  for (int64_t r = 0; r < rows; ++r) {
+  const int64_t oh = p.oh(), ow = p.ow(), c = p.c / plan.layout.groups;
+  const bool together = plan.layout.groups == 1 && p.dilation_w == 1;
+  GatherRun run;
+  run.pixel_stride = p.stride_w * x.c;
+  run.row_stride = p.dilation_h * x.w * x.c;
+  run.column_stride = p.dilation_w * x.c;
+  run.rows = p.kh;
+  run.columns = together ? 1 : p.kw;
+  run.piece = together ? p.kw * c : c;
+  run.flip = plan.kernels->x_offset != 0;
+  run.lda = plan.lda;
+  for (int64_t r = 0; r < rows; r += run.pixels) {
     const int64_t m = m0 + r, image = m / (oh * ow), y = m / ow % oh, column = m % ow;
-    const int8_t* first = x.data + ((image * x.h + y * p.stride_h) * x.w + column * p.stride_w) * x.c + group * c;
-    int8_t* a = out.a + r * plan.lda;
-    for (int64_t i = 0; i < p.kh; ++i)
-      for (int64_t j = 0; j < pieces; ++j, a += piece)
-        k.quantize(first + (i * p.dilation_h * x.w + j * p.dilation_w) * x.c, DType::s8, piece, 0, 0, k.x_offset != 0, a);
-    out.scale[r] = s.scale[image / s.images_per_scale];
-    out.offset[r] = s.zero[image / s.images_per_scale] + k.x_offset;
+    run.pixels = std::min(rows - r, ow - column);
+    run.x = x.data + ((image * x.h + y * p.stride_h) * x.w + column * p.stride_w) * x.c + group * c;
+    run.a = out.a + r * plan.lda;
+    plan.kernels->gather(run);
+    std::fill_n(out.scale + r, run.pixels, s.scale[image / s.images_per_scale]);
+    std::fill_n(out.offset + r, run.pixels, s.zero[image / s.images_per_scale] + plan.kernels->x_offset);
   }
 }
 
-// A staged block [rows][cols] to its channel planes.
-template <class T>
-void scatter_planes(const Conv2dProblem& p, const BlockPosition& at, const T* block, int64_t stride) {
-  const int64_t pixels = p.oh() * p.ow(), first = at.group * (p.oc / p.groups) + at.n0;
-  for (int64_t r0 = 0; r0 < at.rows;) {
-    const int64_t image = (at.m0 + r0) / pixels, begin = (at.m0 + r0) % pixels;
-    const int64_t rows = std::min(at.rows - r0, pixels - begin);
-    for (int64_t n = 0; n < at.cols; ++n) {
-      T* y = static_cast<T*>(p.y) + (image * p.oc + first + n) * pixels + begin;
-      for (int64_t r = 0; r < rows; ++r) y[r] = block[(r0 + r) * stride + n];
-    }
-    r0 += rows;
-  }
-}
-
-void scatter(const Conv2dProblem& p, const BlockPosition& at, const void* block, int64_t stride) {
-  switch (size_of(p.epilogue.out_type)) {
-    case 1: return scatter_planes(p, at, static_cast<const uint8_t*>(block), stride);
-    case 2: return scatter_planes(p, at, static_cast<const uint16_t*>(block), stride);
-    default: return scatter_planes(p, at, static_cast<const uint32_t*>(block), stride);
+// A staged block [rows][stride] of outputs from channel `first` on, to its planes.
+void scatter(const Conv2dProblem& p, const Kernels& k, int64_t m0, int64_t rows, int64_t first, int64_t channels,
+             const char* block, int64_t stride) {
+  const int64_t pixels = p.oh() * p.ow(), item = size_of(p.epilogue.out_type);
+  for (int64_t r = 0, run; r < rows; r += run) {
+    const int64_t image = (m0 + r) / pixels, begin = (m0 + r) % pixels;
+    run = std::min(rows - r, pixels - begin);
+    char* y = static_cast<char*>(p.y) + ((image * p.oc + first) * pixels + begin) * item;
+    k.deinterleave({block + r * stride * item, stride, item, run, channels, y, pixels});
   }
 }
 
@@ -206,7 +206,7 @@ int64_t staged_item(const Conv2dProblem& p) { return p.y_nhwc ? 0 : size_of(p.ep
 
 void gemm_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa isa, const Parallel& parallel, void* memory) {
   const GemmPlan plan = plan_pixels(p, isa, parallel.threads);
-  const int64_t item = size_of(p.epilogue.out_type), group_channels = p.oc / p.groups;
+  const int64_t item = size_of(p.epilogue.out_type), group_channels = plan.layout.n;
   gemm_blocks(
       plan, p.weight, p.epilogue, staged_item(p), parallel, memory,
       [&](int64_t group, int64_t m0, int64_t rows, const PackedRows& out) {
@@ -217,7 +217,8 @@ void gemm_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa isa,
         return {static_cast<char*>(p.y) + (at.m0 * p.oc + at.group * group_channels + at.n0) * item, p.oc};
       },
       [&](const BlockPosition& at, const PackedRows& rows) {
-        if (!p.y_nhwc) scatter(p, at, rows.c, plan.block_cols);
+        if (!p.y_nhwc)
+          scatter(p, *plan.kernels, at.m0, at.rows, at.group * group_channels + at.n0, at.cols, rows.c, plan.block_cols);
       });
 }
 
@@ -236,9 +237,10 @@ void depthwise_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa
       const int64_t image = line / oh, y = line % oh;
       DepthwiseRow row;
       row.x = x.data + (image * x.h + y * p.stride_h) * x.w * x.c;
-      row.pixel_stride = p.stride_w * x.c;
+      row.column_stride = x.c;
+      row.pixel_columns = p.stride_w;
+      row.tap_columns = p.dilation_w;
       row.tap_stride_h = p.dilation_h * x.w * x.c;
-      row.tap_stride_w = p.dilation_w * x.c;
       row.weight = p.weight;
       row.panel_bytes = layout.panel_bytes();
       row.kh = p.kh;
@@ -252,11 +254,7 @@ void depthwise_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa
       row.y = own ? own : static_cast<char*>(p.y) + line * ow * p.oc * item;
       row.epilogue = &epilogue;
       kernels_of(isa).depthwise(row);
-      if (own) {
-        Conv2dProblem one_group = p;
-        one_group.groups = 1;
-        scatter(one_group, {0, line * ow, ow, 0, p.oc}, own, p.oc);
-      }
+      if (own) scatter(p, kernels_of(isa), line * ow, ow, 0, p.oc, own, p.oc);
     }
   });
 }

@@ -10,6 +10,9 @@ namespace qk {
   Extremes extremes_##suffix(const void*, DType, int64_t);                                           \
   void to_f32_##suffix(const void*, DType, int64_t, float*);                                         \
   void dequantize_##suffix(const int8_t*, int64_t, float, int32_t, DType, void*);                    \
+  void gather_##suffix(const GatherRun&);                                                            \
+  void interleave_##suffix(const PlanesToPixels&);                                                   \
+  void deinterleave_##suffix(const PixelsToPlanes&);                                                 \
   void pool_##suffix(const Pool2dProblem&, int64_t, int64_t);
 #include "kernels.inc"
 #undef QK_KERNELS
@@ -22,7 +25,7 @@ constexpr Kernels kTable[] = {
 #define QK_KERNELS(isa, gemm, mr, x_offset, suffix)                                                      \
   {Isa::isa,          #gemm,             mr,                x_offset,         gemm,                      \
    weight_only_##suffix, depthwise_##suffix, quantize_##suffix, extremes_##suffix, to_f32_##suffix,      \
-   dequantize_##suffix, pool_##suffix},
+   dequantize_##suffix, gather_##suffix, interleave_##suffix, deinterleave_##suffix, pool_##suffix},
 #include "kernels.inc"
 #undef QK_KERNELS
 };

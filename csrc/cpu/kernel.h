@@ -37,8 +37,10 @@ struct WeightOnlyBlock {
 // `pixels` neighbours of one output row, all channels.
 struct DepthwiseRow {
   const int8_t* x;            // first tap of the first pixel, channel 0; NHWC, padded
-  int64_t pixel_stride;       // bytes between output pixels' first taps
-  int64_t tap_stride_h, tap_stride_w;
+  int64_t column_stride;      // bytes between input columns
+  int64_t pixel_columns;      // columns between output pixels (stride)
+  int64_t tap_columns;        // columns between taps (dilation)
+  int64_t tap_stride_h;       // bytes between tap rows
   const int8_t* weight;       // packed, N = channels, K = taps
   int64_t panel_bytes;
   int64_t kh, kw, channels, pixels, m0;
@@ -46,6 +48,38 @@ struct DepthwiseRow {
   int32_t x_zero;
   void* y;                    // [pixels][channels]
   const Epilogue* epilogue;
+};
+
+// Windows of `pixels` neighbouring output pixels to rows of K: rows x columns pieces of `piece` bytes each.
+struct GatherRun {
+  const int8_t* x;            // first piece of the first pixel
+  int64_t pixel_stride, row_stride, column_stride;  // bytes
+  int64_t pixels, rows, columns, piece;
+  bool flip;                  // ^ 0x80
+  int8_t* a;
+  int64_t lda;
+};
+
+// Float or int8 planes [channels][rows][columns] to int8 rows of pixels [rows][columns][channels].
+struct PlanesToPixels {
+  const void* x;
+  DType x_type;
+  int64_t plane_stride;       // elements; rows of a plane follow each other
+  int64_t rows, columns, channels;
+  float inv_scale;
+  int32_t zero;
+  int8_t* out;
+  int64_t row_stride;         // bytes between rows of pixels
+};
+
+// A block [pixels][channels] of outputs to planes.
+struct PixelsToPlanes {
+  const void* block;
+  int64_t stride;             // elements between pixels
+  int64_t item;               // bytes of an element
+  int64_t pixels, channels;
+  void* y;                    // first pixel of the first plane
+  int64_t plane_stride;       // elements
 };
 
 struct Extremes {
@@ -64,6 +98,9 @@ struct Kernels {
   Extremes (*extremes)(const void* x, DType type, int64_t count);
   void (*to_f32)(const void* x, DType type, int64_t count, float* y);
   void (*dequantize)(const int8_t* q, int64_t count, float scale, int32_t zero, DType out_type, void* y);
+  void (*gather)(const GatherRun&);
+  void (*interleave)(const PlanesToPixels&);
+  void (*deinterleave)(const PixelsToPlanes&);
   void (*pool)(const Pool2dProblem&, int64_t image, int64_t row);
 };
 

@@ -9,7 +9,8 @@ namespace {
 
 template <class V>
 QK_INLINE void store_tile(const int32_t* acc, int64_t r0, int64_t rows, int64_t j0, int64_t panels, const GemmBlock& g) {
-  const Epilogue& e = *g.epilogue;
+  const Epilogue e = *g.epilogue;  // a copy that no store can alias
+  const auto finish = Finisher<V>::make(e);
   const int64_t cols = g.cols - j0 < panels * kPanel ? g.cols - j0 : panels * kPanel;
   const int64_t item = size_of(e.out_type);
   for (int64_t r = 0; r < rows; ++r) {
@@ -18,7 +19,7 @@ QK_INLINE void store_tile(const int32_t* acc, int64_t r0, int64_t rows, int64_t 
       const int64_t n = g.n0 + j0 + j;
       const auto y = dequantize<V>(V::load_i32(acc + r * panels * kPanel + j), n, g.row_offset[r0 + r],
                                    g.row_scale[r0 + r], e);
-      finish_at<V>(y, g.m0 + r0 + r, n, cols - j, c + j * item, e);
+      finish(y, g.m0 + r0 + r, n, cols - j, c + j * item);
     }
   }
 }

@@ -24,6 +24,11 @@ struct Avx2 {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
   QK_INLINE I load_i32(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  QK_INLINE I load_s8_pair(const int8_t* low, const int8_t* high) {
+    return _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(low)),
+                                                  _mm_loadl_epi64(reinterpret_cast<const __m128i*>(high))));
+  }
+  QK_INLINE I dot_pair(I sum, I a, I b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
   QK_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
   QK_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
@@ -34,6 +39,9 @@ struct Avx2 {
   QK_INLINE I muli(I a, I b) { return _mm256_mullo_epi32(a, b); }
   QK_INLINE I maxi(I a, I b) { return _mm256_max_epi32(a, b); }
   QK_INLINE I xori(I a, I b) { return _mm256_xor_si256(a, b); }
+  QK_INLINE I pair(I low, I high) {
+    return _mm256_or_si256(_mm256_and_si256(low, set1i(0xffff)), _mm256_slli_epi32(high, 16));
+  }
   template <int J>
   QK_INLINE I byte(I v) { return _mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * J), 24); }
   QK_INLINE F to_float(I v) { return _mm256_cvtepi32_ps(v); }

@@ -24,6 +24,12 @@ struct Avx512 {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   QK_INLINE I load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
+  QK_INLINE I load_s8_pair(const int8_t* low, const int8_t* high) {
+    const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(low));
+    const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(high));
+    return _mm512_cvtepi8_epi16(_mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b)));
+  }
+  QK_INLINE I dot_pair(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
   QK_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
   QK_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
@@ -34,6 +40,9 @@ struct Avx512 {
   QK_INLINE I muli(I a, I b) { return _mm512_mullo_epi32(a, b); }
   QK_INLINE I maxi(I a, I b) { return _mm512_max_epi32(a, b); }
   QK_INLINE I xori(I a, I b) { return _mm512_xor_si512(a, b); }
+  QK_INLINE I pair(I low, I high) {
+    return _mm512_or_si512(_mm512_and_si512(low, set1i(0xffff)), _mm512_slli_epi32(high, 16));
+  }
   template <int J>
   QK_INLINE I byte(I v) { return _mm512_srai_epi32(_mm512_slli_epi32(v, 24 - 8 * J), 24); }
   QK_INLINE F to_float(I v) { return _mm512_cvtepi32_ps(v); }

@@ -59,6 +59,10 @@ struct Scalar {
   }
   QK_INLINE I load_s8(const int8_t* p) { return *p; }
   QK_INLINE I load_i32(const int32_t* p) { return *p; }
+  QK_INLINE I load_s8_pair(const int8_t* low, const int8_t* high) { return pair(*low, *high); }
+  QK_INLINE I dot_pair(I sum, I a, I b) {  // sum + a.low * b.low + a.high * b.high
+    return sum + int16_t(a) * int16_t(b) + (a >> 16) * (b >> 16);
+  }
   QK_INLINE F add(F a, F b) { return a + b; }
   QK_INLINE F mul(F a, F b) { return a * b; }
   QK_INLINE F fma(F a, F b, F c) { return __builtin_fmaf(a, b, c); }
@@ -69,6 +73,7 @@ struct Scalar {
   QK_INLINE I muli(I a, I b) { return int32_t(uint32_t(a) * uint32_t(b)); }
   QK_INLINE I maxi(I a, I b) { return a > b ? a : b; }
   QK_INLINE I xori(I a, I b) { return a ^ b; }
+  QK_INLINE I pair(I low, I high) { return (low & 0xffff) | int32_t(uint32_t(high) << 16); }  // two int16 in a lane
   template <int J>
   QK_INLINE I byte(I v) { return int8_t(uint32_t(v) >> (8 * J)); }
   QK_INLINE F to_float(I v) { return float(v); }
