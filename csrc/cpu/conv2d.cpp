@@ -17,7 +17,11 @@ constexpr int64_t kElementsPerThread = 1 << 15;  // copied or scanned, below whi
 struct Image {
   const int8_t* data;
   int64_t h, w, c;
+  bool slack;                // bytes behind the last pixel may be read
 };
+
+constexpr int64_t kSlack = 64;
+constexpr int64_t kImageBytes = 512 * 1024;  // of step 2 at a time, so that step 3 finds it in L2
 
 struct Scales {
   const float* scale;
@@ -174,6 +178,7 @@ void pack_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const 
   run.columns = together ? 1 : p.kw;
   run.piece = together ? p.kw * c : c;
   run.flip = plan.kernels->x_offset != 0;
+  run.slack = x.slack;
   run.lda = plan.lda;
   for (int64_t r = 0; r < rows; r += run.pixels) {
     const int64_t m = m0 + r, image = m / (oh * ow), y = m / ow % oh, column = m % ow;
@@ -277,7 +282,7 @@ Memory take_memory(const Conv2dProblem& p, int threads, void* base) {
     m.zero = w.take<int32_t>(p.batch);
   }
   if (needs_image(p)) {
-    m.image = w.take<int8_t>(p.batch * p.padded_h() * p.padded_w() * p.c * repeat(p) + 64);
+    m.image = w.take<int8_t>(p.batch * p.padded_h() * p.padded_w() * p.c * repeat(p) + kSlack);
     if (repeat(p) > 1) m.lines = w.take<int8_t>(std::clamp(threads, 1, 256) * round_up(p.w * p.c, 64));
   }
   m.before_rest = w.used();
@@ -293,7 +298,31 @@ Conv2dPath conv2d_path(const Conv2dProblem& p) {
 
 const char* conv2d_path_name(Conv2dPath path) { return path == Conv2dPath::depthwise ? "depthwise" : "gemm"; }
 
-int64_t conv2d_workspace(const Conv2dProblem& p, Isa isa, int threads) {
+namespace {
+
+// Images taken through all steps together.
+int64_t images_at_once(const Conv2dProblem& p) {
+  const int64_t bytes = std::max<int64_t>(1, p.padded_h() * p.padded_w() * p.c * repeat(p));
+  return std::clamp<int64_t>(kImageBytes / bytes, 1, std::max<int64_t>(p.batch, 1));
+}
+
+// Images [first, first + count) as a problem of their own.
+Conv2dProblem slice(const Conv2dProblem& p, int64_t first, int64_t count) {
+  Conv2dProblem part = p;
+  const int64_t pixels = p.oh() * p.ow(), rows = first * pixels;
+  part.batch = count;
+  part.x = pixel(p, first, 0, 0);
+  part.y = static_cast<char*>(p.y) + rows * p.oc * size_of(p.epilogue.out_type);
+  Epilogue& e = part.epilogue;
+  if (e.residual) e.residual = static_cast<const char*>(e.residual) + rows * e.residual_stride * size_of(e.residual_type);
+  if (p.range == Range::given && e.rows_per_scale == pixels) {
+    e.x_scale += first;
+    e.x_zero += first;
+  }
+  return part;
+}
+
+int64_t images_workspace(const Conv2dProblem& p, Isa isa, int threads) {
   const int64_t before = take_memory(p, threads, nullptr).before_rest;
   if (conv2d_path(p) == Conv2dPath::gemm)
     return before + blocks_workspace(plan_pixels(p, isa, threads), p.epilogue, staged_item(p));
@@ -302,15 +331,16 @@ int64_t conv2d_workspace(const Conv2dProblem& p, Isa isa, int threads) {
   return before + w.used() + std::clamp(threads, 1, 256) * round_up(p.ow() * p.oc * staged_item(p), 64);
 }
 
-void conv2d(const Conv2dProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
+void convolve_images(const Conv2dProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
   const Kernels& kernels = kernels_of(isa);
   const Memory memory = take_memory(p, parallel.threads, workspace);
-  Scales scales{p.epilogue.x_scale, p.epilogue.x_zero, std::max<int64_t>(1, p.epilogue.rows_per_scale / std::max<int64_t>(1, p.oh() * p.ow()))};
+  const bool per_image = p.epilogue.rows_per_scale == p.oh() * p.ow();
+  Scales scales{p.epilogue.x_scale, p.epilogue.x_zero, per_image ? 1 : p.batch};
   if (p.range != Range::given) {
     find_scales(p, kernels, parallel, memory.scale, memory.zero);
     scales = {memory.scale, memory.zero, 1};
   }
-  Image x{static_cast<const int8_t*>(p.x), p.h, p.w, p.c};
+  Image x{static_cast<const int8_t*>(p.x), p.h, p.w, p.c, false};
   if (needs_image(p)) {
     const int64_t lines = p.batch * p.padded_h();
     const int workers = workers_for(p.batch * p.h * p.w * p.c, parallel.threads);
@@ -318,10 +348,22 @@ void conv2d(const Conv2dProblem& p, Isa isa, const Parallel& parallel, void* wor
       int8_t* line = memory.lines ? memory.lines + worker * round_up(p.w * p.c, 64) : nullptr;
       write_image_rows(p, kernels, scales, share(lines, workers, worker), line, memory.image);
     });
-    x = {memory.image, p.padded_h(), p.padded_w(), p.c * repeat(p)};
+    x = {memory.image, p.padded_h(), p.padded_w(), p.c * repeat(p), true};
   }
   if (conv2d_path(p) == Conv2dPath::depthwise) depthwise_path(p, x, scales, isa, parallel, memory.rest);
   else gemm_path(p, x, scales, isa, parallel, memory.rest);
+}
+
+}  // namespace
+
+int64_t conv2d_workspace(const Conv2dProblem& p, Isa isa, int threads) {
+  return images_workspace(slice(p, 0, images_at_once(p)), isa, threads);
+}
+
+void conv2d(const Conv2dProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
+  const int64_t at_once = images_at_once(p);
+  for (int64_t first = 0; first < p.batch; first += at_once)
+    convolve_images(slice(p, first, std::min(at_once, p.batch - first)), isa, parallel, workspace);
 }
 
 }  // namespace qk

@@ -56,6 +56,7 @@ struct GatherRun {
   int64_t pixel_stride, row_stride, column_stride;  // bytes
   int64_t pixels, rows, columns, piece;
   bool flip;                  // ^ 0x80
+  bool slack;                 // 32 bytes behind the image may be read
   int8_t* a;
   int64_t lda;
 };

@@ -39,17 +39,29 @@ QK_INLINE void copy_masked(const int8_t* from, int64_t n, int8_t mask, int8_t* t
   }
 }
 
-// Neighbouring output pixels' windows to rows of K.
-template <class V>
-void gather(const GatherRun& g) {
-  const int8_t mask = g.flip ? -128 : 0;
+// Neighbouring output pixels' windows to rows of K. `copy` moves one piece.
+template <class Copy>
+QK_INLINE void gather_pieces(const GatherRun& g, Copy copy) {
   for (int64_t p = 0; p < g.pixels; ++p) {
     const int8_t* x = g.x + p * g.pixel_stride;
     int8_t* a = g.a + p * g.lda;
     for (int64_t i = 0; i < g.rows; ++i)
-      for (int64_t j = 0; j < g.columns; ++j, a += g.piece)
-        copy_masked(x + i * g.row_stride + j * g.column_stride, g.piece, mask, a);
+      for (int64_t j = 0; j < g.columns; ++j, a += g.piece) copy(x + i * g.row_stride + j * g.column_stride, a);
   }
+}
+
+// Short pieces are moved as one vector where the bytes behind them may be touched: the next piece overwrites them.
+template <class V>
+void gather(const GatherRun& run) {
+  const GatherRun g = run;
+  const int8_t mask = g.flip ? -128 : 0;
+  const int64_t room = g.lda - (g.rows * g.columns - 1) * g.piece;
+  if (g.slack && g.piece <= 16 && room >= 16)
+    gather_pieces(g, [=](const int8_t* from, int8_t* to) { copy_fixed<16>(from, mask, to); });
+  else if (g.slack && g.piece <= 32 && room >= 32)
+    gather_pieces(g, [=](const int8_t* from, int8_t* to) { copy_fixed<32>(from, mask, to); });
+  else
+    gather_pieces(g, [=](const int8_t* from, int8_t* to) { copy_masked(from, g.piece, mask, to); });
 }
 
 #if defined(__SSE2__)
