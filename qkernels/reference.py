@@ -178,8 +178,8 @@ def conv2d(
 
 
 def max_pool2d(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-    """The integers' maximum; padding never wins."""
-    return F.max_pool2d(x.float(), *args, **kwargs).to(torch.int8)  # type: ignore[arg-type]
+    """The integers' maximum; padding never wins, and a window of nothing but padding gives -128."""
+    return F.max_pool2d(x.float(), *args, **kwargs).clamp(min=-128).to(torch.int8)  # type: ignore[arg-type]
 
 
 def avg_pool2d(x: Tensor, zero_point: int, *args: object, **kwargs: object) -> Tensor:

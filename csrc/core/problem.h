@@ -84,5 +84,7 @@ struct Pool2dProblem {
 using WeightOnlyProblem = GemmProblem;  // x float, never quantized; x_scale, x_zero and w_sum unused
 
 constexpr int64_t kMaxK = 65535;        // 255 * 127 * K stays below 2^31
+constexpr int64_t kMaxExtent = 0x7fffffff;  // kernel, stride, padding, dilation: products of two stay below 2^62
+constexpr int64_t kMaxWindow = 1 << 24;  // values averaged by a pool: 128 of each stay within 2^31
 
 }  // namespace qk

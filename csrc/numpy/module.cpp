@@ -350,6 +350,8 @@ py::tuple quantize_rows(const Array& x, const std::optional<Floats>& scale, cons
     std::copy_n(zero_points("zero_point", *zero_point, count), count, z.mutable_data());
   } else {
     p.range = symmetric ? Range::dynamic_symmetric : Range::dynamic_asymmetric;
+    std::fill_n(s.mutable_data(), count, 1.0f);  // of nothing
+    std::fill_n(z.mutable_data(), count, 0);
   }
   p.rows_per_scale = count == p.rows && count != 1 ? 1 : std::max<int64_t>(p.rows, 1);
   p.scale = s.mutable_data(), p.zero = z.mutable_data();

@@ -64,6 +64,9 @@ inline void check_cpu(const char* op, const char* what, const Tensor& t) {
   check(t.is_cpu(), op, what, " is not on the CPU, but x is");
 }
 
+// A scale whose inverse is finite too: quantization multiplies by it.
+inline bool is_scale(float v) { return v > 0.0f && std::isfinite(v) && std::isfinite(1.0f / v); }
+
 inline const float* check_scales(const char* op, const char* what, const Tensor& t, int64_t count) {
   check_cpu(op, what, t);
   check(t.scalar_type() == ScalarType::Float, op, what, " is ", name(t.scalar_type()), "; it must be float32");
@@ -71,10 +74,10 @@ inline const float* check_scales(const char* op, const char* what, const Tensor&
   check(t.is_contiguous(), op, what, " must be contiguous");
   const float* p = static_cast<const float*>(t.const_data_ptr());
   bool good = true;
-  for (int64_t i = 0; i < count; ++i) good &= p[i] > 0.0f && p[i] <= 3.4028235e38f;
+  for (int64_t i = 0; i < count; ++i) good &= p[i] > 0.0f && p[i] <= 3.4028235e38f && 1.0f / p[i] <= 3.4028235e38f;
   if (!good) [[unlikely]]
     for (int64_t i = 0; i < count; ++i)
-      check(p[i] > 0.0f && std::isfinite(p[i]), op, what, "[", i, "] is ", p[i], "; scales are finite and above 0");
+      check(is_scale(p[i]), op, what, "[", i, "] is ", p[i], "; scales and their inverses are finite and above 0");
   return p;
 }
 

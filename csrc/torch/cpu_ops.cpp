@@ -73,6 +73,12 @@ static Ints with_last(const Tensor& x, int64_t last) {
 
 // ---- quantize, dequantize
 
+static int64_t rows_of(const Tensor& x) {
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) rows *= x.size(i);
+  return rows;
+}
+
 // Scales of x seen as rows of its last axis: one for all, or one a row. Returns rows per scale.
 static int64_t rows_per_scale(const char* op, const Tensor& scale, int64_t rows) {
   const int64_t count = scale.numel();
@@ -90,7 +96,7 @@ static QuantizeProblem quantize_problem(const char* op, const Tensor& x) {
   p.x_type = dtype_of(op, "x", x.scalar_type());
   check(p.x_type != DType::s8, op, "x is int8 already");
   p.cols = columns(op, x);
-  p.rows = p.cols ? x.numel() / p.cols : 0;
+  p.rows = rows_of(x);
   p.x = x.const_data_ptr();
   return p;
 }
@@ -119,10 +125,8 @@ static std::tuple<Tensor, Tensor, Tensor> quantize_dynamic(const Tensor& x_any, 
   p.scale = static_cast<float*>(scale.mutable_data_ptr());
   p.zero = static_cast<int32_t*>(zero.mutable_data_ptr());
   p.q = static_cast<int8_t*>(q.mutable_data_ptr());
-  if (p.cols == 0 || p.rows == 0)  // nothing to see a range in
-    for (int64_t i = 0; i < scale.numel(); ++i) p.scale[i] = 1.0f, p.zero[i] = 0;
-  else
-    qk::quantize(p, active_isa(), torch_threads());
+  if (p.rows == 0 && !per_row) *p.scale = 1.0f, *p.zero = 0;  // no row to see a range in
+  qk::quantize(p, active_isa(), torch_threads());
   return {q, scale, zero};
 }
 
@@ -132,7 +136,7 @@ static Tensor dequantize(const Tensor& q_any, const Tensor& scale, const Tensor&
   check(q.scalar_type() == ScalarType::Char, op, "q is ", name(q.scalar_type()), "; it must be int8");
   DequantizeProblem p;
   p.cols = columns(op, q);
-  p.rows = p.cols ? q.numel() / p.cols : 0;
+  p.rows = rows_of(q);
   p.y_type = dtype_of(op, "dtype", dtype);
   check(p.y_type != DType::s8, op, "dtype is int8; choose a float dtype");
   p.rows_per_scale = rows_per_scale(op, scale, p.rows);
@@ -202,13 +206,13 @@ struct EpilogueArgs {
 };
 
 static void check_positive(const char* op, const char* what, double value) {
-  const float v = float(value);
-  check(v > 0.0f && std::isfinite(v) && std::isfinite(1.0f / v), op, what, " is ", value, "; scales are finite and above 0");
+  check(is_scale(float(value)), op, what, " is ", value, "; scales and their inverses are finite and above 0");
 }
 
 static Epilogue epilogue_of(const char* op, const Tensor& weight_scale, const MaybeTensor& bias, const EpilogueArgs& args) {
   Epilogue e;
   const int64_t n = weight_scale.numel();
+  check(weight_scale.dim() == 1, op, "weight_scale is ", shape(weight_scale), "; it must be [N]");
   e.w_scale = check_scales(op, "weight_scale", weight_scale, n);
   if (bias) {
     check_cpu(op, "bias", *bias);
@@ -339,27 +343,29 @@ static PadMode pad_mode_of(const char* op, const std::string& mode) {
   fail(op, "padding_mode='", mode, "' is unknown; choose one of zeros, reflect, replicate, circular");
 }
 
-static void check_pair(const char* op, const char* what, const Ints& v, int64_t least) {
-  check(v.size() == 2 && v[0] >= least && v[1] >= least, op, what, " must be two integers of at least ", least);
+static void check_extents(const char* op, const char* what, const Ints& v, size_t count, int64_t least) {
+  check(v.size() == count, op, what, " holds ", v.size(), " integers; ", count, " are needed");
+  for (int64_t i : v) check(i >= least && i <= kMaxExtent, op, what, " holds ", i, ", which is outside [", least, ", ", kMaxExtent, "]");
 }
 
 static Conv2dProblem conv2d_problem(const char* op, const Tensor& x, const Tensor& weight, int64_t oc, const Ints& kernel,
                              const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                              const std::string& padding_mode) {
   check(x.dim() == 4, op, "x is ", shape(x), "; it must be [N, C, H, W]");
-  check_pair(op, "kernel_size", kernel, 1);
-  check_pair(op, "stride", stride, 1);
-  check_pair(op, "dilation", dilation, 1);
-  check(padding.size() == 4, op, "padding must be four integers: left, right, top, bottom");
-  for (int64_t pad : padding) check(pad >= 0, op, "padding holds ", pad, "; it must not be negative");
+  check_extents(op, "kernel_size", kernel, 2, 1);
+  check_extents(op, "stride", stride, 2, 1);
+  check_extents(op, "dilation", dilation, 2, 1);
+  check_extents(op, "padding", padding, 4, 0);
   Conv2dProblem p;
   p.batch = x.size(0), p.c = x.size(1), p.h = x.size(2), p.w = x.size(3);
   p.oc = oc, p.kh = kernel[0], p.kw = kernel[1], p.groups = groups;
   p.stride_h = stride[0], p.stride_w = stride[1], p.dilation_h = dilation[0], p.dilation_w = dilation[1];
   p.pad_left = padding[0], p.pad_right = padding[1], p.pad_top = padding[2], p.pad_bottom = padding[3];
   p.pad_mode = pad_mode_of(op, padding_mode);
-  check(groups >= 1 && p.c % groups == 0 && oc % groups == 0 && p.c >= 1 && oc >= 1, op, "groups=", groups,
-        " must divide the ", p.c, " input and ", oc, " output channels");
+  check(p.c >= 1 && p.h >= 1 && p.w >= 1 && oc >= 1, op, "x is ", shape(x), " and there are ", oc,
+        " output channels; only the batch may be empty");
+  check(groups >= 1 && p.c % groups == 0 && oc % groups == 0, op, "groups=", groups, " must divide the ", p.c,
+        " input and ", oc, " output channels");
   const int64_t k = p.c / groups * p.kh * p.kw;
   check(k <= kMaxK, op, "K=C/groups*KH*KW=", k, " is above the limit of ", kMaxK);
   check(p.padded_h() >= p.dilation_h * (p.kh - 1) + 1 && p.padded_w() >= p.dilation_w * (p.kw - 1) + 1, op,
@@ -370,7 +376,8 @@ static Conv2dProblem conv2d_problem(const char* op, const Tensor& x, const Tenso
     check(std::max(p.pad_top, p.pad_bottom) <= p.h - room && std::max(p.pad_left, p.pad_right) <= p.w - room, op,
           padding_mode, " padding ", p.pad_left, ",", p.pad_right, ",", p.pad_top, ",", p.pad_bottom,
           " does not fit an input of ", p.h, "x", p.w);
-  if (p.pad_mode == PadMode::replicate) check(p.h >= 1 && p.w >= 1, op, "an empty image cannot be padded by replication");
+  check(double(p.batch) * p.padded_h() * p.padded_w() * std::max(p.c, oc) < 0x1p60, op, "the padded input, ", p.batch,
+        " of ", p.padded_h(), "x", p.padded_w(), ", is too large");
   p.x_type = dtype_of(op, "x", x.scalar_type());
   p.x = x.const_data_ptr();
   for (int i = 0; i < 4; ++i) p.x_strides[i] = x.stride(i);
@@ -418,13 +425,16 @@ static Tensor pool2d(const char* op, const Tensor& x, const Ints& kernel, const 
               const Ints& dilation, bool ceil_mode, Pool2dProblem p) {
   check(x.dim() == 4 && x.scalar_type() == ScalarType::Char, op, "x is ", name(x.scalar_type()), " ", shape(x),
         "; it must be int8 [N, C, H, W]");
-  check_pair(op, "kernel_size", kernel, 1);
-  check_pair(op, "stride", stride, 1);
-  check_pair(op, "padding", padding, 0);
-  check_pair(op, "dilation", dilation, 1);
+  check_extents(op, "kernel_size", kernel, 2, 1);
+  check_extents(op, "stride", stride, 2, 1);
+  check_extents(op, "padding", padding, 2, 0);
+  check_extents(op, "dilation", dilation, 2, 1);
   check(padding[0] * 2 <= kernel[0] && padding[1] * 2 <= kernel[1], op, "padding ", padding[0], ",", padding[1],
         " is more than half of the kernel ", kernel[0], ",", kernel[1]);
   p.batch = x.size(0), p.c = x.size(1), p.h = x.size(2), p.w = x.size(3);
+  check(p.c >= 1 && p.h >= 1 && p.w >= 1, op, "x is ", shape(x), "; only the batch may be empty");
+  check(!p.average || kernel[0] * kernel[1] <= kMaxWindow, op, "kernel_size ", kernel[0], "x", kernel[1],
+        " averages more than ", kMaxWindow, " values");
   p.kh = kernel[0], p.kw = kernel[1], p.stride_h = stride[0], p.stride_w = stride[1];
   p.pad_h = padding[0], p.pad_w = padding[1], p.dilation_h = dilation[0], p.dilation_w = dilation[1];
   check(p.h + 2 * p.pad_h >= p.dilation_h * (p.kh - 1) + 1 && p.w + 2 * p.pad_w >= p.dilation_w * (p.kw - 1) + 1, op,

@@ -1,0 +1,36 @@
+# make demo: the whole workflow on real images, offline.   make test: everything that must hold.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+BUILD_TOOLS := torch numpy ninja pybind11 setuptools wheel
+SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+
+.PHONY: demo test lint bench clean
+
+demo: $(STAMP)-train
+	$(BIN)/qkernels pipeline
+
+test: $(STAMP)-dev lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)-train
+	$(BIN)/qkernels bench --json bench.json
+
+$(STAMP)-tools: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt $(BUILD_TOOLS)
+	touch $@
+
+# One stamp an extra: train is what the workflow needs, dev what the tests need. Ninja rebuilds only what changed.
+$(STAMP)-train $(STAMP)-dev: $(STAMP)-%: $(STAMP)-tools $(SOURCES)
+	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[$*]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info qkernels/*.so $(STAMP)-*

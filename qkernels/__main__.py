@@ -1,0 +1,6 @@
+"""`python -m qkernels`."""
+
+from qkernels.cli import main
+
+if __name__ == "__main__":
+    main()

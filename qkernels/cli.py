@@ -1,0 +1,315 @@
+"""The command line: each command is a thin front of functions that Python can call as well."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from pydantic import ValidationError
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import qkernels
+import qkernels._core as kernel_core
+from qkernels import data as datasets
+from qkernels import models
+from qkernels.bench import BenchRow, bench_results, geometric_means, run_bench
+from qkernels.cli_flags import flags_of, given
+from qkernels.data import ImageData
+from qkernels.distill import TrainConfig, train
+from qkernels.evaluate import evaluate as evaluate_model
+from qkernels.machine import describe_machine
+from qkernels.measure import measure_speed
+from qkernels.pipeline import (
+    RECIPES,
+    PipelineConfig,
+    calibration_batches,
+    create_model,
+    describe_architecture,
+    run_pipeline,
+)
+from qkernels.quantization import CheckpointError, QuantConfig, read_metadata
+from qkernels.report import findings, results_table, write_report
+
+BENCH_COLUMNS = 122  # of the terminal; a narrower one wraps lines, but no figure is cut
+USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError)
+
+app = typer.Typer(
+    help="int8 layers for PyTorch, and the workflow that gets a trained teacher into them.",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Data = Annotated[str, typer.Option(help=f"Data set: {', '.join(datasets.available())}.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the data, else $QKERNELS_DATA.")]
+Width = Annotated[int | None, typer.Option(help="Width of the model, else as published.", min=1)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit; what a user can mend is one sentence on stderr and exit code 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"] or ["--help"]
+    try:
+        code = app(words, standalone_mode=False)
+    except typer.Abort:
+        sys.exit("qkernels: stopped; the same command goes on from the last whole epoch")
+    except Exception as error:
+        usage = hasattr(error, "format_message")  # a flag that typer does not know or take
+        if debug or not (usage or isinstance(error, USER_ERRORS)):
+            raise
+        print(f"qkernels: {_sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code or 0)
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, on one line."""
+    if isinstance(error, ValidationError):
+        parts = [
+            f"{_flag(e['loc'][0])}={e['input']!r}: {e['msg']}" for e in error.errors() if e["loc"]
+        ]
+        return "; ".join(parts) or error.errors()[0]["msg"].removeprefix("Value error, ")
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _flag(field: object) -> str:
+    return "--" + str(field).replace("_", "-")
+
+
+@app.callback()
+def _common(
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch and of the kernels.", min=1)
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+
+
+@app.command()
+def info() -> None:
+    """Say what this machine can run, and what will run."""
+    facts, limit = describe_machine(), describe_machine()["isa_limit"]
+    features = [name for name, present in kernel_core.cpu_features().items() if present]
+    why = f"QKERNELS_MAX_ISA={limit}" if limit else "the best this machine has"
+    _print_pairs(
+        {
+            "processor": f"{facts['cpu']}, {facts['cores']} usable cores",
+            "threads": str(facts["threads"]),
+            "it runs": ", ".join(features),
+            "in use": f"{facts['isa']} ({why})",
+            "CUDA kernels": "built in" if facts["cuda"] else "not in this build",
+            "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
+            "models": ", ".join(models.available()),
+            "data sets": ", ".join(datasets.available()),
+        }
+    )
+    table = Table("instruction set", "matrix kernel", "rows at once", "runs here")
+    for row in kernel_core.kernels():
+        runs = "yes" if row["available"] else "no"
+        table.add_row(row["isa"], row["gemm"], str(row["row_tile"]), runs)
+    _print(table)
+
+
+def _shown_default(field: str) -> str:
+    """A default of the pipeline, and that of a recipe where it is another."""
+    value = PipelineConfig.model_fields[field].default
+    shown = [] if value is None else [str(value)]
+    shown += [f"{name}: {recipe[field]}" for name, recipe in RECIPES.items() if field in recipe]
+    return "digits" if field == "data" else "; ".join(shown)
+
+
+@app.command()
+@flags_of(PipelineConfig, help_of={}, shown=_shown_default)
+def pipeline(**flags: Any) -> None:
+    """Teacher, student alone and distilled, int8 student: trained, measured, reported.
+
+    Without flags: scikit-learn's handwritten digits, offline, well below a minute. A run that was
+    stopped goes on; a finished one is only measured again.
+    """
+    config = PipelineConfig.for_data(**given(flags))
+    result = run_pipeline(config, say=_print, progress=True)
+    _print(results_table(result))
+    for sentence in findings(result):
+        _print(sentence)
+    _print(f"\nThe report: {write_report(result, config.run / 'report').resolve()}")
+
+
+TRAIN_HELP = {
+    "momentum": "Momentum of sgd.",
+    "label_smoothing": "Share of each label spread over all classes.",
+    "clip_grad_norm": "Longest gradient.",
+    "eval_every": "Epochs between two validations.",
+    "checkpoint_every": "Epochs between two checkpoints.",
+} | {name: field.description or "" for name, field in PipelineConfig.model_fields.items()}
+
+
+@app.command()
+@flags_of(
+    TrainConfig, help_of=TRAIN_HELP, shown=lambda f: str(TrainConfig.model_fields[f].default or "")
+)
+def distill(
+    run: Annotated[Path, typer.Option(help="Folder of the run.")],
+    data: Data = "digits",
+    data_root: Root = None,
+    student: Annotated[str, typer.Option(help="Model to train.")] = "resnet14",
+    student_width: Width = None,
+    teacher: Annotated[str | None, typer.Option(help="Model of the teacher, if any.")] = None,
+    teacher_width: Width = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option(help="safetensors file of the teacher.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on where a stopped run was.")] = True,
+    **flags: Any,
+) -> None:
+    """Train a model, on a teacher's soft answers if there is a --teacher (Hinton et al. 2015)."""
+    if (teacher is None) != (teacher_weights is None):
+        raise ValueError("--teacher and --teacher-weights go together: give both or neither")
+    config, images = TrainConfig(**given(flags)), datasets.load(data, data_root)
+    guide = None
+    if teacher is not None and teacher_weights is not None:
+        guide = models.load_weights(create_model(teacher, images, teacher_width), teacher_weights)
+    torch.manual_seed(config.seed)
+    model = create_model(student, images, student_width)
+    train(model, images, config, teacher=guide, run_dir=run, resume=resume)
+    _print(f"test accuracy {evaluate_model(model.cpu(), images, progress=True)}")
+    _print(f"wrote {run / 'model.safetensors'}")
+
+
+@app.command()
+def quantize(
+    weights: Annotated[Path, typer.Argument(help="safetensors file of the float model.")],
+    out: Annotated[Path, typer.Argument(help="int8 checkpoint to write.")],
+    model: Annotated[str, typer.Option(help="Which model the weights are of.")],
+    width: Width = None,
+    data: Data = "digits",
+    data_root: Root = None,
+    activation: Annotated[
+        Literal["static", "dynamic", "weight_only"], typer.Option(help="Where ranges come from.")
+    ] = "static",
+    weight: Annotated[
+        Literal["per_channel", "per_tensor"], typer.Option(help="One scale for what.")
+    ] = "per_channel",
+    observer: Annotated[
+        Literal["minmax", "moving_average", "percentile", "mse", "entropy"],
+        typer.Option(help="How static ranges are found."),
+    ] = "percentile",
+    images: Annotated[int, typer.Option(help="Training images to calibrate on.", min=1)] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of images.", min=0)] = 0,
+) -> None:
+    """Turn trained float weights into an int8 checkpoint that needs nothing else to be loaded."""
+    dataset = datasets.load(data, data_root)
+    net = models.load_weights(create_model(model, dataset, width), weights)
+    config = QuantConfig(activation=activation, weight=weight, observer=observer)
+    batches = calibration_batches(dataset, images, seed) if activation == "static" else None
+    net, report = qkernels.quantize(net, config, batches, inplace=True)
+    extra = {"data": dataset.name, "mean": dataset.mean, "std": dataset.std}
+    qkernels.save(net, out, architecture=describe_architecture(model, dataset, width), extra=extra)
+    _print(report)
+    _print(f"wrote {out}: {_kilobytes(out)}, before {_kilobytes(weights)}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="An int8 checkpoint, or float weights.")],
+    model: Annotated[str | None, typer.Option(help="Which model float weights are of.")] = None,
+    width: Width = None,
+    data: Data = "digits",
+    data_root: Root = None,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which images.")] = "test",
+) -> None:
+    """Accuracy with its 95 % interval, size and latency of a checkpoint."""
+    images = datasets.load(data, data_root)
+    net = _open(checkpoint, images, model, width)
+    accuracy = evaluate_model(net, images, split, progress=True)
+    speed = measure_speed({"": net}, images.image_shape, progress=True)[""]
+    _print_pairs(
+        {
+            "accuracy": f"{accuracy} {split} images",
+            "size": _kilobytes(checkpoint),
+            "one image": f"p50 {speed.p50_ms:.3g} ms, p95 {speed.p95_ms:.3g} ms",
+            f"batches of {speed.batch}": f"{speed.images_per_second:,.0f} images/s",
+        }
+    )
+
+
+def _open(path: Path, images: ImageData, model: str | None, width: int | None) -> nn.Module:
+    """An int8 checkpoint rebuilds itself; float weights need the name of their model."""
+    try:
+        read_metadata(path)
+    except CheckpointError as error:
+        if model is None:
+            raise ValueError(f"{error} (if these are float weights, name their --model)") from error
+        return models.load_weights(create_model(model, images, width), path)
+    return qkernels.load(path)
+
+
+@app.command()
+def bench(
+    only: Annotated[str, typer.Option(help="Cases whose kind and name hold this text.")] = "",
+    threads: Annotated[list[int] | None, typer.Option(help="May be given twice.")] = None,
+    quick: Annotated[bool, typer.Option(help="A tenth of the time, and less sure.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write it here.")] = None,
+) -> None:
+    """Time int8 layers against torch's float32 and bfloat16 ones, in turns, in one process."""
+    rows = run_bench(only, threads=threads or [torch.get_num_threads()], quick=quick)
+    Console(width=max(Console().width, BENCH_COLUMNS)).print(_bench_table(rows))
+    means = Table("kind", "int8 form", "threads", "x fp32, geometric mean")
+    for (kind, form, count), ratio in geometric_means(rows).items():
+        means.add_row(kind, form, str(count), f"{ratio:.2f}")
+    _print(means)
+    slower = sum(row.ratio < 1 for row in rows)
+    _print(f"int8 is slower than float32 in {slower} of {len(rows)} rows")
+    if json_file:
+        command = shlex.join(["qkernels", *sys.argv[1:]])
+        json_file.write_text(json.dumps(bench_results(rows, command), indent=1) + "\n")
+        _print(f"wrote {json_file}")
+
+
+def _bench_table(rows: list[BenchRow]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("case", "int8 form"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("threads", "µs", "p10-p90", "GOPS", "fp32 µs", "x fp32", "x bf16"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row.case,
+            row.form,
+            str(row.threads),
+            f"{row.median_us:,.1f}",
+            f"{row.p10_us:,.0f}-{row.p90_us:,.0f}",
+            f"{row.gops:,.0f}",
+            f"{row.fp32_us:,.1f}",
+            f"{row.ratio:.2f}" + ("" if row.ratio >= 1 else " slower"),
+            f"{row.bf16_ratio:.2f}",
+            style="" if row.ratio >= 1 else "red",
+        )
+    return table
+
+
+def _print(what: object) -> None:
+    Console(highlight=False, soft_wrap=isinstance(what, str)).print(what)
+
+
+def _print_pairs(pairs: dict[str, str]) -> None:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in pairs.items():
+        table.add_row(name, value)
+    _print(table)
+
+
+def _kilobytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e3:,.1f} KB"

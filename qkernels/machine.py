@@ -1,0 +1,65 @@
+"""What a figure was measured on, and what this installation can do."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import qkernels
+from qkernels import ops
+
+PACKAGES = ("torch", "numpy", "accelerate", "safetensors")
+
+
+def describe_machine() -> dict[str, Any]:
+    """JSON-able: cpu, cores, threads, isa, isa_limit, cuda, system and versions by package.
+
+    `cores` are those this process may use, `threads` those of torch and of the kernels, `isa_limit`
+    the value of QKERNELS_MAX_ISA or None, `cuda` whether the CUDA half of the operators is built.
+    """
+    return {
+        "cpu": _cpu_name(),
+        "cores": _usable_cores(),
+        "threads": torch.get_num_threads(),
+        "isa": ops.cpu_isa(),
+        "isa_limit": os.environ.get("QKERNELS_MAX_ISA") or None,
+        "cuda": cuda_built(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": _versions(),
+    }
+
+
+def cuda_built() -> bool:
+    """Whether the operators have CUDA implementations in this build."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return has_kernel("qkernels::linear", "CUDA")
+
+
+def _versions() -> dict[str, str]:
+    found = {"qkernels": qkernels.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

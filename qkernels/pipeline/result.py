@@ -1,0 +1,48 @@
+"""What a pipeline has found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qkernels.distill import EpochRecord
+from qkernels.evaluate import Evaluation
+from qkernels.measure import PairedChange, Speed
+from qkernels.pipeline.config import PipelineConfig
+from qkernels.quantization import LayerError, QuantReport
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the report; `change` compares its answers with those of the row `against`.
+
+    `file_bytes` are those of its weights file on disk. An int8 row has the parameters and
+    multiply-adds of the float model it was made of.
+    """
+
+    name: str
+    precision: Literal["fp32", "int8"]
+    accuracy: Evaluation
+    file_bytes: int
+    parameters: int
+    macs: int
+    speed: Speed
+    against: str | None = None
+    change: PairedChange | None = None
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """Everything a report shows. `curves`, `quantization` and `layers` are by name of the row."""
+
+    config: PipelineConfig
+    machine: dict[str, Any]  # see `describe_machine`
+    data: dict[str, Any]  # name, image_shape, classes and the sizes of train, val and test
+    rows: list[Row]
+    curves: dict[str, tuple[EpochRecord, ...]]
+    quantization: dict[str, QuantReport]
+    layers: dict[str, list[LayerError]]  # on test images
+
+    def row(self, name: str) -> Row:
+        """The row of this name; KeyError if there is none."""
+        return next(row for row in self.rows if row.name == name)

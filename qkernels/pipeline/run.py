@@ -1,0 +1,209 @@
+"""Teacher -> distilled student -> int8 student, resumable at every step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qkernels import data as datasets
+from qkernels import models
+from qkernels.data import ImageData
+from qkernels.distill import EpochRecord, TrainConfig, train
+from qkernels.evaluate import predict, score
+from qkernels.machine import describe_machine
+from qkernels.measure import Speed, count_macs, count_parameters, measure_speed, paired_change
+from qkernels.pipeline.architecture import create_model, describe_architecture
+from qkernels.pipeline.config import Observer, PipelineConfig
+from qkernels.pipeline.result import PipelineResult, Row
+from qkernels.quantization import (
+    LayerError,
+    QuantConfig,
+    QuantReport,
+    layer_errors,
+    load,
+    quantize,
+    save,
+)
+
+TEACHER, ALONE, DISTILLED, INT8 = "teacher", "student alone", "student distilled", "student int8"
+FOLDERS = {TEACHER: "teacher", ALONE: "student", DISTILLED: "distilled"}
+
+Say = Callable[[str], object]
+Curves = dict[str, tuple[EpochRecord, ...]]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A finished model and its weights file; `against` names what it is compared with."""
+
+    model: nn.Module
+    path: Path
+    against: str | None = None
+
+
+def run_pipeline(
+    config: PipelineConfig, *, say: Say = lambda text: None, progress: bool = False
+) -> PipelineResult:
+    """Do what `config.run` does not hold yet, then evaluate and time all models.
+
+    Float weights go to RUN/teacher, RUN/student and RUN/distilled, int8 ones to RUN/int8. A run
+    that was killed goes on where it was. `say` is told what is about to happen.
+    Raises ValueError or FileNotFoundError for settings, data, weights or a run folder at fault.
+    """
+    data = datasets.load(config.data, config.data_root)
+    floats, curves = _train_all(config, data, say, progress)
+    say(f"quantizing, calibrated on {config.calibration_images} training images")
+    quantized, reports = _quantize_all(config, data, floats[DISTILLED].model)
+    entries = floats | quantized
+    say(f"evaluating {len(entries)} models on {len(data.test)} test images")
+    batches = data.batches("test", 250)
+    logits = {name: predict(entry.model, batches) for name, entry in entries.items()}
+    say(f"timing {len(entries)} models with {torch.get_num_threads()} threads")
+    speeds = measure_speed(
+        {name: entry.model for name, entry in entries.items()},
+        data.image_shape,
+        batch=config.throughput_batch,
+        seconds=config.timing_seconds,
+        progress=progress,
+    )
+    return PipelineResult(
+        config=config,
+        machine=describe_machine(),
+        data=_describe(data),
+        rows=_rows(entries, data, logits, speeds),
+        curves=curves,
+        quantization=reports,
+        layers=_layer_errors(floats[DISTILLED].model, quantized, data),
+    )
+
+
+def int8_configs(config: PipelineConfig) -> dict[str, QuantConfig]:
+    """Row name -> how its int8 student is made: first the one asked for, then the variants."""
+    configs = {INT8: QuantConfig(observer=config.observer)}
+    if config.variants:
+        observers: tuple[Observer, ...] = ("minmax", "percentile", "mse", "entropy")
+        for observer in observers:
+            if observer != config.observer:
+                configs[f"{INT8}, {observer}"] = QuantConfig(observer=observer)
+        configs[f"{INT8}, dynamic"] = QuantConfig(activation="dynamic")
+    return configs
+
+
+def calibration_batches(data: ImageData, count: int, seed: int) -> Iterator[Tensor]:
+    """Batches [B, C, H, W] of `count` training images picked by seed, as a model sees them."""
+    size = min(count, 64)
+    batches = data.batches("train", size, shuffle=True, seed=seed)
+    for images, _ in itertools.islice(batches, -(-count // size)):
+        yield images[:count]
+        count -= len(images)
+
+
+def _train_all(
+    config: PipelineConfig, data: ImageData, say: Say, progress: bool
+) -> tuple[dict[str, _Entry], Curves]:
+    curves: Curves = {}
+
+    def fit(
+        name: str, model: nn.Module, settings: TrainConfig, guide: nn.Module | None = None
+    ) -> Path:
+        folder = config.run / FOLDERS[name]
+        say(f"{name}: {settings.epochs} epochs, in {folder}")
+        result = train(model, data, settings, teacher=guide, run_dir=folder, progress=progress)
+        model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        curves[name] = result.history
+        return folder / "model.safetensors"
+
+    teacher = _seeded(config, data, config.teacher, config.teacher_width)
+    if config.teacher_weights is not None:
+        models.load_weights(teacher, config.teacher_weights)
+    settings = config.teacher_training()
+    path = _keep(config, teacher) if settings is None else fit(TEACHER, teacher, settings)
+    entries = {TEACHER: _Entry(teacher, path)}
+    for name, guide in ((ALONE, None), (DISTILLED, teacher)):
+        student = _seeded(config, data, config.student, config.student_width)
+        path = fit(name, student, config.student_training(), guide)
+        entries[name] = _Entry(student, path, against=ALONE if guide else None)
+    return entries, curves
+
+
+def _seeded(config: PipelineConfig, data: ImageData, name: str, width: int | None) -> nn.Module:
+    torch.manual_seed(config.seed)
+    return create_model(name, data, width)
+
+
+def _keep(config: PipelineConfig, teacher: nn.Module) -> Path:
+    """Write the weights of a teacher that is not trained here, in the form of the others."""
+    path = config.run / FOLDERS[TEACHER] / "model.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(teacher.state_dict(), path)
+    return path
+
+
+def _quantize_all(
+    config: PipelineConfig, data: ImageData, student: nn.Module
+) -> tuple[dict[str, _Entry], dict[str, QuantReport]]:
+    entries, reports = {}, {}
+    architecture = describe_architecture(config.student, data, config.student_width)
+    extra = {"data": data.name, "mean": data.mean, "std": data.std, "classes": data.class_names}
+    for name, settings in int8_configs(config).items():
+        batches = calibration_batches(data, config.calibration_images, config.seed)
+        static = settings.activation == "static"
+        model, reports[name] = quantize(student, settings, batches if static else None)
+        file = f"{settings.observer if static else settings.activation}.safetensors"
+        path = config.run / "int8" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(model, path, architecture=architecture, extra=extra)
+        entries[name] = _Entry(load(path), path, against=DISTILLED)  # what is on disk is measured
+    return entries, reports
+
+
+def _rows(
+    entries: dict[str, _Entry],
+    data: ImageData,
+    logits: dict[str, Tensor],
+    speeds: dict[str, Speed],
+) -> list[Row]:
+    labels = data.test.labels
+    if labels is None:
+        raise ValueError(f"{data.name}: the test images have no labels to compare with")
+    rows = []
+    for name, entry in entries.items():
+        twin = entries[DISTILLED].model if name.startswith(INT8) else entry.model
+        against = entry.against
+        change = None if against is None else paired_change(logits[against], logits[name], labels)
+        row = Row(
+            name=name,
+            precision="int8" if name.startswith(INT8) else "fp32",
+            accuracy=score(logits[name], labels),
+            file_bytes=entry.path.stat().st_size,
+            parameters=count_parameters(twin),
+            macs=count_macs(twin, data.image_shape),
+            speed=speeds[name],
+            against=against,
+            change=change,
+        )
+        rows.append(row)
+    return rows
+
+
+def _layer_errors(
+    student: nn.Module, quantized: dict[str, _Entry], data: ImageData
+) -> dict[str, list[LayerError]]:
+    images, _ = next(iter(data.batches("test", 128)))
+    return {name: layer_errors(student, entry.model, images) for name, entry in quantized.items()}
+
+
+def _describe(data: ImageData) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "image_shape": list(data.image_shape),
+        "classes": list(data.class_names),
+        **{split: len(data.split(split)) for split in ("train", "val", "test")},
+    }

@@ -1,0 +1,159 @@
+"""The charts of a report, as inline SVG whose text takes the font of the page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from qkernels.data.extras import require
+from qkernels.pipeline.result import PipelineResult, Row
+
+INK, GREY, GRID = "#1c2733", "#66727f", "#e6e9ed"
+FLOAT, INT8 = "#8fa3b8", "#d9622b"  # what is float is quiet, what is int8 stands out
+LINES = ("#8fa3b8", "#2f6f9f", "#4f9d69")  # teacher, student alone, distilled
+VARIANTS = (INT8, "#2f6f9f", "#4f9d69", "#8a63a8", "#b8962e")
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "qkernels",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": GREY,
+    "ytick.color": INK,
+    "xtick.bottom": False,
+    "ytick.left": False,
+    "legend.frameon": False,
+}
+
+
+def draw_all(result: PipelineResult) -> dict[str, str]:
+    """Chart name -> SVG: accuracy, size, latency, curves and layers."""
+    rows = result.rows
+    with require("matplotlib").rc_context(STYLE):
+        return {
+            "accuracy": _accuracy(rows),
+            "size": _bars(rows, [row.file_bytes / 1e3 for row in rows], "KB on disk"),
+            "latency": _bars(
+                rows,
+                [row.speed.p50_ms for row in rows],
+                "ms for one image: p50, the whisker ends at p95",
+                whiskers=[row.speed.p95_ms - row.speed.p50_ms for row in rows],
+            ),
+            "throughput": _bars(
+                rows,
+                [row.speed.images_per_second for row in rows],
+                f"images a second at batch {rows[0].speed.batch}",
+            ),
+            "curves": _curves(result),
+            "layers": _layers(result),
+        }
+
+
+def _accuracy(rows: list[Row]) -> str:
+    """Points with 95 % intervals: an accuracy axis need not start at 0."""
+    with _chart(height=_height(rows)) as (axes, svg):
+        places = _name_rows(axes, rows)
+        for place, row in zip(places, rows, strict=True):
+            low, high = (100 * end for end in row.accuracy.interval)
+            axes.plot([low, high], [place] * 2, color=_color(row), linewidth=3)
+            axes.plot(100 * row.accuracy.accuracy, place, "o", color=_color(row), markersize=8)
+            _label(axes, high, place, f"{row.accuracy.accuracy:.2%}")
+        axes.set_xlabel("% of test images right, with the 95 % interval")
+        axes.margins(x=0.18, y=0.12)
+    return svg[0]
+
+
+def _bars(
+    rows: list[Row], values: Sequence[float], unit: str, whiskers: Sequence[float] | None = None
+) -> str:
+    with _chart(height=_height(rows)) as (axes, svg):
+        places = _name_rows(axes, rows)
+        ends = [v + w for v, w in zip(values, whiskers or [0] * len(rows), strict=True)]
+        axes.barh(places, values, height=0.56, color=[_color(row) for row in rows])
+        if whiskers:
+            axes.errorbar(values, places, xerr=[[0] * len(rows), whiskers], fmt="none", ecolor=INK)
+        for place, value, end in zip(places, values, ends, strict=True):
+            _label(axes, end, place, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}")
+        axes.set_xlabel(unit)
+        axes.set_xlim(0, max(ends) * 1.22)
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    return svg[0]
+
+
+def _curves(result: PipelineResult) -> str:
+    """Validation accuracy by epoch, and what the network got right while training, thin."""
+    with _chart(height=3.4) as (axes, svg):
+        for color, (name, history) in zip(LINES, result.curves.items(), strict=False):
+            epochs = [record.epoch for record in history]
+            train = [100 * record.accuracy for record in history]
+            axes.plot(epochs, train, color=color, linewidth=1, linestyle=":")
+            seen = [(r.epoch, 100 * r.val_accuracy) for r in history if r.val_accuracy is not None]
+            if seen:
+                axes.plot(*zip(*seen, strict=True), color=color, linewidth=2, label=name)
+        low = min(100 * r.accuracy for h in result.curves.values() for r in h[len(h) // 6 :])
+        axes.set_ylim(bottom=max(0, low - 3))  # the first steps up would flatten the rest
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("% right")
+        axes.legend(loc="lower right")
+    return svg[0]
+
+
+def _layers(result: PipelineResult) -> str:
+    """Signal to noise of each layer's output; one line a variant."""
+    with _chart(height=3.4) as (axes, svg):
+        names: list[str] = []
+        for color, (row, errors) in zip(VARIANTS, result.layers.items(), strict=False):
+            names = [error.name for error in errors]
+            decibels = [min(error.sqnr_db, 100.0) for error in errors]
+            axes.plot(names, decibels, "o-", color=color, markersize=4, label=row)
+        axes.set_ylabel("dB")
+        axes.tick_params(axis="x", labelrotation=90 if len(names) > 6 else 0, labelsize=9)
+        axes.set_ylim(bottom=0)
+        if len(result.layers) > 1:
+            axes.legend(loc="lower left")
+    return svg[0]
+
+
+@contextmanager
+def _chart(height: float) -> Iterator[tuple[Any, list[str]]]:
+    """Axes to draw on; afterwards the list holds the SVG."""
+    figure = require("matplotlib.figure").Figure(figsize=(5.8, height), layout="constrained")
+    svg: list[str] = []
+    yield figure.subplots(), svg
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    svg.append(text[text.index("<svg") :])
+
+
+def _height(rows: list[Row]) -> float:
+    return 0.75 + 0.42 * len(rows)
+
+
+def _name_rows(axes: Any, rows: list[Row]) -> list[int]:
+    """Label the y axis with the rows, the first on top; returns their places."""
+    places = list(range(len(rows), 0, -1))
+    axes.set_yticks(places, [row.name for row in rows])
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    return places
+
+
+def _label(axes: Any, end: float, place: int, text: str) -> None:
+    """Text just right of where a bar or an interval ends."""
+    axes.annotate(text, (end, place), (7, 0), textcoords="offset points", va="center")
+
+
+def _color(row: Row) -> str:
+    return INT8 if row.precision == "int8" else FLOAT
