@@ -20,7 +20,9 @@ lint: $(STAMP)-dev
 	$(BIN)/mypy
 
 bench: $(STAMP)-train
-	$(BIN)/qkernels bench --json bench.json
+	mkdir -p build
+	$(BIN)/qkernels bench --json build/bench.json
+	$(BIN)/python benchmarks/make_docs.py build/bench.json
 
 $(STAMP)-tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)

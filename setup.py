@@ -17,10 +17,28 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 TORCH_TARGET = "0x020b000000000000"  # torch 2.11: the first complete stable ABI
 
-COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"]
+COMMON = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wno-psabi",
+]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # GCC 12 warns about its own AVX-512 headers: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105593
-AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512"]
+AVX512 = [
+    *AVX2,
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mavx512vnni",
+    "-mprefer-vector-width=512",
+]
 AVX512 += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 ISA_FLAGS = {"_avx2": AVX2, "_avx512vnni": AVX512, "_amx": AVX512}  # by the end of a file's name
 
@@ -46,10 +64,23 @@ class NinjaBuild(build_ext):
 
         torch_root = Path(torch.__file__).parent
         torch_lib = torch_root / "lib"
-        torch_flags = ["-isystem", str(torch_root / "include"), f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+        torch_flags = [
+            "-isystem",
+            str(torch_root / "include"),
+            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+        ]
         torch_flags += ["-isystem", str(torch_root / "include/torch/csrc/api/include")]
-        numpy_flags = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
-        core = [s for pattern in ("*.cpp", "kernels/*.cpp") for s in sorted((ROOT / "csrc/cpu").glob(pattern))]
+        numpy_flags = [
+            "-isystem",
+            pybind11.get_include(),
+            "-isystem",
+            sysconfig.get_paths()["include"],
+        ]
+        core = [
+            s
+            for pattern in ("*.cpp", "kernels/*.cpp")
+            for s in sorted((ROOT / "csrc/cpu").glob(pattern))
+        ]
         link = {
             "_C": [f"-L{torch_lib}", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"],
             "_core": ["-pthread"],
@@ -63,13 +94,17 @@ class NinjaBuild(build_ext):
 
         def compile_(source: Path, extra: list[str]) -> str:
             target = str(build_dir / source.relative_to(ROOT / "csrc")) + ".o"
-            lines.append(f"build {target}: compile {source}\n  flags = {' '.join(COMMON + extra)}\n")
+            lines.append(
+                f"build {target}: compile {source}\n  flags = {' '.join(COMMON + extra)}\n"
+            )
             return target
 
         objects = [compile_(s, flags) for s in core if (flags := isa_flags(s)) is not None]
         fronts = {
             "_C": [compile_(s, torch_flags) for s in sorted((ROOT / "csrc/torch").glob("*.cpp"))],
-            "_core": [compile_(s, numpy_flags) for s in sorted((ROOT / "csrc/numpy").glob("*.cpp"))],
+            "_core": [
+                compile_(s, numpy_flags) for s in sorted((ROOT / "csrc/numpy").glob("*.cpp"))
+            ],
         }
         for extension in self.extensions:
             name = extension.name.rsplit(".", 1)[-1]
@@ -78,9 +113,13 @@ class NinjaBuild(build_ext):
             inputs = " ".join(objects + fronts[name])
             lines.append(f"build {target}: link {inputs}\n  flags = {' '.join(link[name])}\n")
         ninja_file = build_dir / "build.ninja"
-        ninja_file.write_text(f"builddir = {build_dir}\ncxx = {os.environ.get('CXX', 'g++')}\n" + "\n".join(lines))
+        ninja_file.write_text(
+            f"builddir = {build_dir}\ncxx = {os.environ.get('CXX', 'g++')}\n" + "\n".join(lines)
+        )
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        subprocess.run([sys.executable, "-m", "ninja", "-f", str(ninja_file), "-j", jobs], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "ninja", "-f", str(ninja_file), "-j", jobs], check=True
+        )
 
     def get_ext_filename(self, fullname: str) -> str:
         # _C is a torch library, not a Python module: the same file serves every CPython.

@@ -45,8 +45,13 @@ def main() -> None:
     data = datasets.load("cifar10-subset")
     root = Path(os.environ["QKERNELS_DATA"])
     machine = describe_machine()
-    sections = [table(name, root / f"models/cifar10_{name}.safetensors", data) for name in ("resnet20", "resnet56")]
-    measured = f"Measured with torch {machine['versions']['torch']}, instruction set {machine['isa']}.\n"
+    sections = [
+        table(name, root / f"models/cifar10_{name}.safetensors", data)
+        for name in ("resnet20", "resnet56")
+    ]
+    measured = (
+        f"Measured with torch {machine['versions']['torch']}, instruction set {machine['isa']}.\n"
+    )
     Path("docs/accuracy.md").write_text(HEADER + "\n".join([*sections, measured]))
 
 
@@ -63,7 +68,9 @@ def table(name: str, weights: Path, data: datasets.ImageData) -> str:
     ]
     for label, settings in SCHEMES.items():
         config = qkernels.QuantConfig(**settings)
-        calibration = calibration_batches(data, IMAGES, seed=0) if config.activation == "static" else None
+        calibration = (
+            calibration_batches(data, IMAGES, seed=0) if config.activation == "static" else None
+        )
         int8, _ = qkernels.quantize(net, config, calibration)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "int8.safetensors"
@@ -73,7 +80,9 @@ def table(name: str, weights: Path, data: datasets.ImageData) -> str:
         result = score(logits, data.test.labels)
         change = 100 * (result.accuracy - exact.accuracy)
         same = agreement(float_logits, logits)
-        rows.append(f"| {label} | {result.accuracy:.2%} | {change:+.2f} points | {same:.2%} | {size:.1%} |")
+        rows.append(
+            f"| {label} | {result.accuracy:.2%} | {change:+.2f} points | {same:.2%} | {size:.1%} |"
+        )
         print(name, rows[-1], flush=True)
     return "\n".join(rows) + "\n"
 

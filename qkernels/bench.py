@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -84,11 +85,10 @@ class ConvCase:
         return self.batch * pixels * self.outputs * taps
 
     def calls(self) -> dict[str, Call]:
-        layer = self._layer()
+        layer = self.float_layer()
         x = torch.randn(self.batch, self.channels, self.size, self.size)
-        last, layer_last = _channels_last(x), _channels_last(self._layer())
-        half, x_half = layer_last.bfloat16(), last.bfloat16()
-        layer_last = _channels_last(self._layer())
+        last, layer_last = _channels_last(x), _channels_last(copy.deepcopy(layer))
+        half, x_half = copy.deepcopy(layer_last).bfloat16(), last.bfloat16()
         static = QuantConv2d.from_float(
             layer, activation="static", input_scale=SCALE, input_zero_point=0
         )
@@ -101,7 +101,7 @@ class ConvCase:
             "int8 to int8": _chained_conv(static, q),
         }
 
-    def _layer(self) -> nn.Conv2d:
+    def float_layer(self) -> nn.Conv2d:
         return nn.Conv2d(
             self.channels,
             self.outputs,

@@ -25,7 +25,9 @@ def _load_library() -> None:
         raise ValueError(f"QKERNELS_MAX_ISA={limit!r} is unknown; choose one of {', '.join(ISAS)}")
     library = Path(__file__).with_name("_C.abi3.so")
     if not library.exists():
-        raise ImportError(f"{library} is missing; build it with: pip install --no-build-isolation -e .")
+        raise ImportError(
+            f"{library} is missing; build it with: pip install --no-build-isolation -e ."
+        )
     torch.ops.load_library(str(library))
 
 
@@ -61,12 +63,16 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return _ops.quantize(x, scale, zero_point)
 
 
-def quantize_dynamic(x: Tensor, *, per_row: bool = True, symmetric: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_dynamic(
+    x: Tensor, *, per_row: bool = True, symmetric: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """Float ``x`` [..., K] to int8 with ranges found in it: returns q, scale, zero_point ([...] or [])."""
     return _ops.quantize_dynamic(x, per_row, symmetric)
 
 
-def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantize(
+    q: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """``float(q - zero_point) * scale``, one scale for all or one a row of the last axis."""
     return _ops.dequantize(q, scale, zero_point, dtype)
 
@@ -202,7 +208,9 @@ def avg_pool2d(
     count_include_pad: bool = True,
 ) -> Tensor:
     """Mean of int8 ``x`` [N, C, H, W], rounded half to even; scale and zero point stay, padding is real 0."""
-    return _ops.avg_pool2d(x, zero_point, kernel_size, stride, padding, ceil_mode, count_include_pad)
+    return _ops.avg_pool2d(
+        x, zero_point, kernel_size, stride, padding, ceil_mode, count_include_pad
+    )
 
 
 def cpu_isa() -> str:
@@ -246,7 +254,7 @@ def packed_bytes(size: torch.Size | list[int], groups: int) -> int:
         merge = next(m for m in range(fits, 0, -1) if groups % m == 0)
         n, k, groups = n * merge, k * merge, groups // merge
     n_padded = (n + 15) // 16 * 16
-    return groups * n_padded * ((k + 63) // 64 * 64 + 4)
+    return groups * n_padded * ((k + 63) // 64 * 64 + 4) + 16
 
 
 @torch.library.register_fake("qkernels::pack_weight")
@@ -278,7 +286,11 @@ def _(x, weight, weight_scale, bias, residual=None, residual_scale=1.0, residual
 
 def _format_like(x: Tensor) -> torch.memory_format:
     last = torch.channels_last
-    return last if x.is_contiguous(memory_format=last) and not x.is_contiguous() else torch.contiguous_format
+    return (
+        last
+        if x.is_contiguous(memory_format=last) and not x.is_contiguous()
+        else torch.contiguous_format
+    )
 
 
 @torch.library.register_fake("qkernels::conv2d")
@@ -292,7 +304,14 @@ def _(x, weight, weight_scale, bias, input_scale, input_zero_point, symmetric, k
     return torch.empty(size, dtype=out_dtype, device=x.device, memory_format=_format_like(x))
 
 
-def _fake_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool) -> Tensor:
+def _fake_pool(
+    x: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+) -> Tensor:
     size = []
     for i in range(2):
         span = x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1
@@ -300,11 +319,20 @@ def _fake_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[in
         if ceil_mode and (out - 1) * stride[i] >= x.shape[2 + i] + padding[i]:
             out -= 1
         size.append(out)
-    return torch.empty((*x.shape[:2], *size), dtype=torch.int8, device=x.device, memory_format=_format_like(x))
+    return torch.empty(
+        (*x.shape[:2], *size), dtype=torch.int8, device=x.device, memory_format=_format_like(x)
+    )
 
 
 @torch.library.register_fake("qkernels::max_pool2d")
-def _(x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool) -> Tensor:
+def _(
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+) -> Tensor:
     return _fake_pool(x, kernel_size, stride, padding, dilation, ceil_mode)
 
 

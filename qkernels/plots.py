@@ -12,7 +12,7 @@ from qkernels.pipeline.result import PipelineResult, Row
 
 INK, GREY, GRID = "#1c2733", "#66727f", "#e6e9ed"
 FLOAT, INT8 = "#8fa3b8", "#d9622b"  # what is float is quiet, what is int8 stands out
-LINES = ("#8fa3b8", "#2f6f9f", "#4f9d69")  # teacher, student alone, distilled
+LINES = {"teacher": FLOAT, "student alone": "#2f6f9f", "student distilled": "#4f9d69"}
 VARIANTS = (INT8, "#2f6f9f", "#4f9d69", "#8a63a8", "#b8962e")
 STYLE = {
     "svg.fonttype": "none",
@@ -94,14 +94,15 @@ def _bars(
 def _curves(result: PipelineResult) -> str:
     """Validation accuracy by epoch, and what the network got right while training, thin."""
     with _chart(height=3.4) as (axes, svg):
-        for color, (name, history) in zip(LINES, result.curves.items(), strict=False):
+        for name, history in result.curves.items():
+            color = LINES[name]
             epochs = [record.epoch for record in history]
             train = [100 * record.accuracy for record in history]
             axes.plot(epochs, train, color=color, linewidth=1, linestyle=":")
             seen = [(r.epoch, 100 * r.val_accuracy) for r in history if r.val_accuracy is not None]
             if seen:
                 axes.plot(*zip(*seen, strict=True), color=color, linewidth=2, label=name)
-        low = min(100 * r.accuracy for h in result.curves.values() for r in h[len(h) // 6 :])
+        low = min(100 * r.accuracy for h in result.curves.values() for r in h[len(h) // 10 :])
         axes.set_ylim(bottom=max(0, low - 3))  # the first steps up would flatten the rest
         axes.set_xlabel("epoch")
         axes.set_ylabel("% right")

@@ -123,14 +123,21 @@ def matmul_s8(x: Tensor, weight: Tensor, zero_point: Tensor) -> Tensor:
 
 
 def linear(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, scale: Tensor, zero_point: Tensor, epilogue: Epilogue
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    epilogue: Epilogue,
 ) -> Tensor:
     """x [M, K] int8 with scale [1] or [M]; weight [N, K] int8 with weight_scale [N]."""
     total = matmul_s8(x, weight, zero_point)
     return epilogue(total, scale.view(-1, 1) * weight_scale)
 
 
-def linear_weight_only(x: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue) -> Tensor:
+def linear_weight_only(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, epilogue: Epilogue
+) -> Tensor:
     """x [M, K] float; four partial sums by k mod 4, each in increasing k, then (s0 + s1) + (s2 + s3)."""
     x = F.pad(x.float(), (0, -x.shape[1] % 4))
     w = F.pad(weight.float(), (0, -weight.shape[1] % 4))
@@ -140,13 +147,20 @@ def linear_weight_only(x: Tensor, weight: Tensor, weight_scale: Tensor, epilogue
     return epilogue((sums[0] + sums[1]) + (sums[2] + sums[3]), weight_scale.view(1, -1))
 
 
-def pad_image(x: Tensor, padding: tuple[int, int, int, int], mode: str, zero_point: Tensor) -> Tensor:
+def pad_image(
+    x: Tensor, padding: tuple[int, int, int, int], mode: str, zero_point: Tensor
+) -> Tensor:
     """x [N, C, H, W] int8; padding left, right, top, bottom; ``zeros`` pads with the image's zero point."""
     if mode != "zeros":
         return F.pad(x.float(), padding, mode=mode).to(torch.int8) if any(padding) else x
     left, right, top, bottom = padding
     n, c, h, w = x.shape
-    out = zero_point.to(torch.int8).view(-1, 1, 1, 1).expand(n, c, h + top + bottom, w + left + right).clone()
+    out = (
+        zero_point.to(torch.int8)
+        .view(-1, 1, 1, 1)
+        .expand(n, c, h + top + bottom, w + left + right)
+        .clone()
+    )
     out[:, :, top : top + h, left : left + w] = x
     return out
 
@@ -168,10 +182,16 @@ def conv2d(
     """x [N, C, H, W] int8 with scale [1] or [N]; weight [OC, C/groups, KH, KW] int8; the residual is [N, OC, OH, OW]."""
     x = pad_image(x, padding, padding_mode, zero_point)
     total = F.conv2d(x.double(), weight.double(), None, stride, 0, dilation, groups)
-    total = total - zero_point.view(-1, 1, 1, 1).double() * weight.double().sum((1, 2, 3)).view(1, -1, 1, 1)
+    total = total - zero_point.view(-1, 1, 1, 1).double() * weight.double().sum((1, 2, 3)).view(
+        1, -1, 1, 1
+    )
     n, oc, oh, ow = total.shape
     rows = total.permute(0, 2, 3, 1).reshape(-1, oc).to(torch.int32)
-    image_scale = scale.view(-1, 1).expand(n, oh * ow).reshape(-1, 1) if scale.numel() > 1 else scale.view(1, 1)
+    image_scale = (
+        scale.view(-1, 1).expand(n, oh * ow).reshape(-1, 1)
+        if scale.numel() > 1
+        else scale.view(1, 1)
+    )
     if epilogue.residual is not None:
         epilogue = replace(epilogue, residual=epilogue.residual.permute(0, 2, 3, 1).reshape(-1, oc))
     return epilogue(rows, image_scale * weight_scale).view(n, oh, ow, oc).permute(0, 3, 1, 2)
@@ -184,7 +204,7 @@ def max_pool2d(x: Tensor, *args: object, **kwargs: object) -> Tensor:
 
 def avg_pool2d(x: Tensor, zero_point: int, *args: object, **kwargs: object) -> Tensor:
     """``round_half_even(sum * (1 / count))``; padding, where counted, is real 0, that is the zero point."""
-    steps = (x.double() - zero_point)
+    steps = x.double() - zero_point
     kwargs.pop("divisor_override", None)
     ones = F.avg_pool2d(torch.ones_like(steps[:1, :1]), *args, **{**kwargs, "divisor_override": 1})  # type: ignore[arg-type]
     total = F.avg_pool2d(steps, *args, **{**kwargs, "divisor_override": 1})  # type: ignore[arg-type]

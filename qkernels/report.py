@@ -74,10 +74,11 @@ def findings(result: PipelineResult) -> list[str]:
     smaller = _times(distilled.file_bytes / int8.file_bytes, "smaller", "larger")
     quicker = _times(distilled.speed.p50_ms / int8.speed.p50_ms, "faster", "slower")
     bulk = int8.speed.images_per_second / distilled.speed.images_per_second
+    assert int8.change is not None
     sentences = [
         f"The teacher's answers changed the student's accuracy by {_verdict(distilled)}.",
-        f"int8 gives another answer for {_changed(int8)} images and changed the accuracy by "
-        f"{_verdict(int8)}.",
+        f"int8 gives another answer for {int8.change.changed:,} of {int8.change.count:,} images "
+        f"and changed the accuracy by {_verdict(int8)}.",
         f"Against the fp32 student, the int8 file is {smaller}, one image is {quicker} and a batch "
         f"of {int8.speed.batch} is {_times(bulk, 'faster', 'slower')}.",
     ]
@@ -96,9 +97,9 @@ def cells(row: Row) -> tuple[str, ...]:
         row.name,
         f"{100 * row.accuracy.accuracy:.2f} [{100 * low:.1f}, {100 * high:.1f}]",
         _change(row),
-        _changed(row),
+        "" if row.change is None else f"{row.change.changed:,}",
         f"{row.file_bytes / 1e3:,.1f}",
-        f"{row.parameters:,}",
+        _count(row.parameters),
         _count(row.macs),
         f"{row.speed.p50_ms:.3g} / {row.speed.p95_ms:.3g}",
         f"{row.speed.images_per_second:,.0f}",
@@ -113,10 +114,6 @@ def _change(row: Row) -> str:
     return f"{100 * row.change.gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
-def _changed(row: Row) -> str:
-    return "" if row.change is None else f"{row.change.changed:,} of {row.change.count:,}"
-
-
 def _verdict(row: Row) -> str:
     if row.change is None or row.change.certain:
         return f"{_change(row)} points"
@@ -124,8 +121,10 @@ def _verdict(row: Row) -> str:
 
 
 def _count(number: int) -> str:
-    """7,584 or 26.5 M"""
-    return f"{number:,}" if number < 1e6 else f"{number / 1e6:,.4g} M"
+    """3,658 or 172.5 K or 26.4 M"""
+    if number < 10_000:
+        return f"{number:,}"
+    return f"{number / 1e3:.1f} K" if number < 1_000_000 else f"{number / 1e6:,.1f} M"
 
 
 def _row_json(row: Row) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 // The packed weight, one layout for every CPU instruction set:
 //
-//   [groups][N/16][K/4][16][4] int8, then [groups][N/16*16] int32 sums S[n] = sum_k w[n,k]
+//   [groups][N/16][K/4][16][4] int8, then [groups][N/16*16] int32 sums S[n] = sum_k w[n,k],
+//   then four int32: version, groups, N, K, so that a weight is never read with another shape
 //
 // N padded to 16 and K to 64 with zeros. Four K values of one output channel are neighbours, as
 // tdpbssd, vpdpbusd, vpmaddubsw and sdot read them: 64 bytes are 16 channels by 4 K.
@@ -11,7 +12,7 @@
 namespace qk {
 
 constexpr int64_t kPanel = 16;           // output channels of a panel
-constexpr int64_t kLayoutVersion = 1;
+constexpr int32_t kLayoutVersion = 1;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -24,13 +25,21 @@ struct PackedLayout {
   int64_t panel_bytes() const { return kPanel * k_padded(); }
   int64_t group_bytes() const { return n_padded() * k_padded(); }
   int64_t values_bytes() const { return groups * group_bytes(); }
-  int64_t bytes() const { return values_bytes() + groups * n_padded() * 4; }
+  int64_t shape_offset() const { return values_bytes() + groups * n_padded() * 4; }
+  int64_t bytes() const { return shape_offset() + 16; }
   int64_t offset(int64_t g, int64_t row, int64_t col) const {
     return g * group_bytes() + row / kPanel * panel_bytes() + col / 4 * 64 + row % kPanel * 4 + col % 4;
   }
   const int8_t* values(const int8_t* packed, int64_t g) const { return packed + g * group_bytes(); }
   const int32_t* sums(const int8_t* packed, int64_t g) const {
     return reinterpret_cast<const int32_t*>(packed + values_bytes()) + g * n_padded();
+  }
+  const int32_t* shape(const int8_t* packed) const { return reinterpret_cast<const int32_t*>(packed + shape_offset()); }
+  // Whether `size` packed bytes hold a weight of this layout.
+  bool matches(const int8_t* packed, int64_t size) const {
+    if (size != bytes()) return false;
+    const int32_t* s = shape(packed);
+    return s[0] == kLayoutVersion && s[1] == groups && s[2] == n && s[3] == k;
   }
 };
 

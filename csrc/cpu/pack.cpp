@@ -26,6 +26,8 @@ bool pack_weight(const int8_t* weight, int64_t oc, int64_t c, int64_t kh, int64_
   const PackedLayout layout = weight_layout(oc, c, kh, kw, groups);
   std::memset(packed, 0, size_t(layout.bytes()));
   int32_t* sums = const_cast<int32_t*>(layout.sums(packed, 0));
+  const int32_t shape[] = {kLayoutVersion, int32_t(layout.groups), int32_t(layout.n), int32_t(layout.k)};
+  std::memcpy(packed + layout.shape_offset(), shape, sizeof shape);
   bool in_range = true;
   for_elements(oc, c, kh, kw, groups, layout, [&](int64_t i, int64_t group, int64_t row, int64_t column) {
     packed[layout.offset(group, row, column)] = weight[i];

@@ -224,7 +224,7 @@ Bytes pack(const Array& weight_any, int64_t groups) {
 Bytes unpack(const Bytes& packed, const Shape& size, int64_t groups) {
   check(size.size() == 2 || size.size() == 4, "size has ", size.size(), " axes; 2 or 4 are supported");
   const int64_t kh = size.size() == 4 ? size[2] : 1, kw = size.size() == 4 ? size[3] : 1;
-  check(packed.size() == weight_layout(size[0], size[1], kh, kw, groups).bytes(), "packed does not hold a weight ", shown(size));
+  check(weight_layout(size[0], size[1], kh, kw, groups).matches(packed.data(), packed.size()), "packed does not hold a weight ", shown(size));
   Bytes weight(size);
   unpack_weight(packed.data(), size[0], size[1], kh, kw, groups, weight.mutable_data());
   return weight;
@@ -236,7 +236,7 @@ GemmProblem linear_problem(const Array& x, const Bytes& weight, const Floats& we
   check(x.ndim() == 2 && x.strides(1) == x.itemsize() && x.strides(0) % x.itemsize() == 0, "x must be [M, K] with each row contiguous");
   p.m = x.shape(0), p.k = x.shape(1), p.n = weight_scale.size();
   check(p.k >= 1 && p.k <= kMaxK && p.n >= 1, "K=", p.k, " is outside [1, ", kMaxK, "] or N=", p.n, " is 0");
-  check(weight.size() == PackedLayout{1, p.n, p.k}.bytes(), "weight holds ", weight.size(), " bytes, which is not a packed [N=", p.n, ", K=", p.k, "] weight");
+  check(PackedLayout{1, p.n, p.k}.matches(weight.data(), weight.size()), "weight holds ", weight.size(), " bytes, which is not a packed [N=", p.n, ", K=", p.k, "] weight");
   p.x = x.data();
   p.x_stride = x.strides(0) / x.itemsize();
   p.weight = weight.data();
@@ -312,7 +312,7 @@ Array conv2d_nhwc(const Array& x, const Bytes& weight, const Floats& weight_scal
     const int64_t room = p.pad_mode == PadMode::reflect ? 1 : 0;
     check(std::max(p.pad_top, p.pad_bottom) <= p.h - room && std::max(p.pad_left, p.pad_right) <= p.w - room, padding_mode, " padding does not fit the input");
   }
-  check(weight.size() == weight_layout(p.oc, p.c / groups, p.kh, p.kw, groups).bytes(), "weight does not fit the convolution; pack it with the same groups");
+  check(weight_layout(p.oc, p.c / groups, p.kh, p.kw, groups).matches(weight.data(), weight.size()), "weight does not fit the convolution; pack it with the same groups");
   p.x = x.data();
   const int order[4] = {0, 3, 1, 2};
   for (int i = 0; i < 4; ++i) p.x_strides[i] = x.strides(order[i]) / x.itemsize();

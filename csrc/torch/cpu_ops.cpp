@@ -179,9 +179,10 @@ static Tensor pack_weight(const Tensor& weight_any, int64_t groups) {
 static const int8_t* check_packed(const char* op, const Tensor& packed, const PackedLayout& layout) {
   check_cpu(op, "weight", packed);
   check(packed.scalar_type() == ScalarType::Char && packed.is_contiguous(), op, "weight must come from pack_weight");
-  check(packed.numel() == layout.bytes(), op, "weight has ", packed.numel(), " bytes, but N=", layout.groups * layout.n,
-        ", K=", layout.k, " and groups=", layout.groups, " need ", layout.bytes());
-  return static_cast<const int8_t*>(packed.const_data_ptr());
+  const int8_t* bytes = static_cast<const int8_t*>(packed.const_data_ptr());
+  check(layout.matches(bytes, packed.numel()), op, "weight holds ", packed.numel(), " bytes, which are not a packed weight of N=",
+        layout.groups * layout.n, ", K=", layout.k, ", groups=", layout.groups, ", as the other arguments ask for");
+  return bytes;
 }
 
 static Tensor unpack_weight(const Tensor& packed, Ints size, int64_t groups) {
@@ -280,8 +281,6 @@ static GemmProblem linear_problem(const char* op, Tensor& x, const Tensor& weigh
   p.x_stride = x.dim() == 2 ? x.stride(0) : p.k;
   p.x = x.const_data_ptr();
   const PackedLayout layout{1, p.n, p.k};
-  check(weight.numel() == layout.bytes(), op, "weight holds ", weight.numel(), " bytes, which is not a packed [N=", p.n,
-        ", K=", p.k, "] weight (", layout.bytes(), " bytes); x is ", shape(x));
   p.weight = check_packed(op, weight, layout);
   return p;
 }

@@ -97,7 +97,9 @@ class QuantConv2d(QuantModule):
             activation=activation,
             symmetric=symmetric,
         )
-        new._set_tensors(weight or quantize_weight(conv.weight), conv.bias, input_scale, input_zero_point)
+        new._set_tensors(
+            weight or quantize_weight(conv.weight), conv.bias, input_scale, input_zero_point
+        )
         return new
 
     def forward(self, x: Tensor) -> Tensor:

@@ -59,12 +59,16 @@ class QuantLinear(QuantModule):
             activation=activation,
             symmetric=symmetric,
         )
-        new._set_tensors(weight or quantize_weight(linear.weight), linear.bias, input_scale, input_zero_point)
+        new._set_tensors(
+            weight or quantize_weight(linear.weight), linear.bias, input_scale, input_zero_point
+        )
         return new
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation == "weight_only":
-            return ops.linear_weight_only(x, self.packed_weight, self.weight_scale, self.bias, out_dtype=x.dtype)
+            return ops.linear_weight_only(
+                x, self.packed_weight, self.weight_scale, self.bias, out_dtype=x.dtype
+            )
         return ops.linear(
             x,
             self.packed_weight,

@@ -29,17 +29,24 @@ class QuantModule(nn.Module):
     input_zero_point: Tensor | None
 
     def __init__(
-        self, size: tuple[int, ...], groups: int, bias: bool, activation: Activation, symmetric: bool, device: Any
+        self,
+        size: tuple[int, ...],
+        groups: int,
+        bias: bool,
+        activation: Activation,
+        symmetric: bool,
+        device: Any,
     ) -> None:
         super().__init__()
         if activation not in get_args(Activation):
-            raise ValueError(f"activation={activation!r} is unknown; choose one of {', '.join(get_args(Activation))}")
+            raise ValueError(
+                f"activation={activation!r} is unknown; choose one of {', '.join(get_args(Activation))}"
+            )
         self.weight_size, self.weight_groups = size, groups
         self.activation, self.symmetric = activation, symmetric
         n, static = size[0], activation == "static"
-        self.register_buffer(
-            "packed_weight", torch.zeros(ops.packed_bytes(list(size), groups), dtype=torch.int8, device=device), False
-        )
+        packed = ops.pack_weight(torch.zeros(size, dtype=torch.int8, device=device), groups)
+        self.register_buffer("packed_weight", packed, persistent=False)
         self.register_buffer("weight_scale", torch.ones(n, device=device))
         self.register_buffer("bias", torch.zeros(n, device=device) if bias else None)
         self.register_buffer("input_scale", torch.ones((), device=device) if static else None)
@@ -67,22 +74,30 @@ class QuantModule(nn.Module):
                 f"the int8 weight is {quantized.dtype} {list(quantized.shape)}; int8 {list(self.weight_size)} is needed"
             )
         self.packed_weight = ops.pack_weight(quantized, self.weight_groups)
-        self.weight_scale = check_scale("weight scale", scale).expand(self.weight_size[0]).contiguous()
+        self.weight_scale = (
+            check_scale("weight scale", scale).expand(self.weight_size[0]).contiguous()
+        )
         if bias is not None:
             self.bias = bias.detach().float().clone()
         if self.activation != "static":
             if input_scale is not None or input_zero_point is not None:
-                raise ValueError(f"input_scale and input_zero_point are for static activations, not {self.activation}")
+                raise ValueError(
+                    f"input_scale and input_zero_point are for static activations, not {self.activation}"
+                )
             return
         if input_scale is None or input_zero_point is None:
-            raise ValueError("static activations need input_scale and input_zero_point, from calibration")
+            raise ValueError(
+                "static activations need input_scale and input_zero_point, from calibration"
+            )
         device = quantized.device
         self.input_scale = check_scale("input scale", input_scale).detach().reshape(()).to(device)
         self.input_zero_point = check_zero_point(input_zero_point).detach().reshape(()).to(device)
 
     # ---- saving, loading, moving
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         destination[prefix + "weight"] = self.weight
         super()._save_to_state_dict(destination, prefix, keep_vars)
 

@@ -34,7 +34,9 @@ def check_scale(name: str, scale: Tensor | float) -> Tensor:
     scale = torch.as_tensor(scale, dtype=torch.float32)
     bad = ~(torch.isfinite(scale) & (scale > 0))
     if bad.any():
-        raise ValueError(f"{name} is {float(scale[bad].flatten()[0])}; scales are finite and above 0")
+        raise ValueError(
+            f"{name} is {float(scale[bad].flatten()[0])}; scales are finite and above 0"
+        )
     return scale
 
 

@@ -23,11 +23,23 @@ FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 DTYPES = list(NAMES)
 ZERO_POINTS = [-128, -127, -1, 0, 3, 127]
 PRIMES = [37, 53, 71, 97, 101, 151, 211]
-SIZES = [*range(1, 18), *range(31, 34), *range(47, 50), *range(63, 66), *range(127, 130), *range(191, 194)] + PRIMES
+SIZES = [
+    *range(1, 18),
+    *range(31, 34),
+    *range(47, 50),
+    *range(63, 66),
+    *range(127, 130),
+    *range(191, 194),
+] + PRIMES
 
 sizes = st.sampled_from(SIZES)
 seeds = st.integers(0, 2**20)
-RANGES = ["static", "per_row", "symmetric", "asymmetric"]  # of float input; the first two of int8 input
+RANGES = [
+    "static",
+    "per_row",
+    "symmetric",
+    "asymmetric",
+]  # of float input; the first two of int8 input
 
 
 def quick(examples: int) -> settings:
@@ -63,10 +75,14 @@ def zero_points(g: torch.Generator, count: int) -> Tensor:
     return torch.tensor(ZERO_POINTS)[torch.randint(len(ZERO_POINTS), (count,), generator=g)].int()
 
 
-NASTY = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e-45, -1e-40, 1e-30, -0.0, 0.0, 3e38, -3e38, 6e-8, 65504])
+NASTY = torch.tensor(
+    [torch.nan, torch.inf, -torch.inf, 1e-45, -1e-40, 1e-30, -0.0, 0.0, 3e38, -3e38, 6e-8, 65504]
+)
 
 
-def floats(g: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32, nasty: bool = False) -> Tensor:
+def floats(
+    g: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32, nasty: bool = False
+) -> Tensor:
     """Normal values; `nasty`: whole rows of zeros, and NaN, infinities, denormals, -0 and huge values among the rest."""
     x = torch.randn(shape, generator=g)
     if nasty and x.numel():
@@ -81,11 +97,16 @@ def assert_same_bits(got: Tensor, expected: Tensor, who: str) -> None:
     """Equal as bytes; the message names the first place that differs."""
     assert (got.dtype, got.shape) == (expected.dtype, expected.shape), who
     size = expected.element_size()
-    a, b = (t.contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32}[size]) for t in (got, expected))
+    a, b = (
+        t.contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32}[size])
+        for t in (got, expected)
+    )
     if not torch.equal(a, b):
         at = tuple((a != b).nonzero()[0].tolist())
         wrong = int((a != b).sum())
-        raise AssertionError(f"{who}: {wrong} of {a.numel()} differ; at {at} {got[at]} is not {expected[at]}")
+        raise AssertionError(
+            f"{who}: {wrong} of {a.numel()} differ; at {at} {got[at]} is not {expected[at]}"
+        )
 
 
 # ---- epilogue
@@ -93,8 +114,13 @@ def assert_same_bits(got: Tensor, expected: Tensor, who: str) -> None:
 
 def draw_epilogue(draw: Any, shape: tuple[int, ...], g: torch.Generator) -> Epilogue:
     """Any combination of steps for an output of this shape, whose axis 1 is channels."""
-    out_dtype, residual_dtype = draw(st.sampled_from(DTYPES)), draw(st.sampled_from([None, *DTYPES]))
-    low, high = draw(st.sampled_from([(None, None), (0.0, None), (0.0, 6.0), (-0.5, 0.5), (None, -0.0)]))
+    out_dtype, residual_dtype = (
+        draw(st.sampled_from(DTYPES)),
+        draw(st.sampled_from([None, *DTYPES])),
+    )
+    low, high = draw(
+        st.sampled_from([(None, None), (0.0, None), (0.0, 6.0), (-0.5, 0.5), (None, -0.0)])
+    )
     e = Epilogue(clamp_min=low, clamp_max=high, out_dtype=out_dtype)
     if draw(st.booleans()):
         e.bias = torch.randn(shape[1], generator=g)
@@ -190,7 +216,9 @@ class Conv2d(Problem):
 
     def expected(self) -> Tensor:
         q, scale, zero = self.quantized()
-        return reference.conv2d(q, self.weight, self.weight_scale, scale, zero, self.epilogue, **self.geometry())
+        return reference.conv2d(
+            q, self.weight, self.weight_scale, scale, zero, self.epilogue, **self.geometry()
+        )
 
     def arrays(self) -> dict[str, Any]:
         residual = self.epilogue.residual
@@ -213,12 +241,17 @@ def assert_every_isa(problem: Linear | Conv2d, **options: Any) -> None:
         assert_same_bits(problem.run(isa, **options), expected, isa)
 
 
-def draw_input(draw: Any, x_dtype: torch.dtype, shape: tuple[int, ...], g: torch.Generator) -> dict[str, Any]:
+def draw_input(
+    draw: Any, x_dtype: torch.dtype, shape: tuple[int, ...], g: torch.Generator
+) -> dict[str, Any]:
     """x with its scale, zero point and symmetric."""
     if x_dtype == torch.int8:
         x, how = int8(g, *shape), draw(st.sampled_from(RANGES[:2]))
     else:
-        x, how = floats(g, *shape, dtype=x_dtype, nasty=draw(st.booleans())), draw(st.sampled_from(RANGES))
+        x, how = (
+            floats(g, *shape, dtype=x_dtype, nasty=draw(st.booleans())),
+            draw(st.sampled_from(RANGES)),
+        )
     count = {"static": 1, "per_row": shape[0]}.get(how)
     return {
         "x": x,
@@ -262,8 +295,12 @@ def image_side(draw: Any, kernel: int, dilation: int, pads: tuple[int, int]) -> 
 @st.composite
 def convs(draw: Any, x_dtypes: list[torch.dtype] = DTYPES) -> Conv2d:
     c, oc, groups = channels(draw, draw(st.sampled_from(["dense", "grouped", "depthwise"])))
-    side = st.integers(1, 3) if draw(st.integers(0, 9)) else st.just(9)  # 9 x 9: more taps than a kernel holds
-    kernel, stride, dilation = (draw(st.tuples(s, s)) for s in (side, st.integers(1, 3), st.integers(1, 2)))
+    side = (
+        st.integers(1, 3) if draw(st.integers(0, 9)) else st.just(9)
+    )  # 9 x 9: more taps than a kernel holds
+    kernel, stride, dilation = (
+        draw(st.tuples(s, s)) for s in (side, st.integers(1, 3), st.integers(1, 2))
+    )
     padding = draw(st.sampled_from([(0, 0, 0, 0), (1, 1, 1, 1), (2, 0, 1, 3), (0, 3, 2, 0)]))
     h = image_side(draw, kernel[0], dilation[0], padding[2:])
     w = image_side(draw, kernel[1], dilation[1], padding[:2])

@@ -29,11 +29,23 @@ from qkernels.reference import Epilogue
 every_isa = pytest.mark.parametrize("isa", ISAS)
 
 
-def some_conv(c: int, oc: int, groups: int, kernel: tuple[int, int], size: tuple[int, int], **geometry: object) -> Conv2d:
+def some_conv(
+    c: int, oc: int, groups: int, kernel: tuple[int, int], size: tuple[int, int], **geometry: object
+) -> Conv2d:
     g = rng(c + oc)
     x, weight = int8(g, 2, c, *size), int8(g, oc, c // groups, *kernel, low=-127)
     bias = torch.randn(oc, generator=g)
-    return Conv2d(x, weight, scales(g, oc), scales(g, 2), zero_points(g, 2), True, Epilogue(bias), groups=groups, **geometry)
+    return Conv2d(
+        x,
+        weight,
+        scales(g, oc),
+        scales(g, 2),
+        zero_points(g, 2),
+        True,
+        Epilogue(bias),
+        groups=groups,
+        **geometry,
+    )
 
 
 @given(problem=convs([torch.int8]))
@@ -141,7 +153,11 @@ def test_threads_do_not_change_a_byte_of_a_large_image() -> None:
         problem.x, problem.scale, problem.zero_point = x, None, None
         expected = problem.expected()
         for threads in (1, 2, 3, 7):
-            assert_same_bits(problem.run("avx2" if "avx2" in ISAS else "scalar", threads=threads), expected, f"{threads}")
+            assert_same_bits(
+                problem.run("avx2" if "avx2" in ISAS else "scalar", threads=threads),
+                expected,
+                f"{threads}",
+            )
 
 
 # ---- meaning
@@ -154,7 +170,17 @@ def test_zeros_padding_is_real_zero(isa: str, groups: int, zero_point: int) -> N
     x = torch.full((1, 16, 4, 4), zero_point, dtype=torch.int8)
     weight = torch.full((16, 16 // groups, 3, 3), 127, dtype=torch.int8)
     zero = torch.tensor([zero_point], dtype=torch.int32)
-    problem = Conv2d(x, weight, torch.ones(16), torch.ones(1), zero, True, Epilogue(), padding=(1, 1, 1, 1), groups=groups)
+    problem = Conv2d(
+        x,
+        weight,
+        torch.ones(16),
+        torch.ones(1),
+        zero,
+        True,
+        Epilogue(),
+        padding=(1, 1, 1, 1),
+        groups=groups,
+    )
     assert problem.run(isa).eq(0).all()
 
 
@@ -165,8 +191,12 @@ def test_no_sum_overflows(groups: int, isa: str) -> None:
     x = torch.full((1, 18, 60, 60), -128, dtype=torch.int8)
     weight = torch.full((18, 18 // groups, *kernel), 127, dtype=torch.int8)
     zero = torch.tensor([127], dtype=torch.int32)
-    problem = Conv2d(x, weight, torch.ones(18), torch.ones(1), zero, True, Epilogue(), groups=groups)
-    assert problem.run(isa).unique().tolist() == [torch.tensor(-255.0 * 127 * 3600 * 18 / groups).item()]
+    problem = Conv2d(
+        x, weight, torch.ones(18), torch.ones(1), zero, True, Epilogue(), groups=groups
+    )
+    assert problem.run(isa).unique().tolist() == [
+        torch.tensor(-255.0 * 127 * 3600 * 18 / groups).item()
+    ]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

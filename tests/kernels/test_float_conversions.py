@@ -28,13 +28,25 @@ def through_residual(x: Tensor, out_dtype: torch.dtype, isa: str) -> Tensor:
     rows = to_numpy(x.reshape(-1, 32))
     packed, one = _core.pack_weight(np.zeros((32, 1), np.int8)), np.ones(32, np.float32)
     q = np.zeros((len(rows), 1), np.int8)
-    y = _core.linear(q, packed, one, None, one[:1], np.zeros(1, np.int32), residual=rows, out_dtype=NAMES[out_dtype], isa=isa)
+    y = _core.linear(
+        q,
+        packed,
+        one,
+        None,
+        one[:1],
+        np.zeros(1, np.int32),
+        residual=rows,
+        out_dtype=NAMES[out_dtype],
+        isa=isa,
+    )
     return to_torch(y).reshape(-1)
 
 
 def through_weight_only(x: Tensor, isa: str) -> Tensor:
     packed, one = _core.pack_weight(np.ones((1, 1), np.int8)), np.ones(1, np.float32)
-    return to_torch(_core.linear_weight_only(to_numpy(x.view(-1, 1)), packed, one, isa=isa)).reshape(-1)
+    return to_torch(
+        _core.linear_weight_only(to_numpy(x.view(-1, 1)), packed, one, isa=isa)
+    ).reshape(-1)
 
 
 def assert_stored_alike(x: Tensor, dtype: torch.dtype, isa: str) -> None:
@@ -74,8 +86,12 @@ def test_float_bits_of_every_kind_are_stored(dtype: torch.dtype, isa: str) -> No
 
 @every_isa
 def test_overflow_and_denormals_of_float16(isa: str) -> None:
-    x = torch.tensor([65504.0, 65519.996, 65520.0, 1e6, 2.0**-24, 2.0**-25, 2.0**-25 * 1.0001, 1e-9]).repeat(4)
-    expected = torch.tensor([65504.0, 65504.0, torch.inf, torch.inf, 2.0**-24, 0.0, 2.0**-24, 0.0]).repeat(4)
+    x = torch.tensor(
+        [65504.0, 65519.996, 65520.0, 1e6, 2.0**-24, 2.0**-25, 2.0**-25 * 1.0001, 1e-9]
+    ).repeat(4)
+    expected = torch.tensor(
+        [65504.0, 65504.0, torch.inf, torch.inf, 2.0**-24, 0.0, 2.0**-24, 0.0]
+    ).repeat(4)
     assert_same_bits(through_residual(x, torch.float16, isa), expected.half(), isa)
     assert_same_bits(through_residual(-x, torch.float16, isa), -expected.half(), isa)
 
@@ -84,7 +100,9 @@ def test_overflow_and_denormals_of_float16(isa: str) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_dequantize_of_every_integer(dtype: torch.dtype, isa: str) -> None:
     q = torch.arange(-128, 128).to(torch.int8).repeat(17, 1)
-    scale = torch.tensor([1.0, 0.1, 3e38, 1e-38, 2.0**-24, 2.0**-25, 2.0**-31, *[0.01 * i for i in range(1, 11)]])
+    scale = torch.tensor(
+        [1.0, 0.1, 3e38, 1e-38, 2.0**-24, 2.0**-25, 2.0**-31, *[0.01 * i for i in range(1, 11)]]
+    )
     zero = torch.arange(-128, 127, 16)[:17].int()
     zero = torch.cat([zero, zero.new_full((17 - len(zero),), 127)])
     y = _core.dequantize(q.numpy(), scale.numpy(), zero.numpy(), NAMES[dtype], isa=isa)

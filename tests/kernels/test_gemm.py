@@ -38,7 +38,13 @@ def plain(x: torch.Tensor, weight: torch.Tensor, zero_point: int = 0, **epilogue
 
 def some_linear(m: int, n: int, k: int, seed: int = 0, **epilogue: Any) -> Linear:
     g = rng(seed)
-    operands = (int8(g, m, k), int8(g, n, k, low=-127), scales(g, n), scales(g, m), zero_points(g, m))
+    operands = (
+        int8(g, m, k),
+        int8(g, n, k, low=-127),
+        scales(g, n),
+        scales(g, m),
+        zero_points(g, m),
+    )
     return Linear(*operands, True, Epilogue(bias=torch.randn(n, generator=g), **epilogue))
 
 
@@ -59,7 +65,15 @@ def test_every_row_remainder(isa: str) -> None:
     whole = some_linear(max(SIZES), 35, 67)
     expected = whole.expected()
     for m in SIZES:
-        part = Linear(whole.x[:m], whole.weight, whole.weight_scale, whole.scale[:m], whole.zero_point[:m], True, whole.epilogue)
+        part = Linear(
+            whole.x[:m],
+            whole.weight,
+            whole.weight_scale,
+            whole.scale[:m],
+            whole.zero_point[:m],
+            True,
+            whole.epilogue,
+        )
         assert_same_bits(part.run(isa), expected[:m], f"M={m}")
 
 
@@ -69,7 +83,15 @@ def test_every_column_remainder(isa: str) -> None:
     expected = whole.expected()
     for n in SIZES:
         epilogue = Epilogue(bias=whole.epilogue.bias[:n])
-        part = Linear(whole.x, whole.weight[:n], whole.weight_scale[:n], whole.scale, whole.zero_point, True, epilogue)
+        part = Linear(
+            whole.x,
+            whole.weight[:n],
+            whole.weight_scale[:n],
+            whole.scale,
+            whole.zero_point,
+            True,
+            epilogue,
+        )
         assert_same_bits(part.run(isa), expected[:, :n].contiguous(), f"N={n}")
 
 
@@ -99,7 +121,9 @@ def test_no_sum_overflows(x: int, zero_point: int, k: int) -> None:
 @every_isa
 def test_pairs_do_not_saturate_at_16_bits(isa: str) -> None:
     # oneDNN's example: 255 * 127 + 255 * 127 = 64770, which vpmaddubsw alone makes 32767.
-    problem = plain(torch.full((4, 2), 127, dtype=torch.int8), torch.full((16, 2), 127, dtype=torch.int8), -128)
+    problem = plain(
+        torch.full((4, 2), 127, dtype=torch.int8), torch.full((16, 2), 127, dtype=torch.int8), -128
+    )
     assert problem.run(isa).unique().tolist() == [64770]
 
 
@@ -109,7 +133,9 @@ def test_only_extreme_values(seed: int, k: int) -> None:
     g = rng(seed)
     x = torch.tensor([-128, -127, 127], dtype=torch.int8)[torch.randint(3, (13, k), generator=g)]
     weight = torch.tensor([-127, 127], dtype=torch.int8)[torch.randint(2, (19, k), generator=g)]
-    assert_every_isa(Linear(x, weight, torch.ones(19), torch.ones(13), zero_points(g, 13), True, Epilogue()))
+    assert_every_isa(
+        Linear(x, weight, torch.ones(19), torch.ones(13), zero_points(g, 13), True, Epilogue())
+    )
 
 
 @pytest.mark.parametrize("x_scale", [1e-38, 1e-30, 3e38])
@@ -125,21 +151,33 @@ def test_scales_whose_product_is_denormal_or_infinite(x_scale: float, w_scale: f
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, 1e-31, torch.nan, torch.inf, -torch.inf, 3.4e38])
+@pytest.mark.parametrize(
+    "value", [0.0, -0.0, 1e-45, 1e-31, torch.nan, torch.inf, -torch.inf, 3.4e38]
+)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_rows_of_one_value(value: float, symmetric: bool, dtype: torch.dtype) -> None:
     x = torch.full((3, 20), value).to(dtype)
     x[1, ::2] = 1.0
     x[2, 5] = -value
     g = rng(0)
-    assert_every_isa(Linear(x, int8(g, 18, 20, low=-127), scales(g, 18), None, None, symmetric, Epilogue()))
+    assert_every_isa(
+        Linear(x, int8(g, 18, 20, low=-127), scales(g, 18), None, None, symmetric, Epilogue())
+    )
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_row_of_zeros_gives_the_bias(symmetric: bool) -> None:
     g = rng(0)
     bias = torch.randn(5, generator=g)
-    problem = Linear(torch.zeros(2, 9), int8(g, 5, 9, low=-127), scales(g, 5), None, None, symmetric, Epilogue(bias))
+    problem = Linear(
+        torch.zeros(2, 9),
+        int8(g, 5, 9, low=-127),
+        scales(g, 5),
+        None,
+        None,
+        symmetric,
+        Epilogue(bias),
+    )
     for isa in ISAS:
         assert_same_bits(problem.run(isa), bias.expand(2, 5), isa)
 
@@ -149,7 +187,10 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     x, weight, weight_scale = floats(g, 40, 70), int8(g, 33, 70, low=-127), scales(g, 33)
     whole = Linear(x, weight, weight_scale, None, None, False, Epilogue())
     for isa in ISAS:
-        rows = [Linear(row[None], weight, weight_scale, None, None, False, Epilogue()).run(isa) for row in x]
+        rows = [
+            Linear(row[None], weight, weight_scale, None, None, False, Epilogue()).run(isa)
+            for row in x
+        ]
         assert_same_bits(torch.cat(rows), whole.run(isa), isa)
 
 

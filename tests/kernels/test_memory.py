@@ -26,7 +26,9 @@ def fenced_output(problem: Linear | Conv2d) -> np.ndarray:
 
 @given(problem=linears(), isa=isas, threads=st.integers(1, 3))
 @quick(200)
-def test_linear_reads_and_writes_nothing_past_an_end(problem: Linear, isa: str, threads: int) -> None:
+def test_linear_reads_and_writes_nothing_past_an_end(
+    problem: Linear, isa: str, threads: int
+) -> None:
     arrays = at_fences(problem.arrays())
     y = problem.run(isa, **arrays, out=fenced_output(problem), threads=threads)
     assert_same_bits(y, problem.expected(), isa)
@@ -34,7 +36,9 @@ def test_linear_reads_and_writes_nothing_past_an_end(problem: Linear, isa: str, 
 
 @given(problem=convs(), isa=isas, threads=st.integers(1, 3), planes=st.booleans())
 @quick(200)
-def test_conv2d_reads_and_writes_nothing_past_an_end(problem: Conv2d, isa: str, threads: int, planes: bool) -> None:
+def test_conv2d_reads_and_writes_nothing_past_an_end(
+    problem: Conv2d, isa: str, threads: int, planes: bool
+) -> None:
     arrays = at_fences(problem.arrays())
     if planes:
         arrays["x"] = fenced(to_numpy(problem.x)).transpose(0, 2, 3, 1)
@@ -62,9 +66,17 @@ def test_bytes_around_the_output_of_conv2d_stay(problem: Conv2d, isa: str, shift
     assert (buffer[64 + shift + out.nbytes :] == 0x5A).all()
 
 
-@given(problem=linears(), isa=isas, shift=shifts, extra=st.sampled_from([1, 5, 64]), reverse=st.booleans())
+@given(
+    problem=linears(),
+    isa=isas,
+    shift=shifts,
+    extra=st.sampled_from([1, 5, 64]),
+    reverse=st.booleans(),
+)
 @quick(100)
-def test_rows_further_apart_than_they_are_long(problem: Linear, isa: str, shift: int, extra: int, reverse: bool) -> None:
+def test_rows_further_apart_than_they_are_long(
+    problem: Linear, isa: str, shift: int, extra: int, reverse: bool
+) -> None:
     x = to_numpy(problem.x)
     _, wide = guarded((x.shape[0], x.shape[1] + extra), x.dtype, shift)
     inside = wide[::-1, extra:] if reverse else wide[:, extra:]
@@ -86,11 +98,23 @@ def test_operands_at_any_address(problem: Linear, isa: str, shift: int) -> None:
     assert_same_bits(problem.run(isa, **arrays), problem.expected(), isa)
 
 
-@given(rows=st.integers(1, 5), cols=st.integers(1, 80), isa=isas, dtype=st.sampled_from(["float32", "float16", "uint16"]))
+@given(
+    rows=st.integers(1, 5),
+    cols=st.integers(1, 80),
+    isa=isas,
+    dtype=st.sampled_from(["float32", "float16", "uint16"]),
+)
 @quick(60)
 def test_quantize_reads_nothing_past_an_end(rows: int, cols: int, isa: str, dtype: str) -> None:
     x = fenced(np.arange(rows * cols).reshape(rows, cols).astype(dtype))
-    for options in ({}, {"per_row": True}, {"scale": fenced(np.ones(rows, np.float32)), "zero_point": fenced(np.zeros(rows, np.int32))}):
+    for options in (
+        {},
+        {"per_row": True},
+        {
+            "scale": fenced(np.ones(rows, np.float32)),
+            "zero_point": fenced(np.zeros(rows, np.int32)),
+        },
+    ):
         q, scale, zero = _core.quantize(x, **options, isa=isa)
         _core.dequantize(fenced(q), fenced(scale), fenced(zero), isa=isa)
 

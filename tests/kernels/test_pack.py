@@ -29,11 +29,15 @@ def test_unpack_is_the_exact_inverse(case: tuple[np.ndarray, int]) -> None:
     assert (_core.unpack_weight(packed, weight.shape, groups) == weight).all()
 
 
-@given(n=st.integers(1, 70), k=st.integers(1, 200), depthwise=st.booleans(), seed=st.integers(0, 99))
+@given(
+    n=st.integers(1, 70), k=st.integers(1, 200), depthwise=st.booleans(), seed=st.integers(0, 99)
+)
 @quick(100)
 def test_padding_is_zero_and_sums_are_true(n: int, k: int, depthwise: bool, seed: int) -> None:
     weight = int8(rng(seed), n, k, low=-127).numpy()
-    packed = _core.pack_weight(weight.reshape(n, 1, k, 1), n) if depthwise else _core.pack_weight(weight)
+    packed = (
+        _core.pack_weight(weight.reshape(n, 1, k, 1), n) if depthwise else _core.pack_weight(weight)
+    )
     n_padded = -(-n // 16) * 16
     values, sums = packed[: -4 * n_padded], packed[-4 * n_padded :].view(np.int32)
     assert len(values) == n_padded * (-(-k // 64) * 64)

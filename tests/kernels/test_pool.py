@@ -19,7 +19,12 @@ Pair = tuple[int, int]
 def geometries(draw: Any) -> dict[str, Any]:
     kernel, stride = (draw(st.tuples(st.integers(1, 4), st.integers(1, 4))) for _ in range(2))
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
-    return {"kernel_size": kernel, "stride": stride, "padding": padding, "ceil_mode": draw(st.booleans())}
+    return {
+        "kernel_size": kernel,
+        "stride": stride,
+        "padding": padding,
+        "ceil_mode": draw(st.booleans()),
+    }
 
 
 def images(draw: Any, geometry: dict[str, Any], dilation: Pair) -> Tensor:
@@ -31,10 +36,14 @@ def images(draw: Any, geometry: dict[str, Any], dilation: Pair) -> Tensor:
     return int8(g, draw(st.integers(1, 2)), draw(st.sampled_from([1, 3, 15, 16, 17, 33])), *sides)
 
 
-def run(x: Tensor, out: Tensor, isa: str, *, dilation: Pair = (1, 1), average: bool, **options: Any) -> Tensor:
+def run(
+    x: Tensor, out: Tensor, isa: str, *, dilation: Pair = (1, 1), average: bool, **options: Any
+) -> Tensor:
     options.pop("ceil_mode", None)  # the output size says it
     nhwc = np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
-    y = _core.pool2d(nhwc, tuple(out.shape[2:]), dilation=dilation, average=average, isa=isa, **options)
+    y = _core.pool2d(
+        nhwc, tuple(out.shape[2:]), dilation=dilation, average=average, isa=isa, **options
+    )
     return to_torch(y).permute(0, 3, 1, 2)
 
 
@@ -50,7 +59,9 @@ def test_max_pool(case: tuple[Tensor, dict[str, Any]], threads: int) -> None:
     x, geometry = case
     expected = reference.max_pool2d(x, **geometry)
     for isa in ISAS:
-        assert_same_bits(run(x, expected, isa, average=False, threads=threads, **geometry), expected, isa)
+        assert_same_bits(
+            run(x, expected, isa, average=False, threads=threads, **geometry), expected, isa
+        )
 
 
 @st.composite
@@ -65,7 +76,9 @@ def test_avg_pool(case: tuple[Tensor, dict[str, Any]], zero_point: int, threads:
     x, geometry = case
     expected = reference.avg_pool2d(x, zero_point, **geometry)
     for isa in ISAS:
-        got = run(x, expected, isa, average=True, zero_point=zero_point, threads=threads, **geometry)
+        got = run(
+            x, expected, isa, average=True, zero_point=zero_point, threads=threads, **geometry
+        )
         assert_same_bits(got, expected, isa)
 
 
@@ -74,12 +87,30 @@ def test_avg_pool(case: tuple[Tensor, dict[str, Any]], zero_point: int, threads:
 def test_extremes_stay(value: int, isa: str) -> None:
     x = torch.full((1, 18, 9, 9), value, dtype=torch.int8)
     for average in (False, True):
-        y = run(x, torch.empty(1, 18, 1, 1), isa, average=average, kernel_size=(9, 9), stride=(1, 1), padding=(0, 0))
+        y = run(
+            x,
+            torch.empty(1, 18, 1, 1),
+            isa,
+            average=average,
+            kernel_size=(9, 9),
+            stride=(1, 1),
+            padding=(0, 0),
+        )
         assert y.eq(value).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_halves_round_to_even(isa: str) -> None:
-    x = torch.tensor([[1, 2], [3, 4], [-1, -2], [-3, -4], [126, 127], [-127, -128]], dtype=torch.int8).view(6, 1, 1, 2)
-    y = run(x, torch.empty(6, 1, 1, 1), isa, average=True, kernel_size=(1, 2), stride=(1, 1), padding=(0, 0))
+    x = torch.tensor(
+        [[1, 2], [3, 4], [-1, -2], [-3, -4], [126, 127], [-127, -128]], dtype=torch.int8
+    ).view(6, 1, 1, 2)
+    y = run(
+        x,
+        torch.empty(6, 1, 1, 1),
+        isa,
+        average=True,
+        kernel_size=(1, 2),
+        stride=(1, 1),
+        padding=(0, 0),
+    )
     assert y.flatten().tolist() == [2, 4, -2, -4, 126, -128]

@@ -6,7 +6,20 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from cases import FLOATS, ISAS, NAMES, assert_same_bits, floats, int8, quick, rng, scales, to_numpy, to_torch, zero_points
+from cases import (
+    FLOATS,
+    ISAS,
+    NAMES,
+    assert_same_bits,
+    floats,
+    int8,
+    quick,
+    rng,
+    scales,
+    to_numpy,
+    to_torch,
+    zero_points,
+)
 from hypothesis import given
 from torch import Tensor
 
@@ -35,19 +48,29 @@ def test_given_scales(x: Tensor, per_row: bool, seed: int) -> None:
         assert (z == zero.numpy()).all()
 
 
-@given(x=rows_of_floats(), per_row=st.booleans(), symmetric=st.booleans(), threads=st.integers(1, 3))
+@given(
+    x=rows_of_floats(), per_row=st.booleans(), symmetric=st.booleans(), threads=st.integers(1, 3)
+)
 @quick(200)
 def test_found_ranges(x: Tensor, per_row: bool, symmetric: bool, threads: int) -> None:
     scale, zero = reference.dynamic_scale(x if per_row else x.reshape(1, -1), symmetric=symmetric)
     expected = reference.quantize(x, scale, zero)
     for isa in ISAS:
-        q, s, z = _core.quantize(to_numpy(x), per_row=per_row, symmetric=symmetric, isa=isa, threads=threads)
+        q, s, z = _core.quantize(
+            to_numpy(x), per_row=per_row, symmetric=symmetric, isa=isa, threads=threads
+        )
         assert_same_bits(to_torch(s), scale, isa)
         assert_same_bits(to_torch(z), zero, isa)
         assert_same_bits(to_torch(q), expected, isa)
 
 
-@given(seed=st.integers(0, 99), rows=st.integers(1, 5), cols=st.integers(1, 40), per_row=st.booleans(), dtype=st.sampled_from(FLOATS))
+@given(
+    seed=st.integers(0, 99),
+    rows=st.integers(1, 5),
+    cols=st.integers(1, 40),
+    per_row=st.booleans(),
+    dtype=st.sampled_from(FLOATS),
+)
 @quick(100)
 def test_dequantize(seed: int, rows: int, cols: int, per_row: bool, dtype: torch.dtype) -> None:
     g, count = rng(seed), rows if per_row else 1
@@ -91,7 +114,9 @@ def test_nothing_to_quantize(shape: tuple[int, int], per_row: bool, isa: str) ->
     assert q.shape == shape
     assert (scale == 1).all()
     assert (zero == 0).all()
-    assert _core.dequantize(q, np.ones(1, np.float32), np.zeros(1, np.int32), isa=isa).shape == shape
+    assert (
+        _core.dequantize(q, np.ones(1, np.float32), np.zeros(1, np.int32), isa=isa).shape == shape
+    )
 
 
 @every_isa
@@ -100,5 +125,9 @@ def test_threads_do_not_change_a_byte(isa: str) -> None:
     for per_row in (True, False):
         one = _core.quantize(x, per_row=per_row, symmetric=False, isa=isa, threads=1)
         for threads in (2, 3):
-            for a, b in zip(_core.quantize(x, per_row=per_row, symmetric=False, isa=isa, threads=threads), one, strict=True):
+            for a, b in zip(
+                _core.quantize(x, per_row=per_row, symmetric=False, isa=isa, threads=threads),
+                one,
+                strict=True,
+            ):
                 assert a.tobytes() == b.tobytes()

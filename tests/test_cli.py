@@ -1,0 +1,186 @@
+"""The commands: what they print and write, and how they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from qkernels import bench, data
+from qkernels.cli import main
+from qkernels.measure import count_macs
+from qkernels.pipeline import PipelineConfig, create_model
+
+TINY = ["--epochs", "1", "--warmup-epochs", "0"]
+
+
+def run(*words: object) -> int:
+    """Exit code of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    return int(ended.value.code or 0) if not isinstance(ended.value.code, str) else 1
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "float.safetensors"
+    save_file(create_model("tutorial_cnn", data.load("digits"), 4).state_dict(), path)
+    return path
+
+
+def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info") == 0
+    said = capsys.readouterr().out
+    assert "in use" in said
+    assert "gemm_s8_4x16_scalar" in said
+
+
+def test_info_says_that_the_instruction_set_was_lowered() -> None:
+    command = [sys.executable, "-m", "qkernels", "info"]
+    environment = {**os.environ, "QKERNELS_MAX_ISA": "scalar"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "scalar (QKERNELS_MAX_ISA=scalar)" in done.stdout
+
+
+def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    assert "pipeline" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["nope"], "nope"),
+        (["pipeline", "--nope"], "--nope"),
+        (["pipeline", "--epochs", "0"], "--epochs=0"),
+        (["pipeline", "--epochs", "1", "--warmup-epochs", "3"], "warmup_epochs=3"),
+        (["pipeline", "--data", "nope"], "'nope'"),
+        (["pipeline", "--optimizer", "nope"], "'nope'"),
+        (["pipeline", "--teacher", "resnet15"], "resnet15"),
+        (["pipeline", "--teacher-weights", "/no/file"], "/no/file"),
+        (["pipeline", "--data", "imagefolder", "--data-root", "/no/folder"], "/no/folder"),
+        (["distill"], "RUN"),
+        (["distill", "--run", "x", "--teacher", "resnet56"], "--teacher-weights"),
+        (["quantize", "/no/file", "x", "--model", "tutorial_cnn"], "/no/file"),
+        (["evaluate", "/no/file"], "/no/file"),
+        (["evaluate", __file__], "--model"),
+        (["bench", "--only", "nope"], "'nope'"),
+        (["bench", "--threads", "0"], "threads"),
+        (["--threads", "-1", "info"], "--threads"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(
+    words: list[str],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("qkernels: ")
+    assert error.count("\n") == 1
+    assert named.lower() in error.lower()
+
+
+def test_debug_shows_where_a_mistake_was_found() -> None:
+    with pytest.raises(ValueError, match="nope"):
+        main(["pipeline", "--data", "nope", "--debug"])
+
+
+def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qkernels.cli.describe_machine", lambda: {}["missing"])
+    with pytest.raises(KeyError):
+        main(["info"])
+
+
+def test_every_setting_of_the_pipeline_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    run("pipeline", "--help")
+    said = capsys.readouterr().out
+    for name in PipelineConfig.model_fields:
+        assert f"--{name.replace('_', '-')[:12]}" in said, name
+
+
+def test_pipeline_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "--teacher-epochs", 1, "--teacher-width", 8, "--run", tmp_path]
+    assert run("pipeline", *words, "--timing-seconds", "0.01") == 0
+    said = capsys.readouterr().out
+    assert "student int8" in said
+    assert str(tmp_path / "report" / "index.html") in said
+    rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
+    assert len(rows) == 4
+
+
+def test_distill_needs_no_teacher_and_takes_one(weights: Path, tmp_path: Path) -> None:
+    student = ["--student", "tutorial_cnn", "--student-width", 2]
+    teacher = ["--teacher", "tutorial_cnn", "--teacher-width", 4, "--teacher-weights", weights]
+    assert run("distill", "--run", tmp_path / "alone", *student, *TINY) == 0
+    assert run("distill", "--run", tmp_path / "taught", *student, *teacher, *TINY) == 0
+    assert json.loads((tmp_path / "taught" / "config.json").read_text())["teacher"]
+
+
+def test_distill_refuses_the_folder_of_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["distill", "--run", tmp_path, "--student", "tutorial_cnn", *TINY]
+    assert run(*words) == 0
+    assert run(*words, "--lr", "0.01") == 2
+    assert "lr=0.1, not 0.01" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("activation", ["static", "dynamic"])
+def test_quantize_writes_what_evaluate_reads(
+    activation: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, model = tmp_path / "int8.safetensors", ["--model", "tutorial_cnn", "--width", 4]
+    assert run("quantize", weights, out, *model, "--activation", activation, "--images", 64) == 0
+    assert run("evaluate", out) == 0
+    said = capsys.readouterr().out
+    assert "4 of 4 layers" in said
+    assert "of 359 test images" in said
+
+
+def test_evaluate_reads_float_weights_by_the_name_of_their_model(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", weights, "--model", "tutorial_cnn", "--width", 4, "--split", "val"]
+    assert run(*words) == 0
+    assert "val images" in capsys.readouterr().out
+
+
+def test_bench_prints_and_writes_every_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bench.json"
+    assert run("bench", "--only", "stem 3x3 3-64@32 batch 1", "--quick", "--json", path) == 0
+    results = json.loads(path.read_text())
+    assert {row["form"] for row in results["rows"]} == {"static", "int8 to int8"}
+    assert capsys.readouterr().out.count("3x3 3-64@32 batch 1") == len(results["rows"])
+    first = results["rows"][0]
+    assert first["p10_us"] <= first["median_us"] <= first["p90_us"]
+    assert first["ratio"] == pytest.approx(first["fp32_us"] / first["median_us"])
+
+
+def test_bench_restores_the_threads() -> None:
+    before = torch.get_num_threads()
+    bench.run_bench("1x1024x1024", threads=[2], quick=True, progress=False)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("case", bench.CONV_CASES, ids=lambda case: case.name)
+def test_multiply_adds_of_a_convolution_are_those_torch_counts(case: bench.ConvCase) -> None:
+    layer = case.float_layer()
+    assert count_macs(layer, (case.channels, case.size, case.size)) == case.macs
+
+
+def test_case_names_are_unique() -> None:
+    names = [(case.kind, case.name) for case in bench.all_cases()]
+    assert len(set(names)) == len(names)

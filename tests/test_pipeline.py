@@ -1,0 +1,190 @@
+"""The pipeline: its settings, what it trains, what it measures, and that it can be called again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qkernels import data as datasets
+from qkernels.distill import TrainConfig
+from qkernels.measure import count_macs, measure_speed, paired_change
+from qkernels.pipeline import (
+    PipelineConfig,
+    PipelineResult,
+    calibration_batches,
+    create_model,
+    run_pipeline,
+)
+from qkernels.quantization import load
+from qkernels.timing import Timing, time_in_turns
+
+TINY = {"epochs": 2, "teacher_epochs": 2, "teacher_width": 8, "student_width": 4}
+TINY |= {"timing_seconds": 0.01, "throughput_batch": 4}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> PipelineResult:
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    return run_pipeline(PipelineConfig.for_data("digits", run=run, variants=True, **TINY))
+
+
+def test_the_cifar_flags_mean_the_settings_of_the_published_run() -> None:
+    config = PipelineConfig.for_data(
+        "cifar10-jpeg",
+        teacher="resnet56",
+        teacher_weights=Path("resnet56.safetensors"),
+        teacher_epochs=3,
+        student="resnet14",
+        epochs=30,
+        run=Path("run"),
+    )
+    common = {"batch_size": 128, "precision": "bf16", "channels_last": True}
+    common |= {"weight_decay": 5e-4, "seed": 0}
+    assert config.teacher_training() == TrainConfig(epochs=3, lr=0.02, warmup_epochs=0, **common)
+    assert config.student_training() == TrainConfig(
+        epochs=30, lr=0.1, warmup_epochs=1, temperature=4.0, alpha=0.9, **common
+    )
+
+
+def test_a_teacher_without_weights_is_trained_like_the_students() -> None:
+    config = PipelineConfig(epochs=7, lr=0.05, temperature=9.0)
+    teacher, student = config.teacher_training(), config.student_training()
+    assert teacher is not None
+    assert (teacher.epochs, teacher.lr, teacher.warmup_epochs) == (7, 0.05, 1)
+    assert (teacher.temperature, student.temperature) == (TrainConfig().temperature, 9.0)
+
+
+def test_a_teacher_that_would_know_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="teacher_weights"):
+        PipelineConfig(teacher_epochs=0).teacher_training()
+
+
+def test_the_command_names_what_differs_from_the_recipe() -> None:
+    config = PipelineConfig.for_data("digits", epochs=5, augment=True, run=Path("a b"))
+    words = "qkernels pipeline --data digits --run 'a b' --epochs 5 --augment"
+    assert config.command() == words
+
+
+def test_every_model_has_a_row_with_its_own_figures(tiny: PipelineResult) -> None:
+    names = [row.name for row in tiny.rows]
+    assert names[:4] == ["teacher", "student alone", "student distilled", "student int8"]
+    assert {"student int8, minmax", "student int8, dynamic"} <= set(names)
+    for row in tiny.rows:
+        assert row.accuracy.count == tiny.data["test"]
+        assert 0 < row.speed.p50_ms <= row.speed.p95_ms
+        assert (row.change is None) == (row.against is None)
+    teacher, alone, distilled, int8 = tiny.rows[:4]
+    assert (alone.against, distilled.against, int8.against) == (None, alone.name, distilled.name)
+    assert teacher.macs > distilled.macs == int8.macs
+    assert teacher.file_bytes > distilled.file_bytes
+
+
+def test_the_gain_is_the_difference_of_the_accuracies(tiny: PipelineResult) -> None:
+    for row in tiny.rows:
+        if row.change is not None and row.against is not None:
+            gain = row.accuracy.accuracy - tiny.row(row.against).accuracy.accuracy
+            assert row.change.gain == pytest.approx(gain)
+            assert row.change.interval[0] <= gain <= row.change.interval[1]
+
+
+def test_students_start_from_the_same_weights_and_differ_by_the_teacher_alone(
+    tiny: PipelineResult,
+) -> None:
+    run = tiny.config.run
+    starts = [(run / name / "config.json").read_text() for name in ("student", "distilled")]
+    alone, distilled = (
+        [line for line in text.splitlines() if '"teacher"' not in line] for text in starts
+    )
+    assert alone == distilled
+
+
+def test_the_int8_file_alone_rebuilds_the_model_that_was_measured(tiny: PipelineResult) -> None:
+    data = datasets.load("digits")
+    model = load(tiny.config.run / "int8" / "percentile.safetensors")
+    images, labels = next(iter(data.batches("test", len(data.test))))
+    with torch.inference_mode():
+        correct = int((model(images).argmax(1) == labels).sum())
+    assert correct == tiny.row("student int8").accuracy.correct
+
+
+def test_a_finished_run_is_measured_again_without_training(tiny: PipelineResult) -> None:
+    settings = tiny.config.model_copy(update={"variants": False})
+    before = [(p, p.read_bytes()) for p in tiny.config.run.glob("*/history.jsonl")]
+    again = run_pipeline(settings)
+    assert all(path.read_bytes() == content for path, content in before)
+    for row in again.rows:
+        assert row.accuracy == tiny.row(row.name).accuracy
+
+
+def test_other_settings_in_the_same_folder_are_refused(tiny: PipelineResult) -> None:
+    with pytest.raises(ValueError, match="epochs=2, not 3"):
+        run_pipeline(tiny.config.model_copy(update={"teacher_epochs": 3}))
+
+
+def test_a_teacher_taken_as_it_is_keeps_its_weights(tiny: PipelineResult, tmp_path: Path) -> None:
+    weights = tiny.config.run / "teacher" / "model.safetensors"
+    taken = {"teacher_weights": weights, "teacher_epochs": 0, "run": tmp_path, "variants": False}
+    result = run_pipeline(tiny.config.model_copy(update={**taken, "epochs": 1, "warmup_epochs": 0}))
+    assert result.row("teacher").accuracy == tiny.row("teacher").accuracy
+    assert "teacher" not in result.curves
+
+
+def test_calibration_shows_as_many_images_as_asked_for() -> None:
+    data = datasets.load("digits")
+    for count in (1, 64, 100):
+        batches = list(calibration_batches(data, count, seed=0))
+        assert sum(map(len, batches)) == count
+    many = list(calibration_batches(data, 10**6, seed=0))
+    assert sum(map(len, many)) == len(data.train)
+
+
+def test_a_width_for_a_model_without_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="mobilenet_v2 has no width"):
+        create_model("mobilenet_v2", datasets.load("digits"), width=8)
+
+
+def test_paired_change_counts_answers_won_lost_and_changed() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1])
+    before = torch.eye(3)[[0, 0, 1, 1, 2]]
+    after = torch.eye(3)[[0, 1, 0, 0, 0]]  # right, lost, won, won, wrong in another way
+    change = paired_change(before, after, labels)
+    assert (change.gain, change.changed, change.count) == (pytest.approx(1 / 5), 4, 5)
+    low, high = change.interval
+    assert low < 1 / 5 < high
+    assert not change.certain
+
+
+def test_a_large_one_sided_change_is_certain() -> None:
+    labels = torch.zeros(200, dtype=torch.int64)
+    before, after = torch.eye(2)[[1] * 50 + [0] * 150], torch.eye(2)[[0] * 200]
+    assert paired_change(before, after, labels).certain
+
+
+def test_macs_of_a_linear_layer_are_its_products() -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+    assert count_macs(model, (3, 2, 2)) == 60
+
+
+def test_measuring_leaves_the_model_as_it_was() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    measure_speed({"": model}, (1, 8, 8), batch=2, seconds=0.01)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert isinstance(model[1], torch.nn.BatchNorm2d)
+
+
+def test_percentiles_lie_between_the_calls() -> None:
+    timing = Timing((1.0, 2.0, 3.0, 5.0))
+    assert timing.median == 2.5
+    assert (timing.percentile(0), timing.percentile(100)) == (1.0, 5.0)
+
+
+def test_calls_are_timed_in_turns() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = time_in_turns(calls, seconds=1e-6, rounds=2)
+    turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
+    assert turns == ["a", "b", "a", "b"]
+    assert len(times["a"].seconds) >= 2
