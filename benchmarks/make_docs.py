@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,8 @@ def main(path: Path) -> None:
     results = json.loads(path.read_text())
     rows = results["rows"]
     parts = [INTRO, machine_text(results), means_text(rows)]
-    parts += [kind_text(kind, list(group)) for kind, group in groupby(rows, lambda r: r["kind"])]
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        parts.append(kind_text(kind, [row for row in rows if row["kind"] == kind]))
     DOCS.parent.mkdir(exist_ok=True)
     DOCS.write_text("\n".join(parts))
     print(f"wrote {DOCS}")

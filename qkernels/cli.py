@@ -271,7 +271,7 @@ def bench(
         means.add_row(kind, form, str(count), f"{ratio:.2f}")
     _print(means)
     slower = sum(row.ratio < 1 for row in rows)
-    _print(f"int8 is slower than float32 in {slower} of {len(rows)} rows")
+    _print(f"▼ int8 is slower than float32 in {slower} of {len(rows)} rows")
     if json_file:
         command = shlex.join(["qkernels", *sys.argv[1:]])
         json_file.write_text(json.dumps(bench_results(rows, command), indent=1) + "\n")
@@ -293,7 +293,7 @@ def _bench_table(rows: list[BenchRow]) -> Table:
             f"{row.p10_us:,.0f}-{row.p90_us:,.0f}",
             f"{row.gops:,.0f}",
             f"{row.fp32_us:,.1f}",
-            f"{row.ratio:.2f}" + ("" if row.ratio >= 1 else " slower"),
+            f"{row.ratio:.2f}" if row.ratio >= 1 else f"▼ {row.ratio:.2f}",
             f"{row.bf16_ratio:.2f}",
             style="" if row.ratio >= 1 else "red",
         )

@@ -45,7 +45,8 @@ class _InferenceOnly(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         raise RuntimeError(
-            "qkernels layers are for inference: int8 rounding has no gradient; train the float model and quantize it after"
+            "qkernels layers are for inference: int8 rounding has no gradient; "
+            "train the float model and quantize it after"
         )
 
 
@@ -140,7 +141,7 @@ def linear_weight_only(
     output_scale: float = 1.0,
     output_zero_point: int = 0,
 ) -> Tensor:
-    """Float ``x`` [..., K] times an int8 packed weight [N, K], summed in float32: [..., N]. The rest as :func:`linear`."""
+    """Float ``x`` [..., K] times a packed int8 weight [N, K], summed in float32: [..., N]; else as :func:`linear`."""
     y = _ops.linear_weight_only(
         x, weight, weight_scale, bias, residual, residual_scale, residual_zero_point, clamp_min, clamp_max,
         out_dtype, output_scale, output_zero_point,

@@ -7,6 +7,7 @@ Kernels return these bits on every instruction set, thread count and device. The
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -179,7 +180,7 @@ def conv2d(
     groups: int = 1,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    """x [N, C, H, W] int8 with scale [1] or [N]; weight [OC, C/groups, KH, KW] int8; the residual is [N, OC, OH, OW]."""
+    """x [N, C, H, W] int8 with scale [1] or [N]; weight [OC, C/groups, KH, KW] int8, as the residual."""
     x = pad_image(x, padding, padding_mode, zero_point)
     total = F.conv2d(x.double(), weight.double(), None, stride, 0, dilation, groups)
     total = total - zero_point.view(-1, 1, 1, 1).double() * weight.double().sum((1, 2, 3)).view(
@@ -197,18 +198,18 @@ def conv2d(
     return epilogue(rows, image_scale * weight_scale).view(n, oh, ow, oc).permute(0, 3, 1, 2)
 
 
-def max_pool2d(x: Tensor, *args: object, **kwargs: object) -> Tensor:
+def max_pool2d(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The integers' maximum; padding never wins, and a window of nothing but padding gives -128."""
-    return F.max_pool2d(x.float(), *args, **kwargs).clamp(min=-128).to(torch.int8)  # type: ignore[arg-type]
+    return F.max_pool2d(x.float(), *args, **kwargs).clamp(min=-128).to(torch.int8)
 
 
-def avg_pool2d(x: Tensor, zero_point: int, *args: object, **kwargs: object) -> Tensor:
+def avg_pool2d(x: Tensor, zero_point: int, *args: Any, **kwargs: Any) -> Tensor:
     """``round_half_even(sum * (1 / count))``; padding, where counted, is real 0, that is the zero point."""
     steps = x.double() - zero_point
     kwargs.pop("divisor_override", None)
-    ones = F.avg_pool2d(torch.ones_like(steps[:1, :1]), *args, **{**kwargs, "divisor_override": 1})  # type: ignore[arg-type]
-    total = F.avg_pool2d(steps, *args, **{**kwargs, "divisor_override": 1})  # type: ignore[arg-type]
-    mean_of_ones = F.avg_pool2d(torch.ones_like(steps[:1, :1]), *args, **kwargs)  # type: ignore[arg-type]
+    ones = F.avg_pool2d(torch.ones_like(steps[:1, :1]), *args, **{**kwargs, "divisor_override": 1})
+    total = F.avg_pool2d(steps, *args, **{**kwargs, "divisor_override": 1})
+    mean_of_ones = F.avg_pool2d(torch.ones_like(steps[:1, :1]), *args, **kwargs)
     count = torch.round(ones / mean_of_ones)
     total = total + zero_point * count
     return torch.round(total.float() * (1 / count.float())).to(torch.int8)

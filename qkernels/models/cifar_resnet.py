@@ -40,7 +40,7 @@ class CifarBlock(nn.Module):
         identity = self.shortcut(x)
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return self.relu2(out + identity)  # type: ignore[no-any-return]
+        return self.relu2(out + identity)
 
 
 class CifarResNet(nn.Module):
@@ -73,7 +73,7 @@ class CifarResNet(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         x = torch.flatten(self.avgpool(x), 1)
-        return self.linear(x)  # type: ignore[no-any-return]
+        return self.linear(x)
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:

@@ -68,7 +68,7 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.flatten(self.avgpool(self.features(x)), 1)
-        return self.classifier(x)  # type: ignore[no-any-return]
+        return self.classifier(x)
 
 
 def multiple_of_8(channels: float) -> int:

@@ -28,7 +28,7 @@ class BasicBlock(nn.Module):
         identity = self.downsample(x)
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return self.relu2(out + identity)  # type: ignore[no-any-return]
+        return self.relu2(out + identity)
 
 
 class Bottleneck(nn.Module):
@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.relu2(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return self.relu3(out + identity)  # type: ignore[no-any-return]
+        return self.relu3(out + identity)
 
 
 class ResNet(nn.Module):
@@ -89,7 +89,7 @@ class ResNet(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = torch.flatten(self.avgpool(x), 1)
-        return self.fc(x)  # type: ignore[no-any-return]
+        return self.fc(x)
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:

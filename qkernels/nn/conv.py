@@ -82,7 +82,7 @@ class QuantConv2d(QuantModule):
         input_zero_point: Tensor | int | None = None,
         symmetric: bool = True,
     ) -> QuantConv2d:
-        """The int8 form of a float layer, which is left as it was; arguments and errors as ``QuantLinear.from_float``."""
+        """The int8 form of a float layer, which stays as it was; all else as ``QuantLinear.from_float``."""
         new = cls(
             conv.in_channels,
             conv.out_channels,
@@ -92,7 +92,7 @@ class QuantConv2d(QuantModule):
             conv.dilation,  # type: ignore[arg-type]
             conv.groups,
             conv.bias is not None,
-            conv.padding_mode,  # type: ignore[arg-type]
+            conv.padding_mode,
             conv.weight.device,
             activation=activation,
             symmetric=symmetric,

@@ -83,7 +83,7 @@ NASTY = torch.tensor(
 def floats(
     g: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32, nasty: bool = False
 ) -> Tensor:
-    """Normal values; `nasty`: whole rows of zeros, and NaN, infinities, denormals, -0 and huge values among the rest."""
+    """Normal values; `nasty`: whole rows of zeros, and NaN, infinities, denormals, -0 and huge values."""
     x = torch.randn(shape, generator=g)
     if nasty and x.numel():
         row_kind = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=g)

@@ -39,7 +39,9 @@ def test_padding_is_zero_and_sums_are_true(n: int, k: int, depthwise: bool, seed
         _core.pack_weight(weight.reshape(n, 1, k, 1), n) if depthwise else _core.pack_weight(weight)
     )
     n_padded = -(-n // 16) * 16
-    values, sums = packed[: -4 * n_padded], packed[-4 * n_padded :].view(np.int32)
+    values, sums, shape = np.split(packed, [-16 - 4 * n_padded, -16])
+    sums = sums.view(np.int32)
+    assert shape.view(np.int32).tolist() == [_core.LAYOUT_VERSION, 1, n, k]
     assert len(values) == n_padded * (-(-k // 64) * 64)
     assert (values != 0).sum() == (weight != 0).sum()
     assert (sums[:n] == weight.astype(np.int32).sum(1)).all()

@@ -47,7 +47,11 @@ def meta_net() -> nn.Module:
 
 @pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize("activation", SCHEMES)
-@pytest.mark.parametrize("model", [ConvNet, ConvNet(), conv_net().train(), meta_net], ids=str)
+@pytest.mark.parametrize(
+    "model",
+    [ConvNet, ConvNet(), conv_net().train(), meta_net],
+    ids=["class", "instance", "training", "function"],
+)
 def test_a_round_trip_keeps_every_bit(
     path: Path, activation: str, fold: bool, model: nn.Module | Callable[[], nn.Module]
 ) -> None:
