@@ -1,8 +1,17 @@
-"""int8 layers for PyTorch, and the workflow that gets a trained teacher into them."""
+"""int8 layers for PyTorch, and the workflow that gets a trained teacher into them.
 
-from qkernels import nn, ops
-from qkernels.nn import QuantConv2d, QuantLinear
-from qkernels.quantization import QuantConfig, QuantReport, load, quantize, save
+Names are loaded at first use, so that `qkernels._core` serves processes without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qkernels import nn, ops
+    from qkernels.nn import QuantConv2d, QuantLinear
+    from qkernels.quantization import QuantConfig, QuantReport, load, quantize, save
 
 __version__ = "0.1.0"
 
@@ -17,3 +26,17 @@ __all__ = [
     "quantize",
     "save",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("nn", "ops"):
+        return importlib.import_module(f"qkernels.{name}")
+    if name in ("QuantConv2d", "QuantLinear"):
+        return getattr(importlib.import_module("qkernels.nn"), name)
+    if name in __all__:
+        return getattr(importlib.import_module("qkernels.quantization"), name)
+    raise AttributeError(f"module 'qkernels' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,63 @@
+"""Copies the README's tables from the generated documents, so that they cannot drift.
+
+python benchmarks/readme_tables.py
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def table_lines(document: str) -> list[str]:
+    """All table lines of a document under docs/."""
+    text = (ROOT / "docs" / document).read_text()
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def columns(lines: list[str], wanted: list[int]) -> list[str]:
+    """The chosen columns of table lines."""
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return ["| " + " | ".join(row[i] for i in wanted) + " |" for row in cells]
+
+
+def distillation() -> str:
+    lines = table_lines("distillation.md")
+    kept = [x for x in lines if not x.startswith("| student int8,")]
+    return "\n".join(columns(kept, [0, 1, 2, 4, 7, 8]))
+
+
+def accuracy() -> str:
+    lines = ["| model | top-1 | change | agreement | size |", "| --- | --- | --- | --- | --- |"]
+    text = (ROOT / "docs" / "accuracy.md").read_text()
+    for name, body in re.findall(r"## (\w+)\n(.*?)(?=\n## |\Z)", text, re.S):
+        for scheme in ("float32", "static, percentile", "dynamic"):
+            row = next(x for x in body.splitlines() if x.startswith(f"| {scheme}"))
+            lines.append(row.replace("| ", f"| {name}, ", 1))
+    return "\n".join(lines)
+
+
+def benchmarks() -> str:
+    lines = table_lines("benchmarks.md")[: 2 + 100]
+    head, rule, *rows = lines
+    rows = rows[: next((i for i, x in enumerate(rows) if x.startswith("| case")), len(rows))]
+    single = [x for x in rows if "| 1 |" in x]
+    return "\n".join(columns([head, rule, *single], [0, 1, 3, 4, 5]))
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for make in (distillation, accuracy, benchmarks):
+        name = make.__name__
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        if not re.search(pattern, text, re.S):
+            raise SystemExit(f"README.md has no place marked {name}")
+        text = re.sub(pattern, lambda m, t=make(): f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
+    readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
