@@ -52,10 +52,11 @@ def main() -> None:
     text = readme.read_text()
     for make in (distillation, accuracy, benchmarks):
         name = make.__name__
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        if not re.search(pattern, text, re.S):
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not (mark and end):
             raise SystemExit(f"README.md has no place marked {name}")
-        text = re.sub(pattern, lambda m, t=make(): f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
+        text = before + mark + make() + "\n" + end + after
     readme.write_text(text)
 
 
