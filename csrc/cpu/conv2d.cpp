@@ -70,24 +70,34 @@ const char* pixel(const Conv2dProblem& p, int64_t image, int64_t h, int64_t w) {
 
 // ---- 1. dynamic scales
 
+// Calls body(values, count) for runs of neighbouring values that together are the image, as long as its strides allow.
+template <class Body>
+void for_runs(const Conv2dProblem& p, int64_t image, Body body) {
+  const int64_t item = size_of(p.x_type), *stride = p.x_strides;
+  const bool pixels_together = stride[1] == 1 && stride[3] == p.c;
+  if ((pixels_together && stride[2] == p.w * p.c) || (is_planar(p) && stride[1] == p.h * p.w))
+    return body(pixel(p, image, 0, 0), p.h * p.w * p.c);
+  for (int64_t h = 0; h < p.h; ++h) {
+    if (pixels_together) {
+      body(pixel(p, image, h, 0), p.w * p.c);
+    } else if (stride[3] == 1) {
+      for (int64_t c = 0; c < p.c; ++c) body(pixel(p, image, h, 0) + c * stride[1] * item, p.w);
+    } else {
+      const int64_t run = stride[1] == 1 ? p.c : 1;
+      for (int64_t w = 0; w < p.w; ++w)
+        for (int64_t c = 0; c < p.c; c += run) body(pixel(p, image, h, w) + c * stride[1] * item, run);
+    }
+  }
+}
+
 void find_scales(const Conv2dProblem& p, const Kernels& k, const Parallel& parallel, float* scale, int32_t* zero) {
-  const int64_t item = size_of(p.x_type);
-  const bool nhwc = p.x_strides[1] == 1 && p.x_strides[3] == p.c && p.x_strides[2] == p.w * p.c;
-  const bool nchw = is_planar(p) && p.x_strides[1] == p.h * p.w;
   parallel(p.batch, [&](int64_t image) {
     Extremes ends{0.0f, 0.0f};
-    const auto include = [&](const void* x, int64_t count) {
-      const Extremes e = k.extremes(x, p.x_type, count);
+    for_runs(p, image, [&](const void* values, int64_t count) {
+      const Extremes e = k.extremes(values, p.x_type, count);
       ends.lo = std::min(ends.lo, e.lo);
       ends.hi = std::max(ends.hi, e.hi);
-    };
-    if (nhwc || nchw) {
-      include(pixel(p, image, 0, 0), p.h * p.w * p.c);
-    } else {
-      for (int64_t h = 0; h < p.h; ++h)
-        for (int64_t w = 0; w < p.w; ++w)
-          for (int64_t c = 0; c < p.c; ++c) include(pixel(p, image, h, w) + c * p.x_strides[1] * item, 1);
-    }
+    });
     const ScaleZero sz = dynamic_scale(ends.lo, ends.hi, p.range == Range::dynamic_symmetric);
     scale[image] = sz.scale;
     zero[image] = sz.zero;
@@ -96,7 +106,7 @@ void find_scales(const Conv2dProblem& p, const Kernels& k, const Parallel& paral
 
 // ---- 2. the int8 image with its border
 
-// One row of pixels from anywhere, value by value: for strides that no usual tensor has.
+// One row of pixels from anywhere, value by value: for strides that the torch front never hands on.
 void quantize_strided_row(const Conv2dProblem& p, const Kernels& k, int64_t image, int64_t h, float inv_scale,
                           int32_t zero, int8_t* out) {
   for (int64_t w = 0; w < p.w; ++w)

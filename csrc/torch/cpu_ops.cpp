@@ -384,20 +384,27 @@ static Conv2dProblem conv2d_problem(const char* op, const Tensor& x, const Tenso
   return p;
 }
 
-static Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, const MaybeTensor& bias,
+// x as the driver reads it fast: a pixel's channels together, or rows of planes that follow each other; else a copy.
+static Tensor readable(const Tensor& x) {
+  const bool pixels = x.stride(1) == 1, planes = x.stride(3) == 1 && x.stride(2) == x.size(3);
+  return pixels || planes ? x : torch::stable::contiguous(x);
+}
+
+static Tensor conv2d(const Tensor& x_any, const Tensor& weight, const Tensor& weight_scale, const MaybeTensor& bias,
               const MaybeTensor& input_scale, const MaybeTensor& input_zero_point, bool symmetric, Ints kernel_size,
               Ints stride, Ints padding, Ints dilation, int64_t groups, std::string padding_mode,
               const MaybeTensor& residual, double residual_scale, int64_t residual_zero_point,
               std::optional<double> clamp_min, std::optional<double> clamp_max, ScalarType out_dtype,
               double output_scale, int64_t output_zero_point) {
   const char* op = "conv2d";
+  const Tensor x = x_any.dim() == 4 ? readable(x_any) : x_any;
   Conv2dProblem p = conv2d_problem(op, x, weight, weight_scale.numel(), kernel_size, stride, padding, dilation, groups, padding_mode);
   const EpilogueArgs args{residual, residual_scale, residual_zero_point, clamp_min, clamp_max, out_dtype, output_scale, output_zero_point};
   p.epilogue = epilogue_of(op, weight_scale, bias, args);
   const int64_t pixels = p.oh() * p.ow();
   p.range = set_input_scales(op, p.x_type, input_scale, input_zero_point, symmetric, p.batch, "image", pixels,
                              p.batch * pixels, p.epilogue);
-  const MemoryFormat format = format_like(x);
+  const MemoryFormat format = format_like(x_any);
   Tensor y = empty_cpu({p.batch, p.oc, p.oh(), p.ow()}, out_dtype, format);
   MaybeTensor held;
   set_residual(op, args, y, MemoryFormat::ChannelsLast, p.epilogue, held);

@@ -18,14 +18,16 @@ def quantize_weight(
         ValueError: NaN or infinity in the weight, or a scale that is not finite and above 0.
     """
     flat = weight.detach().float().reshape(weight.shape[0], -1)
-    if not torch.isfinite(flat).all():
+    low, high = torch.aminmax(flat, dim=1)
+    span = torch.maximum(-low, high)
+    if not torch.isfinite(span).all():  # infinite and NaN values reach the extremes
         bad = int((~torch.isfinite(flat)).sum())
         raise ValueError(f"the weight {list(weight.shape)} holds {bad} NaN or infinite values")
     if scale is None:
-        span = flat.abs().amax(1) if per_channel else flat.abs().amax().expand(len(flat))
+        span = span if per_channel else span.amax().expand(len(flat))
         scale = torch.where(span < 1e-30, 1.0, span / 127)
     scale = check_scale("weight scale", scale).expand(len(flat)).contiguous()
-    q = torch.round(flat * (1 / scale).unsqueeze(1)).clamp(-127, 127).to(torch.int8)
+    q = (flat * (1 / scale).unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8)  # one temporary
     return q.view(weight.shape), scale
 
 
