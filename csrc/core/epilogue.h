@@ -111,15 +111,32 @@ struct Finisher {
   }
 };
 
-// Step 1: y = fma(float(acc - offset * S[n]), x_scale * w_scale[n], bias[n]). `offset` is the zero point, plus
-// what the kernel itself added to x. w_scale and bias are readable up to a whole vector.
+// Step 1: y = fma(float(acc - offset * S[n]), x_scale * w_scale[n], bias[n]) for V::width columns from n, and many
+// rows: what rows with the same scale and offset share is computed once. `offset` is the zero point, plus what the
+// kernel itself added to x. w_sum, w_scale and bias are readable up to a whole vector.
 template <class V>
-QK_INLINE typename V::F dequantize(typename V::I acc, int64_t n, int32_t offset, float x_scale, const Epilogue& e) {
-  acc = V::subi(acc, V::muli(V::set1i(offset), V::load_i32(e.w_sum + n)));
-  typename V::F scale = V::mul(V::set1(x_scale), V::load_f32(e.w_scale + n));
-  typename V::F bias = e.bias ? V::load_f32(e.bias + n) : V::set1(0.0f);
-  return V::fma(V::to_float(acc), scale, bias);
-}
+struct Dequantizer {
+  typename V::I w_sum, correction;
+  typename V::F w_scale, bias, scale;
+  float x_scale = 0.0f;        // of `scale`; no row has it yet
+  int32_t offset = 0;
+
+  static inline __attribute__((always_inline)) Dequantizer make(const Epilogue& e, int64_t n) {
+    return {V::load_i32(e.w_sum + n), V::set1i(0), V::load_f32(e.w_scale + n),
+            e.bias ? V::load_f32(e.bias + n) : V::set1(0.0f), V::set1(0.0f)};
+  }
+  // For the rows that follow.
+  inline __attribute__((always_inline)) void use(float row_scale, int32_t row_offset) {
+    if (row_scale == x_scale && row_offset == offset) return;
+    x_scale = row_scale;
+    offset = row_offset;
+    scale = V::mul(V::set1(x_scale), w_scale);
+    correction = V::muli(V::set1i(offset), w_sum);
+  }
+  inline __attribute__((always_inline)) typename V::F operator()(typename V::I acc) const {
+    return V::fma(V::to_float(V::subi(acc, correction)), scale, bias);
+  }
+};
 
 }  // namespace
 }  // namespace qk

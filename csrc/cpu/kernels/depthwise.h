@@ -38,18 +38,6 @@ QK_INLINE typename V::I weight_pair(const DepthwiseRow& d, int64_t c, int64_t pa
   return V::pair(tap_weights<V>(d, c, 2 * pair, j), tap_weights<V>(d, c, 2 * pair + 1, j));
 }
 
-// Per-channel constants of the epilogue, loaded once for a row of pixels.
-template <class V>
-struct Channels {
-  typename V::I start;         // -zero * S[c], so that sums begin corrected
-  typename V::F scale, bias;
-
-  static inline __attribute__((always_inline)) Channels load(const DepthwiseRow& d, const Epilogue& e, int64_t c) {
-    return {V::subi(V::set1i(0), V::muli(V::set1i(d.x_zero), V::load_i32(e.w_sum + c))),
-            V::mul(V::set1(d.x_scale), V::load_f32(e.w_scale + c)), e.bias ? V::load_f32(e.bias + c) : V::set1(0.0f)};
-  }
-};
-
 // Columns [0, count) of pairs [first, first + pairs) from `x`, the first tap of the first pixel of this piece.
 template <class V>
 QK_INLINE void widen(const DepthwiseRow& d, const int8_t* x, int64_t first, int64_t pairs, int64_t count, int32_t* buffer) {
@@ -68,7 +56,8 @@ __attribute__((noinline)) void row_of_pixels(const DepthwiseRow& row, int64_t c)
   const DepthwiseRow d = row;      // copies that no store can alias
   const Epilogue e = *d.epilogue;
   const int64_t kw = KW ? KW : d.kw, pairs = Pairs ? Pairs : ceil_div(d.kh, 2), item = size_of(e.out_type);
-  const auto channels = Channels<V>::load(d, e, c);
+  auto dequantize = Dequantizer<V>::make(e, c);
+  dequantize.use(d.x_scale, d.x_zero);
   const auto finish = Finisher<V>::make(e);
   alignas(64) int32_t buffer[kMaxPairs * kMaxColumns * V::width];
   const int64_t span = (kw - 1) * d.tap_columns + 1;  // columns of one pixel
@@ -84,7 +73,7 @@ __attribute__((noinline)) void row_of_pixels(const DepthwiseRow& row, int64_t c)
     const int8_t* x = d.x + p0 * d.pixel_columns * d.column_stride + c;
     if constexpr (KW && Pairs) widen<V>(d, x, 0, Pairs, (pixels - 1) * d.pixel_columns + span, buffer);
     for (int64_t p = 0; p < pixels; ++p) {
-      auto acc = channels.start;
+      auto acc = V::set1i(0);
       const int32_t* column = buffer + p * d.pixel_columns * V::width;
       if constexpr (KW && Pairs) {
 #pragma GCC unroll 4
@@ -101,7 +90,7 @@ __attribute__((noinline)) void row_of_pixels(const DepthwiseRow& row, int64_t c)
             acc = V::dot_pair(acc, V::load_s8_pair(top, bottom), weight_pair<V>(d, c, i, j));
           }
       }
-      const auto y = V::fma(V::to_float(acc), channels.scale, channels.bias);
+      const auto y = dequantize(acc);
       finish(y, d.m0 + p0 + p, c, d.channels - c, static_cast<char*>(d.y) + ((p0 + p) * d.channels + c) * item);
     }
   }

@@ -8,18 +8,18 @@ namespace qk {
 namespace {
 
 template <class V>
-QK_INLINE void store_tile(const int32_t* acc, int64_t r0, int64_t rows, int64_t j0, int64_t panels, const GemmBlock& g) {
-  const Epilogue e = *g.epilogue;  // a copy that no store can alias
+QK_INLINE void store_tile(const int32_t* acc, int64_t r0, int64_t rows, int64_t j0, int64_t panels, const GemmBlock& block) {
+  const GemmBlock g = block;      // copies that no store can alias
+  const Epilogue e = *g.epilogue;
   const auto finish = Finisher<V>::make(e);
   const int64_t cols = g.cols - j0 < panels * kPanel ? g.cols - j0 : panels * kPanel;
   const int64_t item = size_of(e.out_type);
-  for (int64_t r = 0; r < rows; ++r) {
-    char* c = static_cast<char*>(g.c) + ((r0 + r) * g.c_stride + j0) * item;
-    for (int64_t j = 0; j < cols; j += V::width) {
-      const int64_t n = g.n0 + j0 + j;
-      const auto y = dequantize<V>(V::load_i32(acc + r * panels * kPanel + j), n, g.row_offset[r0 + r],
-                                   g.row_scale[r0 + r], e);
-      finish(y, g.m0 + r0 + r, n, cols - j, c + j * item);
+  for (int64_t j = 0; j < cols; j += V::width) {
+    auto dequantize = Dequantizer<V>::make(e, g.n0 + j0 + j);
+    for (int64_t r = r0; r < r0 + rows; ++r) {
+      char* c = static_cast<char*>(g.c) + (r * g.c_stride + j0 + j) * item;
+      dequantize.use(g.row_scale[r], g.row_offset[r]);
+      finish(dequantize(V::load_i32(acc + (r - r0) * panels * kPanel + j)), g.m0 + r, g.n0 + j0 + j, cols - j, c);
     }
   }
 }
