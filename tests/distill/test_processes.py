@@ -1,5 +1,6 @@
 """Two processes that share every batch learn what one process learns."""
 
+import gc
 import os
 import socket
 import sys
@@ -45,6 +46,14 @@ def worker(rank: int, folder: Path, port: str) -> None:
     run(folder)
     (folder / str(rank)).mkdir()
     run_with_batch_norm(folder / str(rank))
+    leave_group()
+
+
+def leave_group() -> None:
+    """Nobody leaves before all are done, nor while a model in a reference cycle still holds the group:
+    gloo's threads would outlive it, and the process would abort at its end."""
+    gc.collect()
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
