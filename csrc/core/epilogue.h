@@ -8,7 +8,8 @@
 
 #include "problem.h"
 
-#define QK_INLINE static inline __attribute__((always_inline))
+#define QK_METHOD inline __attribute__((always_inline))
+#define QK_INLINE static QK_METHOD
 
 namespace qk {
 namespace {
@@ -19,10 +20,10 @@ struct Quantizer {
   typename V::F inv_scale, lo, hi;
   typename V::I zero;
 
-  static inline __attribute__((always_inline)) Quantizer make(float inv_scale, int32_t zero) {
+  QK_INLINE Quantizer make(float inv_scale, int32_t zero) {
     return {V::set1(inv_scale), V::set1(float(-128 - zero)), V::set1(float(127 - zero)), V::set1i(zero)};
   }
-  inline __attribute__((always_inline)) typename V::I operator()(typename V::F x) const {
+  QK_METHOD typename V::I operator()(typename V::F x) const {
     return V::addi(V::round(V::min(V::max(V::mul(x, inv_scale), lo), hi)), zero);
   }
 };
@@ -62,33 +63,47 @@ QK_INLINE typename V::F load_float(const void* p, int64_t i, DType type) {
 }
 
 // Steps 2 to 4 of the contract for V::width neighbours: residual, clamp, store. Built once for many of them, so that
-// its constants stay in registers.
+// its constants stay in registers. An int8 output is clamped once, after its product: multiplying by inv_scale > 0
+// keeps order, rounding included, so the clamp's bounds times inv_scale and the bounds of int8 become one pair.
 template <class V>
 struct Finisher {
   const Epilogue& e;
-  typename V::F lo, hi;
-  Quantizer<V> quantizer;
+  typename V::F lo, hi, inv_scale;
+  typename V::I zero;
 
-  static inline __attribute__((always_inline)) Finisher make(const Epilogue& e) {
-    return {e, V::set1(e.lo), V::set1(e.hi), Quantizer<V>::make(e.out_inv_scale, e.out_zero)};
+  QK_INLINE Finisher make(const Epilogue& e) {
+    float lo = e.lo, hi = e.hi;
+    if (e.out_type == DType::s8) {
+      const float least = float(-128 - e.out_zero), most = float(127 - e.out_zero);
+      lo = lo * e.out_inv_scale > least ? lo * e.out_inv_scale : least;
+      hi = hi * e.out_inv_scale > least ? hi * e.out_inv_scale : least;
+      lo = lo < most ? lo : most;
+      hi = hi < most ? hi : most;
+    }
+    return {e, V::set1(lo), V::set1(hi), V::set1(e.out_inv_scale), V::set1i(e.out_zero)};
+  }
+
+  QK_METHOD typename V::F clamp(typename V::F y) const { return V::min(V::max(y, lo), hi); }
+
+  // q - zero of an int8 output, within [-128 - zero, 127 - zero].
+  QK_METHOD typename V::I round(typename V::F y) const {
+    return V::round(clamp(V::mul(y, inv_scale)));
+  }
+
+  QK_METHOD typename V::F add_residual(typename V::F y, const void* residual) const {
+    if (e.residual_type != DType::s8) return V::add(y, load_float<V>(residual, 0, e.residual_type));
+    const auto r = V::subi(V::load_s8(static_cast<const int8_t*>(residual)), V::set1i(e.residual_zero));
+    return V::add(y, V::mul(V::to_float(r), V::set1(e.residual_scale)));
   }
 
   // `residual` and `out` point at the first value; residual is null where there is none.
-  inline __attribute__((always_inline)) void whole(typename V::F y, const void* residual, void* out) const {
-    if (residual) {
-      if (e.residual_type == DType::s8) {
-        typename V::I r = V::load_s8(static_cast<const int8_t*>(residual));
-        y = V::add(y, V::mul(V::to_float(V::subi(r, V::set1i(e.residual_zero))), V::set1(e.residual_scale)));
-      } else {
-        y = V::add(y, load_float<V>(residual, 0, e.residual_type));
-      }
-    }
-    y = V::min(V::max(y, lo), hi);
+  QK_METHOD void whole(typename V::F y, const void* residual, void* out) const {
+    if (residual) y = add_residual(y, residual);
     switch (e.out_type) {
-      case DType::f32: V::store_f32(static_cast<float*>(out), y); break;
-      case DType::f16: V::store_f16(static_cast<uint16_t*>(out), y); break;
-      case DType::bf16: V::store_bf16(static_cast<uint16_t*>(out), y); break;
-      case DType::s8: V::store_s8(static_cast<int8_t*>(out), quantizer(y)); break;
+      case DType::f32: V::store_f32(static_cast<float*>(out), clamp(y)); break;
+      case DType::f16: V::store_f16(static_cast<uint16_t*>(out), clamp(y)); break;
+      case DType::bf16: V::store_bf16(static_cast<uint16_t*>(out), clamp(y)); break;
+      case DType::s8: V::store_s8(static_cast<int8_t*>(out), V::addi(round(y), zero)); break;
     }
   }
 
@@ -101,11 +116,13 @@ struct Finisher {
     __builtin_memcpy(out, o, size_t(count * size_of(e.out_type)));
   }
 
-  // V::width columns from column n of row m, or as many of them as there are.
-  inline __attribute__((always_inline)) void operator()(typename V::F y, int64_t m, int64_t n, int64_t count, void* out) const {
-    const char* residual = nullptr;
-    if (e.residual)
-      residual = static_cast<const char*>(e.residual) + (m * e.residual_stride + n) * size_of(e.residual_type);
+  QK_METHOD const char* residual_at(int64_t m, int64_t n) const {
+    if (!e.residual) return nullptr;
+    return static_cast<const char*>(e.residual) + (m * e.residual_stride + n) * size_of(e.residual_type);
+  }
+
+  // V::width columns, or the `count` of them that exist.
+  QK_METHOD void operator()(typename V::F y, const void* residual, int64_t count, void* out) const {
     if (count >= V::width) whole(y, residual, out);
     else part(y, count, residual, out);
   }
@@ -121,19 +138,19 @@ struct Dequantizer {
   float x_scale = 0.0f;        // of `scale`; no row has it yet
   int32_t offset = 0;
 
-  static inline __attribute__((always_inline)) Dequantizer make(const Epilogue& e, int64_t n) {
+  QK_INLINE Dequantizer make(const Epilogue& e, int64_t n) {
     return {V::load_i32(e.w_sum + n), V::set1i(0), V::load_f32(e.w_scale + n),
             e.bias ? V::load_f32(e.bias + n) : V::set1(0.0f), V::set1(0.0f)};
   }
   // For the rows that follow.
-  inline __attribute__((always_inline)) void use(float row_scale, int32_t row_offset) {
+  QK_METHOD void use(float row_scale, int32_t row_offset) {
     if (row_scale == x_scale && row_offset == offset) return;
     x_scale = row_scale;
     offset = row_offset;
     scale = V::mul(V::set1(x_scale), w_scale);
     correction = V::muli(V::set1i(offset), w_sum);
   }
-  inline __attribute__((always_inline)) typename V::F operator()(typename V::I acc) const {
+  QK_METHOD typename V::F operator()(typename V::I acc) const {
     return V::fma(V::to_float(V::subi(acc, correction)), scale, bias);
   }
 };

@@ -91,7 +91,7 @@ __attribute__((noinline)) void row_of_pixels(const DepthwiseRow& row, int64_t c)
           }
       }
       const auto y = dequantize(acc);
-      finish(y, d.m0 + p0 + p, c, d.channels - c, static_cast<char*>(d.y) + ((p0 + p) * d.channels + c) * item);
+      finish(y, finish.residual_at(d.m0 + p0 + p, c), d.channels - c, static_cast<char*>(d.y) + ((p0 + p) * d.channels + c) * item);
     }
   }
 }

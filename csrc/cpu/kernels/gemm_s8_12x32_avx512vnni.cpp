@@ -22,21 +22,27 @@ struct VnniTile {
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) sum[u][r][p] = _mm512_setzero_si512();
-    for (int64_t k = 0; k < k4; k += U) {
+    const int8_t* rows[(R + 2) / 3];  // each third row; the others by an index, so that all stay in registers
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r += 3) rows[r / 3] = a + r * lda;
+    for (const int8_t* end = b + k4 * 64; b < end; b += U * 64) {
+      asm("" : "+r"(lda));  // or GCC hoists all R addresses, more than there are registers
 #pragma GCC unroll 4
       for (int u = 0; u < U; ++u) {
         __m512i bv[P];
 #pragma GCC unroll 2
-        for (int p = 0; p < P; ++p) bv[p] = _mm512_loadu_si512(b + p * panel_bytes + (k + u) * 64);
+        for (int p = 0; p < P; ++p) bv[p] = _mm512_loadu_si512(b + p * panel_bytes + u * 64);
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
           int32_t four;
-          __builtin_memcpy(&four, a + r * lda + (k + u) * 4, 4);
+          __builtin_memcpy(&four, rows[r / 3] + r % 3 * lda + u * 4, 4);
           const __m512i av = _mm512_set1_epi32(four);
 #pragma GCC unroll 2
           for (int p = 0; p < P; ++p) sum[u][r][p] = _mm512_dpbusd_epi32(sum[u][r][p], av, bv[p]);
         }
       }
+#pragma GCC unroll 4
+      for (int i = 0; i < (R + 2) / 3; ++i) rows[i] += U * 4;
     }
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r)

@@ -57,7 +57,7 @@ QK_INLINE void block_at(Tiles& t, int64_t r, int64_t j, const GemmBlock& g) {
   alignas(64) int32_t acc[A * 16 * P * 16];
   const int64_t rows = g.rows - r < A * 16 ? g.rows - r : A * 16;
   multiply<A, P>(t, g.a + r * g.lda, g.lda, g.b + j / kPanel * g.panel_bytes, g.panel_bytes, ceil_div(g.k4, 16), acc);
-  store_tile<Vec>(acc, r, rows, j, P, g);
+  Columns<Vec, P>(g, j).store(acc, r, rows);
 }
 
 template <int A>

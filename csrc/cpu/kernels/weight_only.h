@@ -37,7 +37,7 @@ QK_INLINE void weight_only_tile(int64_t r, int64_t j, const WeightOnlyBlock& g) 
     const auto total = V::add(V::add(sum[i][0], sum[i][1]), V::add(sum[i][2], sum[i][3]));
     const auto bias = e.bias ? V::load_f32(e.bias + n) : V::set1(0.0f);
     char* c = static_cast<char*>(g.c) + ((r + i) * g.c_stride + j) * size_of(e.out_type);
-    finish(V::fma(total, V::load_f32(e.w_scale + n), bias), g.m0 + r + i, n, g.cols - j, c);
+    finish(V::fma(total, V::load_f32(e.w_scale + n), bias), finish.residual_at(g.m0 + r + i, n), g.cols - j, c);
   }
 }
 

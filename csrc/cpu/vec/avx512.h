@@ -60,6 +60,14 @@ struct Avx512 {
   QK_INLINE void store_s8(int8_t* p, I v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v));
   }
+  QK_INLINE void store_s8_rows(int8_t* p, int8_t* q, I a0, I a1, I b0, I b1, int32_t zero) {
+    const I z = _mm512_set1_epi16(int16_t(zero));
+    const I a = _mm512_add_epi16(_mm512_packs_epi32(a0, a1), z), b = _mm512_add_epi16(_mm512_packs_epi32(b0, b1), z);
+    const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const I rows = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(rows));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm512_extracti64x4_epi64(rows, 1));
+  }
   QK_INLINE void store_i32(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
 };
 

@@ -86,6 +86,13 @@ struct Scalar {
     *p = uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
   }
   QK_INLINE void store_s8(int8_t* p, I v) { *p = int8_t(v); }  // v in [-128, 127]
+  // [a0 a1] + zero to p, [b0 b1] + zero to q: two vectors of two rows; every sum in [-128, 127].
+  QK_INLINE void store_s8_rows(int8_t* p, int8_t* q, I a0, I a1, I b0, I b1, int32_t zero) {
+    p[0] = int8_t(a0 + zero);
+    p[1] = int8_t(a1 + zero);
+    q[0] = int8_t(b0 + zero);
+    q[1] = int8_t(b1 + zero);
+  }
   QK_INLINE void store_i32(int32_t* p, I v) { *p = v; }
 };
 
