@@ -10,6 +10,7 @@
 
 #define QK_METHOD inline __attribute__((always_inline))
 #define QK_INLINE static QK_METHOD
+#define QK_LAMBDA __attribute__((always_inline))
 
 namespace qk {
 namespace {

@@ -5,6 +5,7 @@
 //
 // N padded to 16 and K to 64 with zeros. Four K values of one output channel are neighbours, as
 // tdpbssd, vpdpbusd, vpmaddubsw and sdot read them: 64 bytes are 16 channels by 4 K.
+// K of a convolution runs over kernel rows, each padded to 4, and in a row over columns, then channels.
 // A depthwise weight [C,1,KH,KW] is packed as N = C, K = KH*KW, one group.
 #pragma once
 #include <cstdint>
@@ -12,7 +13,7 @@
 namespace qk {
 
 constexpr int64_t kPanel = 16;           // output channels of a panel
-constexpr int32_t kLayoutVersion = 1;
+constexpr int32_t kLayoutVersion = 2;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -57,11 +58,15 @@ constexpr int64_t merged_groups(int64_t oc, int64_t channels_per_group, int64_t 
   return 1;
 }
 
+// K of one kernel row, padded so that the next one starts a new group of four.
+constexpr int64_t kernel_row(int64_t merged_channels, int64_t kw) { return round_up(merged_channels * kw, 4); }
+
 // weight [oc, channels_per_group, kh, kw] of a convolution; a linear weight is kh = kw = groups = 1.
 inline PackedLayout weight_layout(int64_t oc, int64_t channels_per_group, int64_t kh, int64_t kw, int64_t groups) {
   if (is_depthwise(channels_per_group, groups)) return {1, oc, kh * kw};
   const int64_t merge = merged_groups(oc, channels_per_group, groups);
-  return {groups / merge, oc / groups * merge, channels_per_group * kh * kw * merge};
+  const int64_t channels = channels_per_group * merge;
+  return {groups / merge, oc / groups * merge, (kh - 1) * kernel_row(channels, kw) + kw * channels};
 }
 
 }  // namespace qk

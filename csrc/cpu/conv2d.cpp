@@ -2,13 +2,19 @@
 //   1. dynamic scales: one an image
 //   2. x -> int8 NHWC with its border written out (zero point, or mirrored values), so that nothing later asks
 //      where an image ends; skipped where x already is that
-//   3. rows are output pixels, K = KH*KW*C/groups: packed block by block and multiplied; or the depthwise kernel
+//   3. rows are output pixels, K = KH*KW*C/groups: read from the image in place, or packed block by block, and
+//      multiplied; or the depthwise kernel
 #include "conv2d.h"
 
 #include "../core/epilogue.h"
 #include "gemm_blocks.h"
 
 namespace qk {
+
+Conv2dPath conv2d_path(const Conv2dProblem& p) {
+  return is_depthwise(p.c / p.groups, p.groups) ? Conv2dPath::depthwise : Conv2dPath::gemm;
+}
+
 namespace {
 
 constexpr int64_t kElementsPerThread = 1 << 15;  // copied or scanned, below which another thread does not pay
@@ -20,7 +26,6 @@ struct Image {
   bool slack;                // bytes behind the last pixel may be read
 };
 
-constexpr int64_t kSlack = 64;
 constexpr int64_t kImageBytes = 512 * 1024;  // of step 2 at a time, so that step 3 finds it in L2
 
 struct Scales {
@@ -46,6 +51,33 @@ bool needs_image(const Conv2dProblem& p) {
   return p.x_type != DType::s8 || has_border(p) || !is_packed_nhwc(p) || repeat(p) > 1 ||
          (conv2d_path(p) == Conv2dPath::depthwise && p.c % kPanel != 0);  // its last vector reads past a pixel
 }
+
+// How the gemm path reads the image: `together` pieces of K are whole kernel rows, else single taps.
+struct Reading {
+  bool in_place, together;
+  int64_t channels;          // of one of the layout's groups
+};
+
+// In place where the kernel's pieces allow it. A kernel that wants offset bytes needs an image that was written so.
+Reading reading(const Conv2dProblem& p, const Kernels& k) {
+  const PackedLayout layout = weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups);
+  Reading r;
+  r.together = layout.groups == 1 && p.dilation_w == 1;
+  r.channels = p.c / layout.groups;
+  const int64_t piece = r.together ? p.kw * r.channels : r.channels;
+  const bool padded = piece % k.piece != 0;  // a piece reads on into the next pixels, against weights of zero
+  const bool pieces_fit = !padded || (k.piece == 4 && r.together && needs_image(p));
+  const bool lines_fit = 5 * p.ow() >= 4 * round_up(p.ow(), k.piece_rows);
+  const bool rows_fit = k.piece_rows == 1 || needs_image(p);  // its last tile reads rows behind the image
+  r.in_place = conv2d_path(p) == Conv2dPath::gemm && pieces_fit && lines_fit && rows_fit && (k.x_offset == 0 || needs_image(p));
+  return r;
+}
+
+// What image bytes are XORed with: -128 where the kernel reads them in place and wants them offset.
+int8_t image_mask(const Conv2dProblem& p, const Kernels& k) { return k.x_offset && reading(p, k).in_place ? -128 : 0; }
+
+// Bytes behind the image that may be read.
+int64_t slack(const Conv2dProblem& p, const Kernels& k) { return 64 + (k.piece_rows - 1) * p.stride_w * p.c; }
 
 int workers_for(int64_t elements, int threads) {
   return int(std::clamp<int64_t>(elements / kElementsPerThread, 1, std::clamp(threads, 1, 256)));
@@ -108,28 +140,28 @@ void find_scales(const Conv2dProblem& p, const Kernels& k, const Parallel& paral
 
 // One row of pixels from anywhere, value by value: for strides that the torch front never hands on.
 void quantize_strided_row(const Conv2dProblem& p, const Kernels& k, int64_t image, int64_t h, float inv_scale,
-                          int32_t zero, int8_t* out) {
+                          int32_t zero, bool flip, int8_t* out) {
   for (int64_t w = 0; w < p.w; ++w)
     for (int64_t c = 0; c < p.c; ++c)
-      k.quantize(pixel(p, image, h, w) + c * p.x_strides[1] * size_of(p.x_type), p.x_type, 1, inv_scale, zero, false,
+      k.quantize(pixel(p, image, h, w) + c * p.x_strides[1] * size_of(p.x_type), p.x_type, 1, inv_scale, zero, flip,
                  out + w * p.c + c);
 }
 
 // Rows [h, h + rows) of an image as int8 pixels, `row_stride` bytes apart.
 void quantize_rows(const Conv2dProblem& p, const Kernels& k, int64_t image, int64_t h, int64_t rows, const Scales& s,
-                   int8_t* out, int64_t row_stride) {
+                   bool flip, int8_t* out, int64_t row_stride) {
   const float inv_scale = 1.0f / s.scale[image / s.images_per_scale];
   const int32_t zero = s.zero[image / s.images_per_scale];
   if (is_planar(p))
-    return k.interleave({pixel(p, image, h, 0), p.x_type, p.x_strides[1], rows, p.w, p.c, inv_scale, zero, out, row_stride});
+    return k.interleave({pixel(p, image, h, 0), p.x_type, p.x_strides[1], rows, p.w, p.c, inv_scale, zero, flip, out, row_stride});
   for (int64_t r = 0; r < rows; ++r, out += row_stride) {
     if (p.x_strides[1] == 1 && p.x_strides[3] == p.c)
-      k.quantize(pixel(p, image, h + r, 0), p.x_type, p.w * p.c, inv_scale, zero, false, out);
+      k.quantize(pixel(p, image, h + r, 0), p.x_type, p.w * p.c, inv_scale, zero, flip, out);
     else if (p.x_strides[1] == 1)
       for (int64_t w = 0; w < p.w; ++w)
-        k.quantize(pixel(p, image, h + r, w), p.x_type, p.c, inv_scale, zero, false, out + w * p.c);
+        k.quantize(pixel(p, image, h + r, w), p.x_type, p.c, inv_scale, zero, flip, out + w * p.c);
     else
-      quantize_strided_row(p, k, image, h + r, inv_scale, zero, out);
+      quantize_strided_row(p, k, image, h + r, inv_scale, zero, flip, out);
   }
 }
 
@@ -138,7 +170,7 @@ void repeat_channels(const int8_t* row, int64_t count, int64_t times, int8_t* ou
 }
 
 // The sides of a padded row, from its interior or the zero point.
-void write_sides(const Conv2dProblem& p, int64_t c, int32_t zero, int8_t* inside) {
+void write_sides(const Conv2dProblem& p, int64_t c, int8_t zero, int8_t* inside) {
   const auto write = [&](int64_t w) {
     const int64_t from = source_index(w, p.w, p.pad_mode);
     if (from < 0) std::memset(inside + w * c, zero, size_t(c));
@@ -151,10 +183,11 @@ void write_sides(const Conv2dProblem& p, int64_t c, int32_t zero, int8_t* inside
 // A share of the padded rows of all images: interior rows in runs, rows of the border one by one.
 void write_image_rows(const Conv2dProblem& p, const Kernels& k, const Scales& s, Share share, int8_t* line, int8_t* out) {
   const int64_t times = repeat(p), c = p.c * times, row_bytes = p.padded_w() * c;
+  const int8_t mask = image_mask(p, k);
   for (int64_t i = share.begin, run; i < share.end; i += run) {
     const int64_t image = i / p.padded_h(), y = i % p.padded_h() - p.pad_top;
     const int64_t h = source_index(y, p.h, p.pad_mode);
-    const int32_t zero = s.zero[image / s.images_per_scale];
+    const int8_t zero = int8_t(s.zero[image / s.images_per_scale]) ^ mask;
     int8_t* row = out + i * row_bytes;
     run = 1;
     if (h < 0) {
@@ -163,11 +196,11 @@ void write_image_rows(const Conv2dProblem& p, const Kernels& k, const Scales& s,
     }
     int8_t* inside = row + p.pad_left * c;
     if (times > 1) {
-      quantize_rows(p, k, image, h, 1, s, line, 0);
+      quantize_rows(p, k, image, h, 1, s, mask, line, 0);
       repeat_channels(line, p.w * p.c, times, inside);
     } else {
       if (y == h) run = std::min(p.h - h, share.end - i);
-      quantize_rows(p, k, image, h, run, s, inside, row_bytes);
+      quantize_rows(p, k, image, h, run, s, mask, inside, row_bytes);
     }
     for (int64_t r = 0; r < run; ++r) write_sides(p, c, zero, inside + r * row_bytes);
   }
@@ -175,30 +208,58 @@ void write_image_rows(const Conv2dProblem& p, const Kernels& k, const Scales& s,
 
 // ---- 3. output pixels as rows
 
-// K values of output pixels [m0, m0 + rows): KH*KW pieces of a group's channels, neighbouring taps in one piece.
-void pack_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const GemmPlan& plan, int64_t group,
-                 int64_t m0, int64_t rows, const PackedRows& out) {
-  const int64_t oh = p.oh(), ow = p.ow(), c = p.c / plan.layout.groups;
-  const bool together = plan.layout.groups == 1 && p.dilation_w == 1;
+void fill_scales(const Scales& s, const Kernels& k, int64_t image, int64_t first, int64_t count,
+                 const PackedRows& out) {
+  std::fill_n(out.scale + first, count, s.scale[image / s.images_per_scale]);
+  std::fill_n(out.offset + first, count, s.zero[image / s.images_per_scale] + k.x_offset);
+}
+
+// The first byte of a group's window under an output pixel.
+const int8_t* window(const Conv2dProblem& p, const Image& x, int64_t image, int64_t y, int64_t column, int64_t channel) {
+  return x.data + ((image * x.h + y * p.stride_h) * x.w + column * p.stride_w) * x.c + channel;
+}
+
+// Whole lines of output pixels, in place.
+void read_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const GemmPlan& plan, const Reading& how,
+                 const BlockPosition& at, const PackedRows& out, GemmBlock& block) {
+  const int64_t oh = p.oh(), ow = p.ow(), image = at.m0 / (oh * ow), y = at.m0 / ow % oh;
+  block.a = window(p, x, image, y, 0, at.group * how.channels);
+  block.lda = p.stride_w * x.c;
+  block.lines = at.rows / ow;
+  block.line_stride = p.stride_h * x.w * x.c;
+  block.piece_rows = p.kh;
+  block.piece_row_stride = p.dilation_h * x.w * x.c;
+  block.piece_columns = how.together ? 1 : p.kw;
+  block.piece_column_stride = p.dilation_w * x.c;
+  block.k4 = ceil_div(how.together ? p.kw * how.channels : how.channels, 4);
+  block.rows = ow;
+  fill_scales(s, *plan.kernels, image, 0, at.rows, out);
+}
+
+// K values of a block of output pixels: KH*KW pieces of a group's channels, neighbouring taps in one piece.
+void pack_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const GemmPlan& plan, const Reading& how,
+                 const BlockPosition& at, const PackedRows& out, GemmBlock& block) {
+  const int64_t oh = p.oh(), ow = p.ow();
   GatherRun run;
   run.pixel_stride = p.stride_w * x.c;
   run.row_stride = p.dilation_h * x.w * x.c;
   run.column_stride = p.dilation_w * x.c;
   run.rows = p.kh;
-  run.columns = together ? 1 : p.kw;
-  run.piece = together ? p.kw * c : c;
+  run.columns = how.together ? 1 : p.kw;
+  run.piece = how.together ? p.kw * how.channels : how.channels;
+  run.row_pitch = kernel_row(how.channels, p.kw);
   run.flip = plan.kernels->x_offset != 0;
   run.slack = x.slack;
   run.lda = plan.lda;
-  for (int64_t r = 0; r < rows; r += run.pixels) {
-    const int64_t m = m0 + r, image = m / (oh * ow), y = m / ow % oh, column = m % ow;
-    run.pixels = std::min(rows - r, ow - column);
-    run.x = x.data + ((image * x.h + y * p.stride_h) * x.w + column * p.stride_w) * x.c + group * c;
+  for (int64_t r = 0; r < at.rows; r += run.pixels) {
+    const int64_t m = at.m0 + r, image = m / (oh * ow), y = m / ow % oh, column = m % ow;
+    run.pixels = std::min(at.rows - r, ow - column);
+    run.x = window(p, x, image, y, column, at.group * how.channels);
     run.a = out.a + r * plan.lda;
     plan.kernels->gather(run);
-    std::fill_n(out.scale + r, run.pixels, s.scale[image / s.images_per_scale]);
-    std::fill_n(out.offset + r, run.pixels, s.zero[image / s.images_per_scale] + plan.kernels->x_offset);
+    fill_scales(s, *plan.kernels, image, r, run.pixels, out);
   }
+  read_packed(plan, out, at.rows, block);
 }
 
 // A staged block [rows][stride] of outputs from channel `first` on, to its planes.
@@ -213,19 +274,25 @@ void scatter(const Conv2dProblem& p, const Kernels& k, int64_t m0, int64_t rows,
   }
 }
 
-GemmPlan plan_pixels(const Conv2dProblem& p, Isa isa, int threads) {
-  return plan_gemm(p.batch * p.oh() * p.ow(), weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups), isa, threads);
+GemmPlan plan_pixels(const Conv2dProblem& p, const Kernels& k, int threads) {
+  const PackedLayout layout = weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups);
+  if (!reading(p, k).in_place) return plan_packed_gemm(p.batch * p.oh() * p.ow(), layout, k, threads);
+  const int64_t line_bytes = std::min(p.stride_h, p.dilation_h * p.kh) * p.padded_w() * p.c;
+  return plan_gemm({p.batch, p.oh() * p.ow(), std::max<int64_t>(p.ow(), 1), ceil_div(line_bytes, std::max<int64_t>(p.ow(), 1))},
+                   layout, k, threads);
 }
 
 int64_t staged_item(const Conv2dProblem& p) { return p.y_nhwc ? 0 : size_of(p.epilogue.out_type); }
 
 void gemm_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa isa, const Parallel& parallel, void* memory) {
-  const GemmPlan plan = plan_pixels(p, isa, parallel.threads);
+  const Kernels& kernels = kernels_of(isa);
+  const GemmPlan plan = plan_pixels(p, kernels, parallel.threads);
+  const Reading how = reading(p, kernels);
   const int64_t item = size_of(p.epilogue.out_type), group_channels = plan.layout.n;
   gemm_blocks(
       plan, p.weight, p.epilogue, staged_item(p), parallel, memory,
-      [&](int64_t group, int64_t m0, int64_t rows, const PackedRows& out) {
-        pack_pixels(p, x, s, plan, group, m0, rows, out);
+      [&](const BlockPosition& at, const PackedRows& out, GemmBlock& block) {
+        (how.in_place ? read_pixels : pack_pixels)(p, x, s, plan, how, at, out, block);
       },
       [&](const BlockPosition& at, const PackedRows& rows) -> Destination {
         if (!p.y_nhwc) return {rows.c, plan.block_cols};
@@ -296,7 +363,7 @@ struct Memory {
   int64_t before_rest = 0;
 };
 
-Memory take_memory(const Conv2dProblem& p, int threads, void* base) {
+Memory take_memory(const Conv2dProblem& p, const Kernels& k, int threads, void* base) {
   Workspace w(base);
   Memory m;
   if (p.range != Range::given) {
@@ -304,7 +371,7 @@ Memory take_memory(const Conv2dProblem& p, int threads, void* base) {
     m.zero = w.take<int32_t>(p.batch);
   }
   if (needs_image(p)) {
-    m.image = w.take<int8_t>(p.batch * p.padded_h() * p.padded_w() * p.c * repeat(p) + kSlack);
+    m.image = w.take<int8_t>(p.batch * p.padded_h() * p.padded_w() * p.c * repeat(p) + slack(p, k));
     if (repeat(p) > 1) m.lines = w.take<int8_t>(std::clamp(threads, 1, 256) * round_up(p.w * p.c, 64));
   }
   m.before_rest = w.used();
@@ -314,9 +381,6 @@ Memory take_memory(const Conv2dProblem& p, int threads, void* base) {
 
 }  // namespace
 
-Conv2dPath conv2d_path(const Conv2dProblem& p) {
-  return is_depthwise(p.c / p.groups, p.groups) ? Conv2dPath::depthwise : Conv2dPath::gemm;
-}
 
 const char* conv2d_path_name(Conv2dPath path) { return path == Conv2dPath::depthwise ? "depthwise" : "gemm"; }
 
@@ -345,9 +409,9 @@ Conv2dProblem slice(const Conv2dProblem& p, int64_t first, int64_t count) {
 }
 
 int64_t images_workspace(const Conv2dProblem& p, Isa isa, int threads) {
-  const int64_t before = take_memory(p, threads, nullptr).before_rest;
+  const int64_t before = take_memory(p, kernels_of(isa), threads, nullptr).before_rest;
   if (conv2d_path(p) == Conv2dPath::gemm)
-    return before + blocks_workspace(plan_pixels(p, isa, threads), p.epilogue, staged_item(p));
+    return before + blocks_workspace(plan_pixels(p, kernels_of(isa), threads), p.epilogue, staged_item(p));
   Workspace w(nullptr);
   to_whole_panels(w, p.epilogue, weight_layout(p.oc, 1, p.kh, p.kw, p.groups));
   return before + w.used() + std::clamp(threads, 1, 256) * staged_row_bytes(p);
@@ -355,7 +419,7 @@ int64_t images_workspace(const Conv2dProblem& p, Isa isa, int threads) {
 
 void convolve_images(const Conv2dProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
   const Kernels& kernels = kernels_of(isa);
-  const Memory memory = take_memory(p, parallel.threads, workspace);
+  const Memory memory = take_memory(p, kernels, parallel.threads, workspace);
   const bool per_image = p.epilogue.rows_per_scale == p.oh() * p.ow();
   Scales scales{p.epilogue.x_scale, p.epilogue.x_zero, per_image ? 1 : p.batch};
   if (p.range != Range::given) {

@@ -2,7 +2,7 @@
 
 namespace qk {
 
-#define QK_KERNELS(isa, gemm, mr, x_offset, suffix)                                                  \
+#define QK_KERNELS(isa, gemm, mr, x_offset, piece, piece_rows, suffix)                                                  \
   void gemm(const GemmBlock&);                                                                       \
   void weight_only_##suffix(const WeightOnlyBlock&);                                                 \
   void depthwise_##suffix(const DepthwiseRow&);                                                      \
@@ -22,8 +22,8 @@ namespace {
 constexpr int64_t kFewRows = 8;  // up to here AMX tiles are mostly empty
 
 constexpr Kernels kTable[] = {
-#define QK_KERNELS(isa, gemm, mr, x_offset, suffix)                                                      \
-  {Isa::isa,          #gemm,             mr,                x_offset,         gemm,                      \
+#define QK_KERNELS(isa, gemm, mr, x_offset, piece, piece_rows, suffix)                                                      \
+  {Isa::isa, #gemm, mr, x_offset, piece, piece_rows, gemm,                                                  \
    weight_only_##suffix, depthwise_##suffix, quantize_##suffix, extremes_##suffix, to_f32_##suffix,      \
    dequantize_##suffix, gather_##suffix, interleave_##suffix, deinterleave_##suffix, pool_##suffix},
 #include "kernels.inc"

@@ -8,17 +8,18 @@ namespace {
 
 constexpr int64_t kBlockBytes = 256 * 1024;   // of packed x: a part of L2 that leaves room for weights and C
 constexpr int64_t kWorkPerThread = 1 << 19;   // multiply-adds below which another thread costs more than it gives
+constexpr int64_t kFewUnits = 4;              // a worker, up to which they share the rows and split the channels
 constexpr int kMaxWorkers = 256;
 
 // Rows [m0, m0 + rows) of x as int8 with their scale and offset; dynamic scales are found here, row by row.
-void pack_rows(const GemmProblem& p, const GemmPlan& plan, int64_t m0, int64_t rows, const PackedRows& out) {
+void pack_rows(const GemmProblem& p, const GemmPlan& plan, const BlockPosition& at, const PackedRows& out, GemmBlock& block) {
   const Kernels& k = *plan.kernels;
   const Epilogue& e = p.epilogue;
-  for (int64_t r = 0; r < rows; ++r) {
-    const char* x = static_cast<const char*>(p.x) + (m0 + r) * p.x_stride * size_of(p.x_type);
+  for (int64_t r = 0; r < at.rows; ++r) {
+    const char* x = static_cast<const char*>(p.x) + (at.m0 + r) * p.x_stride * size_of(p.x_type);
     ScaleZero sz;
     if (p.range == Range::given) {
-      const int64_t i = (m0 + r) / e.rows_per_scale;
+      const int64_t i = (at.m0 + r) / e.rows_per_scale;
       sz = {e.x_scale[i], e.x_zero[i]};
     } else {
       const Extremes ends = k.extremes(x, p.x_type, p.k);
@@ -28,41 +29,52 @@ void pack_rows(const GemmProblem& p, const GemmPlan& plan, int64_t m0, int64_t r
     out.scale[r] = sz.scale;
     out.offset[r] = sz.zero + k.x_offset;
   }
+  read_packed(plan, out, at.rows, block);
 }
 
 }  // namespace
 
-GemmPlan plan_gemm(int64_t m, const PackedLayout& layout, Isa isa, int threads) {
+GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kernels& kernels, int threads) {
   GemmPlan plan;
-  plan.kernels = &kernels_for(isa, m);
-  plan.m = m;
-  plan.k = layout.k;
+  plan.kernels = &kernels;
   plan.layout = layout;
-  const int64_t mr = plan.kernels->mr, work = m * layout.groups * layout.n * layout.k;
+  plan.parts = rows.parts;
+  plan.part_rows = rows.part_rows;
+  const int64_t m = rows.parts * rows.part_rows, work = m * layout.groups * layout.n * layout.k;
+  plan.workers = int(std::clamp<int64_t>(ceil_div(work, kWorkPerThread), 1, std::clamp(threads, 1, kMaxWorkers)));
   plan.lda = layout.k_padded();
   if (plan.lda % 1024 == 0) plan.lda += 64;  // rows a power of two apart would share few cache sets
-  plan.workers = int(std::clamp<int64_t>(ceil_div(work, kWorkPerThread), 1, std::clamp(threads, 1, kMaxWorkers)));
-  const int64_t fit = std::max(mr, kBlockBytes / plan.lda / mr * mr);
-  plan.block_rows = std::min(fit, round_up(ceil_div(std::max<int64_t>(m, 1), plan.workers), mr));
-  plan.row_blocks = ceil_div(m, plan.block_rows);
+  // As few blocks as fit, all alike, and in a multiple of the workers where one more or less would tell. Few rows are
+  // not split: every worker would read all weights.
+  const int64_t units = ceil_div(rows.part_rows, rows.unit), sources = std::max<int64_t>(rows.parts * layout.groups, 1);
+  const int64_t fit = std::max<int64_t>(1, kBlockBytes / std::max<int64_t>(1, rows.row_bytes * rows.unit));
+  int64_t blocks = std::max<int64_t>(1, ceil_div(units, fit));
+  if (units * sources > kFewUnits * plan.workers && sources * blocks % plan.workers && sources * blocks < 8 * plan.workers)
+    blocks = ceil_div(round_up(sources * blocks, plan.workers), sources);
+  plan.block_rows = std::max<int64_t>(1, ceil_div(units, blocks)) * rows.unit;
+  plan.row_blocks = ceil_div(rows.part_rows, plan.block_rows);
   // Fewer row blocks than workers: split the channels too, so that every worker has a block.
-  const int64_t splits = ceil_div(plan.workers, std::max<int64_t>(plan.row_blocks * layout.groups, 1));
+  const int64_t splits = ceil_div(plan.workers, std::max<int64_t>(plan.row_blocks * sources, 1));
   plan.block_cols = round_up(ceil_div(layout.n, splits), 32);
   plan.col_blocks = ceil_div(layout.n, plan.block_cols);
   plan.workers = int(std::clamp<int64_t>(plan.tasks(), 1, plan.workers));
   return plan;
 }
 
+GemmPlan plan_packed_gemm(int64_t m, const PackedLayout& layout, const Kernels& kernels, int threads) {
+  return plan_gemm({1, m, kernels.mr, layout.k_padded()}, layout, kernels, threads);
+}
+
 int64_t gemm_workspace(const GemmProblem& p, Isa isa, int threads) {
-  return blocks_workspace(plan_gemm(p.m, {1, p.n, p.k}, isa, threads), p.epilogue, 0);
+  return blocks_workspace(plan_packed_gemm(p.m, {1, p.n, p.k}, kernels_for(isa, p.m), threads), p.epilogue, 0);
 }
 
 void gemm(const GemmProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
-  const GemmPlan plan = plan_gemm(p.m, {1, p.n, p.k}, isa, parallel.threads);
+  const GemmPlan plan = plan_packed_gemm(p.m, {1, p.n, p.k}, kernels_for(isa, p.m), parallel.threads);
   const int64_t item = size_of(p.epilogue.out_type);
   gemm_blocks(
       plan, p.weight, p.epilogue, 0, parallel, workspace,
-      [&](int64_t, int64_t m0, int64_t rows, const PackedRows& out) { pack_rows(p, plan, m0, rows, out); },
+      [&](const BlockPosition& at, const PackedRows& out, GemmBlock& block) { pack_rows(p, plan, at, out, block); },
       [&](const BlockPosition& at, const PackedRows&) -> Destination {
         return {static_cast<char*>(p.c) + (at.m0 * p.c_stride + at.n0) * item, p.c_stride};
       },

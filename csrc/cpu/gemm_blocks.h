@@ -1,5 +1,6 @@
 // The one loop of every int8 GEMM here, linear or convolution: cut C into blocks, let the caller pack the rows of a
-// block right before their use, run the micro-kernel, let the caller take the block where it belongs.
+// block right before their use (or say where they lie), run the micro-kernel, let the caller take the block where it
+// belongs.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -13,18 +14,24 @@ namespace qk {
 // How C is cut into tasks. Every field follows from shapes, ISA and threads; results do not depend on it.
 struct GemmPlan {
   const Kernels* kernels;
-  int64_t m, k;
   PackedLayout layout;
-  int64_t block_rows;      // a multiple of the kernel's row tile; the packed block fits a part of L2
-  int64_t block_cols;      // a multiple of 32
-  int64_t row_blocks, col_blocks;
-  int64_t lda;             // bytes between packed rows
+  int64_t parts, part_rows;  // C has parts * part_rows rows; no block crosses from one part to the next
+  int64_t block_rows;        // a multiple of the unit; their x fits a part of L2
+  int64_t block_cols;        // a multiple of 32
+  int64_t row_blocks, col_blocks;  // of a part
+  int64_t lda;               // bytes between packed rows
   int workers;
 
-  int64_t tasks() const { return layout.groups * row_blocks * col_blocks; }
+  int64_t tasks() const { return layout.groups * parts * row_blocks * col_blocks; }
 };
 
-GemmPlan plan_gemm(int64_t m, const PackedLayout& layout, Isa isa, int threads);
+// Rows in units that stay together, with the bytes of x that a row reads.
+struct RowParts {
+  int64_t parts, part_rows, unit, row_bytes;
+};
+
+GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kernels& kernels, int threads);
+GemmPlan plan_packed_gemm(int64_t m, const PackedLayout& layout, const Kernels& kernels, int threads);
 
 // Rows of x as the kernel reads them, with what turns their sums back into floats.
 struct PackedRows {
@@ -86,7 +93,18 @@ inline Epilogue epilogue_of_group(const Epilogue& e, const PackedLayout& layout,
   return out;
 }
 
-// pack(group, m0, rows, PackedRows), where(BlockPosition, PackedRows) -> Destination, done(BlockPosition, PackedRows).
+// The rows of x as a micro-kernel reads packed ones.
+inline void read_packed(const GemmPlan& plan, const PackedRows& from, int64_t rows, GemmBlock& block) {
+  block.a = from.a;
+  block.lda = plan.lda;
+  block.lines = block.piece_rows = block.piece_columns = 1;
+  block.line_stride = block.piece_row_stride = block.piece_column_stride = 0;
+  block.rows = rows;
+  block.k4 = ceil_div(plan.layout.k, 4);
+}
+
+// pack(BlockPosition, PackedRows, GemmBlock) fills in the block's rows of x;
+// where(BlockPosition, PackedRows) -> Destination, done(BlockPosition, PackedRows).
 template <class Pack, class Where, class Done>
 void gemm_blocks(const GemmPlan& plan, const int8_t* weight, const Epilogue& channel_epilogue, int64_t staged_item,
                  const Parallel& parallel, void* workspace, Pack pack, Where where, Done done) {
@@ -98,26 +116,23 @@ void gemm_blocks(const GemmPlan& plan, const int8_t* weight, const Epilogue& cha
   parallel(workers, [&](int64_t worker) {
     const PackedRows& rows = rows_of[worker];
     const Share tasks = share(plan.tasks(), workers, worker);
-    int64_t packed = -1;  // the (group, row block) that `rows` holds
+    GemmBlock block;
+    int64_t packed = -1;  // the (group, row block) that `block` reads
     for (int64_t task = tasks.begin; task < tasks.end; ++task) {
       const int64_t source = task / plan.col_blocks;
       BlockPosition at;
-      at.group = source / plan.row_blocks;
-      at.m0 = source % plan.row_blocks * plan.block_rows;
-      at.rows = std::min(plan.block_rows, plan.m - at.m0);
+      at.group = source / (plan.parts * plan.row_blocks);
+      const int64_t first = source % plan.row_blocks * plan.block_rows;
+      at.m0 = source / plan.row_blocks % plan.parts * plan.part_rows + first;
+      at.rows = std::min(plan.block_rows, plan.part_rows - first);
       at.n0 = task % plan.col_blocks * plan.block_cols;
       at.cols = std::min(plan.block_cols, plan.layout.n - at.n0);
-      if (source != packed) pack(at.group, at.m0, at.rows, rows);
+      if (source != packed) pack(at, rows, block);
       packed = source;
       const Epilogue epilogue = epilogue_of_group(whole, plan.layout, weight, at.group);
       const Destination to = where(at, rows);
-      GemmBlock block;
-      block.a = rows.a;
-      block.lda = plan.lda;
       block.panel_bytes = plan.layout.panel_bytes();
       block.b = plan.layout.values(weight, at.group) + at.n0 / kPanel * block.panel_bytes;
-      block.k4 = ceil_div(plan.k, 4);
-      block.rows = at.rows;
       block.cols = at.cols;
       block.m0 = at.m0;
       block.n0 = at.n0;

@@ -7,16 +7,19 @@
 
 namespace qk {
 
-// A block of C: `rows` x `cols` at (m0, n0), from packed rows of x and whole panels of weights.
+// A block of C: lines * rows by cols at (m0, n0). Rows of x are packed (one line, one piece), or read from an image
+// in place: a line is a row of output pixels, and K lies in pieces, one a kernel row or a tap.
 struct GemmBlock {
-  const int8_t* a;            // [rows][lda], K padded to 64 and rows to the kernel's tile, offset by Kernels::x_offset
-  int64_t lda;
+  const int8_t* a;            // x of the first row, offset by Kernels::x_offset; packed rows are padded to the row tile
+  int64_t lda;                // bytes between rows
+  int64_t lines, line_stride; // bytes between lines
+  int64_t piece_rows, piece_row_stride, piece_columns, piece_column_stride;  // bytes
+  int64_t k4;                 // of a piece: its K / 4, rounded up
   const int8_t* b;            // first panel, core/layout.h
   int64_t panel_bytes;
-  int64_t k4;                 // groups of four K, ceil(K / 4)
-  int64_t rows, cols, m0, n0;
-  const float* row_scale;     // [rows]
-  const int32_t* row_offset;  // [rows], zero point + Kernels::x_offset
+  int64_t rows, cols, m0, n0; // rows of a line
+  const float* row_scale;     // [lines * rows]
+  const int32_t* row_offset;  // [lines * rows], zero point + Kernels::x_offset
   void* c;                    // element (m0, n0)
   int64_t c_stride;           // elements between rows
   const Epilogue* epilogue;   // w_scale and bias readable up to a whole panel
@@ -55,6 +58,7 @@ struct GatherRun {
   const int8_t* x;            // first piece of the first pixel
   int64_t pixel_stride, row_stride, column_stride;  // bytes
   int64_t pixels, rows, columns, piece;
+  int64_t row_pitch;          // bytes of a row of pieces in `a`
   bool flip;                  // ^ 0x80
   bool slack;                 // 32 bytes behind the image may be read
   int8_t* a;
@@ -69,6 +73,7 @@ struct PlanesToPixels {
   int64_t rows, columns, channels;
   float inv_scale;
   int32_t zero;
+  bool flip;                  // ^ 0x80
   int8_t* out;
   int64_t row_stride;         // bytes between rows of pixels
 };
@@ -92,6 +97,8 @@ struct Kernels {
   const char* gemm_name;
   int64_t mr;                 // row tile of `gemm`: a is readable up to a multiple of it
   int32_t x_offset;           // 0, or 128 where x is stored as x ^ 0x80 (unsigned)
+  int64_t piece, piece_rows;  // rows of x are read in place where K's pieces are a multiple of `piece` bytes, and
+                              // lines fill multiples of `piece_rows`
   void (*gemm)(const GemmBlock&);
   void (*weight_only)(const WeightOnlyBlock&);
   void (*depthwise)(const DepthwiseRow&);

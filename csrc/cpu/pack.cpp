@@ -13,10 +13,11 @@ void for_elements(int64_t oc, int64_t c, int64_t kh, int64_t kw, int64_t groups,
   int64_t i = 0;
   for (int64_t o = 0; o < oc; ++o) {
     const int64_t within = depthwise ? 0 : o / n % merge;  // which of the merged groups
-    const int64_t width = depthwise ? 1 : c * merge;
+    const int64_t width = depthwise ? 1 : c * merge, row = depthwise ? kw : kernel_row(width, kw);
     for (int64_t ci = 0; ci < c; ++ci)
-      for (int64_t tap = 0; tap < kh * kw; ++tap)
-        body(i++, o / layout.n, o % layout.n, tap * width + within * c + ci);
+      for (int64_t y = 0; y < kh; ++y)
+        for (int64_t x = 0; x < kw; ++x)
+          body(i++, o / layout.n, o % layout.n, y * row + x * width + within * c + ci);
   }
 }
 

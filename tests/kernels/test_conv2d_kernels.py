@@ -60,6 +60,24 @@ def test_float_input_static_and_dynamic(problem: Conv2d) -> None:
     assert_every_isa(problem)
 
 
+IN_PLACE = {  # what a kernel may read in the image itself: channels, kernel, size, geometry
+    "kernel rows": (64, (3, 3), (9, 14), {"padding": (1, 1, 1, 1)}),
+    "taps": (64, (3, 3), (9, 32), {"padding": (2, 2, 2, 2), "dilation": (2, 2)}),
+    "every second pixel": (64, (3, 5), (7, 31), {"padding": (2, 2, 1, 1), "stride": (2, 2)}),
+    "no border": (64, (2, 2), (5, 17), {}),
+    "pixels": (128, (1, 1), (3, 16), {"stride": (1, 1)}),
+    "rows that end within four": (3, (3, 3), (8, 15), {"padding": (1, 1, 1, 1)}),
+    "lines with a thin remainder": (20, (3, 3), (4, 61), {"padding": (1, 1, 1, 1)}),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("case", IN_PLACE)
+def test_windows_read_in_the_image_itself(case: str, threads: int) -> None:
+    c, kernel, size, geometry = IN_PLACE[case]
+    assert_every_isa(some_conv(c, 40, 1, kernel, size, **geometry), threads=threads)
+
+
 def reversed_axes(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x[::-1, ::-1, ::-1, ::-1])[::-1, ::-1, ::-1, ::-1]
 

@@ -36,7 +36,7 @@ def test_unpack_is_the_exact_inverse(case: tuple[np.ndarray, int]) -> None:
 def test_padding_is_zero_and_sums_are_true(n: int, k: int, depthwise: bool, seed: int) -> None:
     weight = int8(rng(seed), n, k, low=-127).numpy()
     packed = (
-        _core.pack_weight(weight.reshape(n, 1, k, 1), n) if depthwise else _core.pack_weight(weight)
+        _core.pack_weight(weight.reshape(n, 1, 1, k), n) if depthwise else _core.pack_weight(weight)
     )
     n_padded = -(-n // 16) * 16
     values, sums, shape = np.split(packed, [-16 - 4 * n_padded, -16])
@@ -52,7 +52,15 @@ def test_the_layout_is_panels_of_16_channels_by_4() -> None:
     weight = np.arange(32 * 8, dtype=np.int64).reshape(32, 8) % 127
     values = _core.pack_weight(weight.astype(np.int8))[: 32 * 64].reshape(2, 16, 16, 4)
     assert (values[:, :2].transpose(0, 2, 1, 3).reshape(32, 8) == weight).all()
-    assert _core.LAYOUT_VERSION == 1
+    assert _core.LAYOUT_VERSION == 2
+
+
+def test_each_kernel_row_starts_a_new_group_of_four() -> None:
+    weight = int8(rng(0), 16, 3, 2, 3, low=-127).numpy()
+    values = _core.pack_weight(weight)[: 16 * 64].reshape(16, 16, 4)[:6].transpose(1, 0, 2)
+    rows = values.reshape(16, 2, 12)  # nine values of a kernel row, three zeros
+    assert (rows[:, :, :9].reshape(16, 2, 3, 3) == weight.transpose(0, 2, 3, 1)).all()
+    assert (rows[:, :, 9:] == 0).all()
 
 
 @pytest.mark.parametrize("order", ["F", "C"])

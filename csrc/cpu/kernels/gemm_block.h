@@ -1,11 +1,20 @@
-// How every int8 GEMM micro-kernel walks a block of C: panels outside, row tiles inside, sums through a small
-// buffer into the shared epilogue. Tile::run<R, P> leaves the int32 sums of R rows by P panels in acc[R][P * 16].
+// How every int8 GEMM micro-kernel walks a block of C: panels outside, row tiles inside, sums through a small buffer
+// into the shared epilogue. Tile::run<R, P>(a, b, block, acc) leaves the sums of R rows by P panels in acc[R][P * 16].
 #pragma once
+#include <utility>
+
 #include "../../core/epilogue.h"
 #include "../kernel.h"
 
 namespace qk {
 namespace {
+
+// body(x, w) for every piece of K: its values in the first row of a tile, and in the first panel.
+template <class Body>
+QK_INLINE void for_pieces(const int8_t* a, const int8_t* b, const GemmBlock& g, Body body) {
+  for (int64_t i = 0; i < g.piece_rows; ++i)
+    for (int64_t j = 0; j < g.piece_columns; ++j, b += g.k4 * 64) body(a + i * g.piece_row_stride + j * g.piece_column_stride, b);
+}
 
 // P panels of columns from j on, and what their epilogue needs: built once for all row tiles.
 template <class V, int P>
@@ -83,20 +92,29 @@ struct Columns {
 };
 
 template <class V, class Tile, int R, int P>
-QK_INLINE void tile_at(int64_t r, const GemmBlock& g, Columns<V, P>& columns) {
+void tile_at(const int8_t* a, int64_t row, Columns<V, P>& columns) {
   alignas(64) int32_t acc[R * P * kPanel];
-  Tile::template run<R, P>(g.a + r * g.lda, g.lda, g.b + columns.j / kPanel * g.panel_bytes, g.panel_bytes, g.k4, acc);
-  columns.store(acc, r, R);
+  Tile::template run<R, P>(a, columns.g.b + columns.j / kPanel * columns.g.panel_bytes, columns.g, acc);
+  columns.store(acc, row, R);
 }
 
-// Row tiles of Big, then Mid, then single rows, so that a remainder costs what it holds.
-template <class V, class Tile, int Big, int Mid, int P>
-QK_INLINE void column_of_tiles(int64_t j, const GemmBlock& g) {
+// Each line in as few tiles of at most Most rows as it takes, and those alike, so that no tile is a thin remainder.
+template <class V, class Tile, int Most, int P, int... Less>
+QK_INLINE void column_of_tiles(int64_t j, const GemmBlock& g, std::integer_sequence<int, Less...>) {
+  using Function = void (*)(const int8_t*, int64_t, Columns<V, P>&);
+  static constexpr Function tiles[] = {tile_at<V, Tile, Less + 1, P>...};
   Columns<V, P> columns(g, j);
-  int64_t r = 0;
-  for (; r + Big <= g.rows; r += Big) tile_at<V, Tile, Big, P>(r, g, columns);
-  for (; r + Mid <= g.rows; r += Mid) tile_at<V, Tile, Mid, P>(r, g, columns);
-  for (; r < g.rows; ++r) tile_at<V, Tile, 1, P>(r, g, columns);
+  const int64_t count = ceil_div(g.rows, Most);
+  for (int64_t line = 0; line < g.lines; ++line)
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t first = g.rows * t / count, rows = g.rows * (t + 1) / count - first;
+      tiles[rows - 1](g.a + line * g.line_stride + first * g.lda, line * g.rows + first, columns);
+    }
+}
+
+template <class V, class Tile, int Most, int P>
+QK_INLINE void column_of_tiles(int64_t j, const GemmBlock& g) {
+  column_of_tiles<V, Tile, Most, P>(j, g, std::make_integer_sequence<int, Most>());
 }
 
 }  // namespace

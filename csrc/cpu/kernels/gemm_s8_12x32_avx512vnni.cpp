@@ -13,8 +13,10 @@ namespace {
 
 struct VnniTile {
   template <int R, int P>
-  QK_INLINE void run(const int8_t* a, int64_t lda, const int8_t* b, int64_t panel_bytes, int64_t k4, int32_t* acc) {
-    constexpr int U = R >= 8 ? 1 : R >= 4 ? 2 : 4;  // divides 16, to which k4 is padded with zero weights
+  QK_INLINE void run(const int8_t* a, const int8_t* b, const GemmBlock& g, int32_t* acc) {
+    constexpr int U = R * P >= 12 ? 1 : R * P >= 6 ? 2 : 4, thirds = (R + 2) / 3;
+    int64_t lda = g.lda;
+    const int64_t panel_bytes = g.panel_bytes, k4 = g.k4;
     __m512i sum[U][R][P];
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u)
@@ -22,28 +24,36 @@ struct VnniTile {
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) sum[u][r][p] = _mm512_setzero_si512();
-    const int8_t* rows[(R + 2) / 3];  // each third row; the others by an index, so that all stay in registers
+    for_pieces(a, b, g, [&](const int8_t* x, const int8_t* w) QK_LAMBDA {
+      const int8_t* rows[thirds];  // every third row; the others by an index, so that all stay in registers
 #pragma GCC unroll 4
-    for (int r = 0; r < R; r += 3) rows[r / 3] = a + r * lda;
-    for (const int8_t* end = b + k4 * 64; b < end; b += U * 64) {
-      asm("" : "+r"(lda));  // or GCC hoists all R addresses, more than there are registers
-#pragma GCC unroll 4
-      for (int u = 0; u < U; ++u) {
-        __m512i bv[P];
+      for (int i = 0; i < thirds; ++i) rows[i] = x + i * 3 * lda;
+      const auto step = [&](int u) QK_LAMBDA {
+        __m512i wv[P];
 #pragma GCC unroll 2
-        for (int p = 0; p < P; ++p) bv[p] = _mm512_loadu_si512(b + p * panel_bytes + u * 64);
+        for (int p = 0; p < P; ++p) wv[p] = _mm512_loadu_si512(w + p * panel_bytes + u * 64);
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
           int32_t four;
           __builtin_memcpy(&four, rows[r / 3] + r % 3 * lda + u * 4, 4);
-          const __m512i av = _mm512_set1_epi32(four);
+          const __m512i xv = _mm512_set1_epi32(four);
 #pragma GCC unroll 2
-          for (int p = 0; p < P; ++p) sum[u][r][p] = _mm512_dpbusd_epi32(sum[u][r][p], av, bv[p]);
+          for (int p = 0; p < P; ++p) sum[u][r][p] = _mm512_dpbusd_epi32(sum[u][r][p], xv, wv[p]);
         }
-      }
+      };
+      const auto advance = [&](int by) QK_LAMBDA {
+        w += by * 64;
 #pragma GCC unroll 4
-      for (int i = 0; i < (R + 2) / 3; ++i) rows[i] += U * 4;
-    }
+        for (int i = 0; i < thirds; ++i) rows[i] += by * 4;
+        asm("" : "+r"(lda));  // or GCC hoists all R addresses, more than there are registers
+      };
+      const int8_t* const end = w + k4 * 64;
+      if constexpr (U > 1)
+        for (; end - w >= U * 64; advance(U))
+#pragma GCC unroll 4
+          for (int u = 0; u < U; ++u) step(u);
+      for (; w < end; advance(1)) step(0);
+    });
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
@@ -60,8 +70,8 @@ struct VnniTile {
 
 void gemm_s8_12x32_avx512vnni(const GemmBlock& g) {
   int64_t j = 0;
-  for (; j + 16 < g.cols; j += 32) column_of_tiles<Avx512, VnniTile, 12, 4, 2>(j, g);
-  if (j < g.cols) column_of_tiles<Avx512, VnniTile, 12, 4, 1>(j, g);
+  for (; j + 16 < g.cols; j += 32) column_of_tiles<Avx512, VnniTile, 12, 2>(j, g);
+  if (j < g.cols) column_of_tiles<Avx512, VnniTile, 12, 1>(j, g);
 }
 
 }  // namespace qk

@@ -25,26 +25,28 @@ using Vec = Avx512;
 
 // A x P tiles of C; acc[A * 16][P * 16].
 template <int A, int P>
-QK_INLINE void multiply(Tiles& t, const int8_t* a, int64_t lda, const int8_t* b, int64_t panel_bytes, int64_t k64,
-                        int32_t* acc) {
+QK_INLINE void multiply(Tiles& t, const int8_t* a, const int8_t* b, const GemmBlock& g, int32_t* acc) {
+  const int64_t lda = g.lda, panel_bytes = g.panel_bytes, k64 = ceil_div(g.k4, 16);
   t.zero<0>();
   if (P > 1) t.zero<1>();
   if (A > 1) t.zero<2>();
   if (A > 1 && P > 1) t.zero<3>();
-  for (int64_t k = 0; k < k64; ++k) {
-    t.load<6>(b + k * 1024, 64);
-    t.load<4>(a + k * 64, lda);
-    t.dot<0, 4, 6>();
-    if (P > 1) {
-      t.load<7>(b + panel_bytes + k * 1024, 64);
-      t.dot<1, 4, 7>();
+  for_pieces(a, b, g, [&](const int8_t* x, const int8_t* w) QK_LAMBDA {
+    for (int64_t k = 0; k < k64; ++k) {
+      t.load<6>(w + k * 1024, 64);
+      t.load<4>(x + k * 64, lda);
+      t.dot<0, 4, 6>();
+      if (P > 1) {
+        t.load<7>(w + panel_bytes + k * 1024, 64);
+        t.dot<1, 4, 7>();
+      }
+      if (A > 1) {
+        t.load<5>(x + 16 * lda + k * 64, lda);
+        t.dot<2, 5, 6>();
+        if (P > 1) t.dot<3, 5, 7>();
+      }
     }
-    if (A > 1) {
-      t.load<5>(a + 16 * lda + k * 64, lda);
-      t.dot<2, 5, 6>();
-      if (P > 1) t.dot<3, 5, 7>();
-    }
-  }
+  });
   constexpr int64_t stride = P * 64;
   t.store<0>(acc, stride);
   if (P > 1) t.store<1>(acc + 16, stride);
@@ -53,18 +55,18 @@ QK_INLINE void multiply(Tiles& t, const int8_t* a, int64_t lda, const int8_t* b,
 }
 
 template <int A, int P>
-QK_INLINE void block_at(Tiles& t, int64_t r, int64_t j, const GemmBlock& g) {
+QK_INLINE void block_at(Tiles& t, int64_t line, int64_t r, int64_t j, const GemmBlock& g) {
   alignas(64) int32_t acc[A * 16 * P * 16];
   const int64_t rows = g.rows - r < A * 16 ? g.rows - r : A * 16;
-  multiply<A, P>(t, g.a + r * g.lda, g.lda, g.b + j / kPanel * g.panel_bytes, g.panel_bytes, ceil_div(g.k4, 16), acc);
-  Columns<Vec, P>(g, j).store(acc, r, rows);
+  multiply<A, P>(t, g.a + line * g.line_stride + r * g.lda, g.b + j / kPanel * g.panel_bytes, g, acc);
+  Columns<Vec, P>(g, j).store(acc, line * g.rows + r, rows);
 }
 
 template <int A>
-QK_INLINE void row_of_blocks(Tiles& t, int64_t r, const GemmBlock& g) {
+QK_INLINE void row_of_blocks(Tiles& t, int64_t line, int64_t r, const GemmBlock& g) {
   int64_t j = 0;
-  for (; j + 16 < g.cols; j += 32) block_at<A, 2>(t, r, j, g);
-  if (j < g.cols) block_at<A, 1>(t, r, j, g);
+  for (; j + 16 < g.cols; j += 32) block_at<A, 2>(t, line, r, j, g);
+  if (j < g.cols) block_at<A, 1>(t, line, r, j, g);
 }
 
 }  // namespace
@@ -75,9 +77,11 @@ void gemm_s8_32x32_amx_emulated(const GemmBlock& g) {
 void gemm_s8_32x32_amx(const GemmBlock& g) {
 #endif
   Tiles tiles;
-  int64_t r = 0;
-  for (; r + 16 < g.rows; r += 32) row_of_blocks<2>(tiles, r, g);
-  if (r < g.rows) row_of_blocks<1>(tiles, r, g);
+  for (int64_t line = 0; line < g.lines; ++line) {
+    int64_t r = 0;
+    for (; r + 16 < g.rows; r += 32) row_of_blocks<2>(tiles, line, r, g);
+    if (r < g.rows) row_of_blocks<1>(tiles, line, r, g);
+  }
 }
 
 }  // namespace qk

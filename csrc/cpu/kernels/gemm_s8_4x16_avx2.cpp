@@ -19,21 +19,24 @@ QK_INLINE __m256i dot4(__m256i sum, __m256i magnitude, __m256i a, __m256i b) {
 
 struct Avx2Tile {
   template <int R, int P>
-  QK_INLINE void run(const int8_t* a, int64_t lda, const int8_t* b, int64_t, int64_t k4, int32_t* acc) {
+  QK_INLINE void run(const int8_t* a, const int8_t* b, const GemmBlock& g, int32_t* acc) {
+    const int64_t lda = g.lda, k4 = g.k4;
     __m256i sum[R][2];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    for (int64_t k = 0; k < k4; ++k) {
-      const __m256i b0 = load256(b + k * 64), b1 = load256(b + k * 64 + 32);
+    for_pieces(a, b, g, [&](const int8_t* x, const int8_t* w) QK_LAMBDA {
+      for (int64_t k = 0; k < k4; ++k) {
+        const __m256i b0 = load256(w + k * 64), b1 = load256(w + k * 64 + 32);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        int32_t four;
-        __builtin_memcpy(&four, a + r * lda + k * 4, 4);
-        const __m256i av = _mm256_set1_epi32(four), magnitude = _mm256_abs_epi8(av);
-        sum[r][0] = dot4(sum[r][0], magnitude, av, b0);
-        sum[r][1] = dot4(sum[r][1], magnitude, av, b1);
+        for (int r = 0; r < R; ++r) {
+          int32_t four;
+          __builtin_memcpy(&four, x + r * lda + k * 4, 4);
+          const __m256i av = _mm256_set1_epi32(four), magnitude = _mm256_abs_epi8(av);
+          sum[r][0] = dot4(sum[r][0], magnitude, av, b0);
+          sum[r][1] = dot4(sum[r][1], magnitude, av, b1);
+        }
       }
-    }
+    });
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       Avx2::store_i32(acc + r * 16, sum[r][0]);
@@ -45,7 +48,7 @@ struct Avx2Tile {
 }  // namespace
 
 void gemm_s8_4x16_avx2(const GemmBlock& g) {
-  for (int64_t j = 0; j < g.cols; j += 16) column_of_tiles<Avx2, Avx2Tile, 4, 1, 1>(j, g);
+  for (int64_t j = 0; j < g.cols; j += 16) column_of_tiles<Avx2, Avx2Tile, 4, 1>(j, g);
 }
 
 }  // namespace qk

@@ -8,19 +8,21 @@ namespace {
 
 struct ScalarTile {
   template <int R, int P>
-  QK_INLINE void run(const int8_t* a, int64_t lda, const int8_t* b, int64_t, int64_t k4, int32_t* acc) {
+  QK_INLINE void run(const int8_t* a, const int8_t* b, const GemmBlock& g, int32_t* acc) {
     for (int i = 0; i < R * 16; ++i) acc[i] = 0;
-    for (int64_t k = 0; k < k4; ++k)
-      for (int r = 0; r < R; ++r)
-        for (int n = 0; n < 16; ++n)
-          for (int j = 0; j < 4; ++j) acc[r * 16 + n] += int32_t(a[r * lda + k * 4 + j]) * b[k * 64 + n * 4 + j];
+    for_pieces(a, b, g, [&](const int8_t* x, const int8_t* w) {
+      for (int64_t k = 0; k < g.k4; ++k)
+        for (int r = 0; r < R; ++r)
+          for (int n = 0; n < 16; ++n)
+            for (int j = 0; j < 4; ++j) acc[r * 16 + n] += int32_t(x[r * g.lda + k * 4 + j]) * w[k * 64 + n * 4 + j];
+    });
   }
 };
 
 }  // namespace
 
 void gemm_s8_4x16_scalar(const GemmBlock& g) {
-  for (int64_t j = 0; j < g.cols; j += 16) column_of_tiles<Scalar, ScalarTile, 4, 1, 1>(j, g);
+  for (int64_t j = 0; j < g.cols; j += 16) column_of_tiles<Scalar, ScalarTile, 4, 1>(j, g);
 }
 
 }  // namespace qk

@@ -46,7 +46,8 @@ QK_INLINE void gather_pieces(const GatherRun& g, Copy copy) {
     const int8_t* x = g.x + p * g.pixel_stride;
     int8_t* a = g.a + p * g.lda;
     for (int64_t i = 0; i < g.rows; ++i)
-      for (int64_t j = 0; j < g.columns; ++j, a += g.piece) copy(x + i * g.row_stride + j * g.column_stride, a);
+      for (int64_t j = 0; j < g.columns; ++j)
+        copy(x + i * g.row_stride + j * g.column_stride, a + i * g.row_pitch + j * g.piece);
   }
 }
 
@@ -55,7 +56,7 @@ template <class V>
 void gather(const GatherRun& run) {
   const GatherRun g = run;
   const int8_t mask = g.flip ? -128 : 0;
-  const int64_t room = g.lda - (g.rows * g.columns - 1) * g.piece;
+  const int64_t room = g.lda - (g.rows - 1) * g.row_pitch - (g.columns - 1) * g.piece;
   if (g.slack && g.piece <= 16 && room >= 16)
     gather_pieces(g, [=](const int8_t* from, int8_t* to) { copy_fixed<16>(from, mask, to); });
   else if (g.slack && g.piece <= 32 && room >= 32)
@@ -99,7 +100,7 @@ void interleave(const PlanesToPixels& p) {
       const int64_t channels = p.channels - c0 < 16 ? p.channels - c0 : 16;
       for (int64_t c = 0; c < channels; ++c) {
         const char* x = static_cast<const char*>(p.x) + ((c0 + c) * p.plane_stride + first) * size_of(p.x_type);
-        quantize<V>(x, p.x_type, piece, p.inv_scale, p.zero, false, planes[c]);
+        quantize<V>(x, p.x_type, piece, p.inv_scale, p.zero, p.flip, planes[c]);
       }
       int64_t column = first % p.columns;
       int8_t* out = p.out + first / p.columns * p.row_stride + column * p.channels + c0;

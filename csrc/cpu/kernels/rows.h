@@ -4,8 +4,6 @@
 #include "../../core/epilogue.h"
 #include "../kernel.h"
 
-#define QK_LAMBDA __attribute__((always_inline))
-
 namespace qk {
 namespace {
 
