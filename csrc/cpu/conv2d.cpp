@@ -49,7 +49,7 @@ int64_t repeat(const Conv2dProblem& p) { return conv2d_path(p) == Conv2dPath::de
 
 bool needs_image(const Conv2dProblem& p) {
   return p.x_type != DType::s8 || has_border(p) || !is_packed_nhwc(p) || repeat(p) > 1 ||
-         (conv2d_path(p) == Conv2dPath::depthwise && p.c % kPanel != 0);  // its last vector reads past a pixel
+         conv2d_path(p) == Conv2dPath::depthwise;  // reads on behind the last tap
 }
 
 // How the gemm path reads the image: `together` pieces of K are whole kernel rows, else single taps.
@@ -77,7 +77,11 @@ Reading reading(const Conv2dProblem& p, const Kernels& k) {
 int8_t image_mask(const Conv2dProblem& p, const Kernels& k) { return k.x_offset && reading(p, k).in_place ? -128 : 0; }
 
 // Bytes behind the image that may be read.
-int64_t slack(const Conv2dProblem& p, const Kernels& k) { return 64 + (k.piece_rows - 1) * p.stride_w * p.c; }
+int64_t slack(const Conv2dProblem& p, const Kernels& k) {
+  const int64_t rows = (k.piece_rows - 1) * p.stride_w;
+  const int64_t windows = DepthwiseShape::kReadOn * std::max<int64_t>(p.stride_w, 2) + (p.kw + 4) * p.dilation_w;
+  return 64 + (conv2d_path(p) == Conv2dPath::depthwise ? windows * repeat(p) : rows) * p.c;
+}
 
 int workers_for(int64_t elements, int threads) {
   return int(std::clamp<int64_t>(elements / kElementsPerThread, 1, std::clamp(threads, 1, 256)));
@@ -304,51 +308,69 @@ void gemm_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa isa,
       });
 }
 
-// Whether a row of depthwise outputs goes through a buffer in cache: to be turned into planes, or because the kernel
-// writes a vector of channels for all pixels before the next. Where pixels lie far apart, memory that is not in cache
-// takes such writes at half the speed of one copy (measured: 28 x 192 floats a row, 16 images).
-bool stages_rows(const Conv2dProblem& p) { return !p.y_nhwc || p.oc * size_of(p.epilogue.out_type) > 256; }
+constexpr int64_t kStripBytes = 128 * 1024;  // of outputs staged in cache before they become planes
 
-int64_t staged_row_bytes(const Conv2dProblem& p) {
-  return stages_rows(p) ? round_up(p.ow() * p.oc * size_of(p.epilogue.out_type), 64) : 0;
+DepthwiseBlock depthwise_block(const Conv2dProblem& p) {
+  const PackedLayout layout = weight_layout(p.oc, 1, p.kh, p.kw, p.groups);
+  DepthwiseBlock b{};
+  b.column_stride = p.c * repeat(p);
+  b.row_stride = p.padded_w() * b.column_stride;
+  b.stride_h = p.stride_h;
+  b.stride_w = p.stride_w;
+  b.dilation_h = p.dilation_h;
+  b.dilation_w = p.dilation_w;
+  b.weight = p.weight;
+  b.panel_bytes = layout.panel_bytes();
+  b.kh = p.kh;
+  b.kw = p.kw;
+  b.channels = p.oc;
+  b.pixels = p.ow();
+  return b;
+}
+
+int64_t depthwise_bytes(const Conv2dProblem& p) {
+  return DepthwiseMemory(DepthwiseShape(depthwise_block(p)), p.kh, nullptr).bytes;
+}
+
+// Lines that are staged together; 0 where outputs go to their place at once.
+int64_t staged_lines(const Conv2dProblem& p) {
+  if (p.y_nhwc) return 0;
+  return std::max<int64_t>(1, kStripBytes / std::max<int64_t>(1, p.ow() * p.oc * size_of(p.epilogue.out_type)));
+}
+
+int64_t staged_bytes(const Conv2dProblem& p) {
+  return round_up(staged_lines(p) * p.ow() * p.oc * size_of(p.epilogue.out_type), 64);
 }
 
 void depthwise_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa isa, const Parallel& parallel,
                     void* memory) {
   const PackedLayout layout = weight_layout(p.oc, 1, p.kh, p.kw, p.groups);
+  const Kernels& kernels = kernels_of(isa);
   Workspace w(memory);
   Epilogue epilogue = to_whole_panels(w, p.epilogue, layout);
   epilogue.w_sum = layout.sums(p.weight, 0);
   const int64_t oh = p.oh(), ow = p.ow(), lines = p.batch * oh, item = size_of(epilogue.out_type);
   const int workers = std::min(workers_for(lines * ow * p.oc * p.kh * p.kw / 4, parallel.threads), int(std::max<int64_t>(lines, 1)));
-  const int64_t row_bytes = staged_row_bytes(p);
-  char* staged = row_bytes ? w.take<char>(workers * row_bytes) : nullptr;
+  char* scratch = w.take<char>(workers * depthwise_bytes(p));
+  char* staged = w.take<char>(workers * staged_bytes(p));
+  const int64_t strip = staged_lines(p) ? staged_lines(p) : lines;
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(lines, workers, worker);
-    for (int64_t line = mine.begin; line < mine.end; ++line) {
+    for (int64_t line = mine.begin, next; line < mine.end; line = next) {
       const int64_t image = line / oh, y = line % oh;
-      DepthwiseRow row;
-      row.x = x.data + (image * x.h + y * p.stride_h) * x.w * x.c;
-      row.column_stride = x.c;
-      row.pixel_columns = p.stride_w;
-      row.tap_columns = p.dilation_w;
-      row.tap_stride_h = p.dilation_h * x.w * x.c;
-      row.weight = p.weight;
-      row.panel_bytes = layout.panel_bytes();
-      row.kh = p.kh;
-      row.kw = p.kw;
-      row.channels = p.oc;
-      row.pixels = ow;
-      row.m0 = line * ow;
-      row.x_scale = s.scale[image / s.images_per_scale];
-      row.x_zero = s.zero[image / s.images_per_scale];
-      char* own = staged ? staged + worker * row_bytes : nullptr;
-      char* y_row = static_cast<char*>(p.y) + line * ow * p.oc * item;  // of an NHWC output
-      row.y = own ? own : y_row;
-      row.epilogue = &epilogue;
-      kernels_of(isa).depthwise(row);
-      if (own && p.y_nhwc) std::memcpy(y_row, own, size_t(ow * p.oc * item));
-      else if (own) scatter(p, kernels_of(isa), line * ow, ow, 0, p.oc, own, p.oc);
+      next = std::min({mine.end, line + strip, (image + 1) * oh});
+      DepthwiseBlock block = depthwise_block(p);
+      block.x = x.data + (image * x.h + y * p.stride_h) * block.row_stride;
+      block.lines = next - line;
+      block.m0 = line * ow;
+      block.x_scale = s.scale[image / s.images_per_scale];
+      block.x_zero = s.zero[image / s.images_per_scale];
+      char* own = staged + worker * staged_bytes(p);
+      block.y = p.y_nhwc ? static_cast<char*>(p.y) + line * ow * p.oc * item : own;
+      block.epilogue = &epilogue;
+      block.memory = scratch + worker * depthwise_bytes(p);
+      kernels.depthwise(block);
+      if (!p.y_nhwc) scatter(p, kernels, line * ow, block.lines * ow, 0, p.oc, own, p.oc);
     }
   });
 }
@@ -414,7 +436,7 @@ int64_t images_workspace(const Conv2dProblem& p, Isa isa, int threads) {
     return before + blocks_workspace(plan_pixels(p, kernels_of(isa), threads), p.epilogue, staged_item(p));
   Workspace w(nullptr);
   to_whole_panels(w, p.epilogue, weight_layout(p.oc, 1, p.kh, p.kw, p.groups));
-  return before + w.used() + std::clamp(threads, 1, 256) * staged_row_bytes(p);
+  return before + w.used() + std::clamp(threads, 1, 256) * (depthwise_bytes(p) + staged_bytes(p));
 }
 
 void convolve_images(const Conv2dProblem& p, Isa isa, const Parallel& parallel, void* workspace) {

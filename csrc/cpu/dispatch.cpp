@@ -5,7 +5,7 @@ namespace qk {
 #define QK_KERNELS(isa, gemm, mr, x_offset, piece, piece_rows, suffix)                                                  \
   void gemm(const GemmBlock&);                                                                       \
   void weight_only_##suffix(const WeightOnlyBlock&);                                                 \
-  void depthwise_##suffix(const DepthwiseRow&);                                                      \
+  void depthwise_##suffix(const DepthwiseBlock&);                                                    \
   void quantize_##suffix(const void*, DType, int64_t, float, int32_t, bool, int8_t*);                \
   Extremes extremes_##suffix(const void*, DType, int64_t);                                           \
   void to_f32_##suffix(const void*, DType, int64_t, float*);                                         \

@@ -4,6 +4,7 @@
 #include "../core/layout.h"
 #include "../core/problem.h"
 #include "isa.h"
+#include "workspace.h"
 
 namespace qk {
 
@@ -37,20 +38,68 @@ struct WeightOnlyBlock {
   const Epilogue* epilogue;
 };
 
-// `pixels` neighbours of one output row, all channels.
-struct DepthwiseRow {
+// Lines of output pixels of one image, all channels.
+struct DepthwiseBlock {
   const int8_t* x;            // first tap of the first pixel, channel 0; NHWC, padded
-  int64_t column_stride;      // bytes between input columns
-  int64_t pixel_columns;      // columns between output pixels (stride)
-  int64_t tap_columns;        // columns between taps (dilation)
-  int64_t tap_stride_h;       // bytes between tap rows
+  int64_t column_stride, row_stride;  // bytes; DepthwiseShape::kReadOn behind the last tap is readable
+  int64_t stride_h, stride_w, dilation_h, dilation_w;
   const int8_t* weight;       // packed, N = channels, K = taps
   int64_t panel_bytes;
-  int64_t kh, kw, channels, pixels, m0;
+  int64_t kh, kw, channels, lines, pixels, m0;
   float x_scale;
   int32_t x_zero;
-  void* y;                    // [pixels][channels]
-  const Epilogue* epilogue;
+  void* y;                    // [lines][pixels][channels]
+  const Epilogue* epilogue;   // w_scale, bias and w_sum readable up to a whole panel
+  void* memory;               // DepthwiseMemory::bytes
+};
+
+// How a line is cut into windows, and what is kept of its input rows (kernels/depthwise.h).
+struct DepthwiseShape {
+  static constexpr int64_t kChunk = 64;  // windows taken down the lines together
+  static constexpr int64_t kReadOn = 8;  // windows, and one more kernel row's width
+  bool shared;                // neighbouring windows share columns: quads start at every second one
+  int64_t pixels;             // of a window: 2 where stride is 1
+  int64_t quads;              // of a window and kernel row
+  int64_t windows;            // of a line
+  int64_t step;               // bytes of x from one window to the next
+  int64_t pitch;              // bytes between channels 4v and 4v + 4 of a row of quads
+  int64_t next_quad;          // bytes from a window's quad to its next
+  int64_t row_bytes, ring;    // bytes of a row of quads; rows kept
+
+  explicit DepthwiseShape(const DepthwiseBlock& d) {
+    shared = d.dilation_w == 1 && d.stride_w <= 2;
+    pixels = shared && d.stride_w == 1 ? 2 : 1;
+    quads = ceil_div(d.kw + pixels - 1, 4);
+    windows = ceil_div(d.pixels, pixels);
+    step = (shared ? 2 : d.stride_w) * d.column_stride;
+    const int64_t count = round_up(windows < kChunk ? windows : kChunk, 4);
+    pitch = (shared ? round_up(count + 2 * (quads - 1), 4) : count * quads) * 16;
+    next_quad = (shared ? 2 : count) * 16;
+    row_bytes = round_up(4 * pitch, 64);
+    ring = (d.kh - 1) * d.dilation_h + 1;
+  }
+};
+
+struct DepthwiseMemory {
+  int32_t* weights;           // [kh][quads][pixels][64]
+  int32_t* start;             // [64] of sums: minus the zero point's share
+  float *scale, *bias;        // [64]
+  int64_t* held;              // [ring], the input row in each slot
+  const int8_t** rows;        // [kh], the rows of quads under a line
+  int8_t* quads;              // [ring][row_bytes]
+  int64_t bytes;
+
+  DepthwiseMemory(const DepthwiseShape& s, int64_t kh, void* base) {
+    Workspace w(base);
+    weights = w.take<int32_t>(kh * s.quads * s.pixels * 64);
+    start = w.take<int32_t>(64);
+    scale = w.take<float>(64);
+    bias = w.take<float>(64);
+    held = w.take<int64_t>(s.ring);
+    rows = w.take<const int8_t*>(kh);
+    quads = w.take<int8_t>(s.ring * s.row_bytes + 64);
+    bytes = w.used();
+  }
 };
 
 // Windows of `pixels` neighbouring output pixels to rows of K: rows x columns pieces of `piece` bytes each.
@@ -101,7 +150,7 @@ struct Kernels {
                               // lines fill multiples of `piece_rows`
   void (*gemm)(const GemmBlock&);
   void (*weight_only)(const WeightOnlyBlock&);
-  void (*depthwise)(const DepthwiseRow&);
+  void (*depthwise)(const DepthwiseBlock&);
   void (*quantize)(const void* x, DType type, int64_t count, float inv_scale, int32_t zero, bool flip, int8_t* q);
   Extremes (*extremes)(const void* x, DType type, int64_t count);
   void (*to_f32)(const void* x, DType type, int64_t count, float* y);

@@ -1,11 +1,12 @@
-// Depthwise convolution: one output row, lanes are channels.
+// Depthwise convolution by dot products of four bytes: four neighbouring columns of one channel in each 32-bit lane.
 //
-//   y[p][c] = epilogue(sum over taps of x[p + tap][c] * w[tap][c])
+//   quad w of an input row: columns 2w .. 2w+3       serves output pixels 2w (weights w0 w1 w2 0)
+//   [channel: x0 x1 x2 x3], 16 channels = 64 bytes                    and 2w+1 (weights 0 w0 w1 w2)
 //
-// Taps are taken in vertical pairs. First the input columns of the row are widened once to int16 pairs
-//   buffer[pair][column][lane] = (x[row 2*pair][column], x[row 2*pair + 1][column])
-// then every output pixel multiplies KW columns of each pair (vpmaddwd, or vpdpwssd where there is one):
-// a column is widened once and read KW times. An odd last row is paired with zero weights.
+// A panel of 16 channels goes down the lines. Quads of each input row are built once into a ring of rows in L1 and read
+// by all KH lines above them; a wider kernel reads the quads further right too. Vectors hold L windows by 16 / NV
+// channels, so that sums pack to whole pixels without crossing lanes. With stride above 2 or dilation, quads belong to
+// one pixel.
 #pragma once
 #include "../../core/epilogue.h"
 #include "../kernel.h"
@@ -13,98 +14,268 @@
 namespace qk {
 namespace {
 
-constexpr int64_t kMaxPairs = 4;        // vertical pairs widened at once
-constexpr int64_t kMaxColumns = 256;    // columns of the buffer
-
-// Weights of one tap, a channel in each lane; 0 below the kernel's last row.
 template <class V>
-QK_INLINE typename V::I tap_weights(const DepthwiseRow& d, int64_t c, int64_t row, int64_t j) {
-  if (row >= d.kh) return V::set1i(0);
-  const int64_t tap = row * d.kw + j;
-  int32_t bytes[V::width];
-  __builtin_memcpy(bytes, d.weight + c / kPanel * d.panel_bytes + tap / 4 * 64 + c % kPanel * 4, sizeof bytes);
-  const auto four = V::load_i32(bytes);
-  switch (tap % 4) {
-    case 0: return V::template byte<0>(four);
-    case 1: return V::template byte<1>(four);
-    case 2: return V::template byte<2>(four);
-    default: return V::template byte<3>(four);
+struct Depthwise {
+  static constexpr int64_t windows = V::width < 4 ? 1 : V::width / 4;   // of a vector
+  static constexpr int64_t vectors = 16 * windows / V::width;           // that hold 16 channels of them
+  using Sums = typename V::I[vectors];
+  using Floats = typename V::F[vectors];
+  template <class T>
+  using Channels __attribute__((vector_size(64))) = T;
+
+  // Sixteen 32-bit values, one a channel, as vectors of windows: each four of them repeated for all windows.
+  template <class Values>
+  QK_METHOD static void spread(const Values& values, void* out) {
+    alignas(64) char bytes[64];
+    __builtin_memcpy(bytes, &values, 64);
+    for (int64_t v = 0; v < vectors; ++v)
+      for (int64_t l = 0; l < windows; ++l)
+        __builtin_memcpy(static_cast<char*>(out) + (v * V::width + l * 4) * 4, bytes + v * 64 / vectors, V::width < 4 ? 4 : 16);
   }
-}
 
-// Weights of taps (2 * pair, j) and (2 * pair + 1, j) side by side in each lane.
-template <class V>
-QK_INLINE typename V::I weight_pair(const DepthwiseRow& d, int64_t c, int64_t pair, int64_t j) {
-  return V::pair(tap_weights<V>(d, c, 2 * pair, j), tap_weights<V>(d, c, 2 * pair + 1, j));
-}
-
-// Columns [0, count) of pairs [first, first + pairs) from `x`, the first tap of the first pixel of this piece.
-template <class V>
-QK_INLINE void widen(const DepthwiseRow& d, const int8_t* x, int64_t first, int64_t pairs, int64_t count, int32_t* buffer) {
-  for (int64_t i = 0; i < pairs; ++i) {
-    const int8_t* top = x + 2 * (first + i) * d.tap_stride_h;
-    const int8_t* bottom = 2 * (first + i) + 1 < d.kh ? top + d.tap_stride_h : top;
-    int32_t* out = buffer + i * kMaxColumns * V::width;
-    for (int64_t j = 0; j < count; ++j)
-      V::store_i32(out + j * V::width, V::load_s8_pair(top + j * d.column_stride, bottom + j * d.column_stride));
+  // Four weights a channel for (kernel row i, quad q, pixel u of a window): columns 4q - u .. 4q - u + 3, 0 outside.
+  QK_METHOD static void weights_of(const DepthwiseBlock& d, const int8_t* panel, int64_t i, int64_t q, int64_t u, int32_t* out) {
+    const int64_t column = 4 * q - u, tap = i * d.kw + column, shift = (tap + 4) % 4 * 8, group = (tap + 4) / 4 - 1;
+    uint32_t mask = 0;
+    for (int64_t t = 0; t < 4; ++t)
+      if (column + t >= 0 && column + t < d.kw) mask |= 0xffu << (8 * t);
+    Channels<uint32_t> low{}, high;
+    if (group >= 0) __builtin_memcpy(&low, panel + group * 64, 64);
+    __builtin_memcpy(&high, panel + (group + 1) * 64, 64);
+    if (shift) low = low >> uint32_t(shift) | high << uint32_t(32 - shift);
+    spread(low & mask, out);
   }
-}
 
-// KW known at compile time for the common sizes, so that the weights stay in registers; 0 is any.
-template <class V, int KW, int Pairs>
-__attribute__((noinline)) void row_of_pixels(const DepthwiseRow& row, int64_t c) {
-  const DepthwiseRow d = row;      // copies that no store can alias
-  const Epilogue e = *d.epilogue;
-  const int64_t kw = KW ? KW : d.kw, pairs = Pairs ? Pairs : ceil_div(d.kh, 2), item = size_of(e.out_type);
-  auto dequantize = Dequantizer<V>::make(e, c);
-  dequantize.use(d.x_scale, d.x_zero);
-  const auto finish = Finisher<V>::make(e);
-  alignas(64) int32_t buffer[kMaxPairs * kMaxColumns * V::width];
-  const int64_t span = (kw - 1) * d.tap_columns + 1;  // columns of one pixel
-  const int64_t most = (kMaxColumns - span) / d.pixel_columns + 1;
-  typename V::I held[KW && Pairs ? KW * Pairs : 1];
-  if constexpr (KW && Pairs)
-#pragma GCC unroll 4
-    for (int i = 0; i < Pairs; ++i)
-#pragma GCC unroll 8
-      for (int j = 0; j < KW; ++j) held[i * KW + j] = weight_pair<V>(d, c, i, j);
-  for (int64_t p0 = 0; p0 < d.pixels; p0 += most) {
-    const int64_t pixels = d.pixels - p0 < most ? d.pixels - p0 : most;
-    const int8_t* x = d.x + p0 * d.pixel_columns * d.column_stride + c;
-    if constexpr (KW && Pairs) widen<V>(d, x, 0, Pairs, (pixels - 1) * d.pixel_columns + span, buffer);
-    for (int64_t p = 0; p < pixels; ++p) {
-      auto acc = V::set1i(0);
-      const int32_t* column = buffer + p * d.pixel_columns * V::width;
-      if constexpr (KW && Pairs) {
-#pragma GCC unroll 4
-        for (int i = 0; i < Pairs; ++i)
-#pragma GCC unroll 8
-          for (int j = 0; j < KW; ++j)
-            acc = V::dot_pair(acc, V::load_i32(column + (i * kMaxColumns + j * d.tap_columns) * V::width), held[i * KW + j]);
-      } else {
-        const int8_t* at = x + p * d.pixel_columns * d.column_stride;
-        for (int64_t i = 0; i < pairs; ++i)
-          for (int64_t j = 0; j < kw; ++j) {
-            const int8_t* top = at + 2 * i * d.tap_stride_h + j * d.tap_columns * d.column_stride;
-            const int8_t* bottom = 2 * i + 1 < d.kh ? top + d.tap_stride_h : top;
-            acc = V::dot_pair(acc, V::load_s8_pair(top, bottom), weight_pair<V>(d, c, i, j));
-          }
+  static void prepare(const DepthwiseBlock& d, const DepthwiseShape& shape, const DepthwiseMemory& memory, int64_t c) {
+    const int8_t* panel = d.weight + c / kPanel * d.panel_bytes;
+    int32_t* out = memory.weights;
+    for (int64_t i = 0; i < d.kh; ++i)
+      for (int64_t q = 0; q < shape.quads; ++q)
+        for (int64_t u = 0; u < shape.pixels; ++u, out += 16 * windows) weights_of(d, panel, i, q, u, out);
+    const Epilogue& e = *d.epilogue;
+    Channels<uint32_t> sums;
+    Channels<float> scale, bias{};
+    __builtin_memcpy(&sums, e.w_sum + c, 64);
+    __builtin_memcpy(&scale, e.w_scale + c, 64);
+    if (e.bias) __builtin_memcpy(&bias, e.bias + c, 64);
+    spread(sums * -uint32_t(d.x_zero + V::dot4_offset), memory.start);
+    spread(scale * d.x_scale, memory.scale);
+    spread(bias, memory.bias);
+  }
+
+  // Two columns of `windows` windows, `step` bytes from one to the next: channels 0-7 and 8-15, byte by byte.
+  struct Pair {
+    typename V::B low, high;
+    QK_METHOD static Pair of(const int8_t* x, int64_t tap, int64_t step) {
+      const auto a = V::load_lanes(x, step), b = V::load_lanes(x + tap, step);
+      return {V::offset_bytes(V::unpack_bytes_low(a, b)), V::offset_bytes(V::unpack_bytes_high(a, b))};
+    }
+  };
+
+  // Channels 4 * v .. 4 * v + 3 of four columns to out + v * pitch.
+  QK_METHOD static void store_quads(const Pair& left, const Pair& right, int8_t* out, int64_t pitch) {
+    V::store_bytes(out, V::unpack_words_low(left.low, right.low));
+    V::store_bytes(out + pitch, V::unpack_words_high(left.low, right.low));
+    V::store_bytes(out + 2 * pitch, V::unpack_words_low(left.high, right.high));
+    V::store_bytes(out + 3 * pitch, V::unpack_words_high(left.high, right.high));
+  }
+
+  // The quads of one input row; x is its first column under the first window. Rounded up to whole vectors.
+  __attribute__((noinline)) static void fill_row(const DepthwiseBlock& d, const DepthwiseShape& s, const int8_t* x,
+                                                 int64_t count, int8_t* out) {
+    const int64_t tap = d.dilation_w * d.column_stride, step = s.step, pitch = s.pitch;
+    if (s.shared) {  // half of each quad is half of the next
+      Pair left = Pair::of(x, tap, step);
+      for (int64_t w = 0; w < count + 2 * (s.quads - 1); w += windows) {
+        const Pair next = Pair::of(x += windows * step, tap, step);
+        store_quads(left, {V::next_lane(left.low, next.low), V::next_lane(left.high, next.high)}, out + w * 16, pitch);
+        left = next;
       }
-      const auto y = dequantize(acc);
-      finish(y, finish.residual_at(d.m0 + p0 + p, c), d.channels - c, static_cast<char*>(d.y) + ((p0 + p) * d.channels + c) * item);
+      return;
+    }
+    for (int64_t q = 0; q < s.quads; ++q, x += 4 * tap, out += s.next_quad)
+      for (int64_t w = 0; w < count; w += windows)
+        store_quads(Pair::of(x + w * step, tap, step), Pair::of(x + w * step + 2 * tap, tap, step), out + w * 16, pitch);
+  }
+
+  // Sums of one pixel of each window of a vector to their places: any output, any count of pixels and channels. y and m
+  // are of the first one; they are `step` pixels apart.
+  __attribute__((noinline)) static void store_any(const Epilogue& e, const DepthwiseMemory& memory, const int32_t* acc,
+                                                  int64_t m, int64_t c, int64_t channels, int64_t count, int64_t step, char* y) {
+    constexpr int64_t parts = vectors / windows;  // vectors of a pixel
+    const auto finish = Finisher<V>::make(e);
+    const int64_t item = size_of(e.out_type);
+    Floats values, pixels;
+    for (int64_t v = 0; v < vectors; ++v)
+      values[v] = V::fma(V::to_float(V::load_i32(acc + v * V::width)), V::load_f32(memory.scale + v * V::width),
+                         V::load_f32(memory.bias + v * V::width));
+    V::lanes_to_pixels(values, pixels);
+    for (int64_t l = 0; l < windows && l < count; ++l)
+      for (int64_t part = 0; part < parts && c + part * V::width < channels; ++part) {
+        const int64_t n = c + part * V::width;
+        finish(pixels[l * parts + part], finish.residual_at(m + l * step, n), channels - n,
+               y + (l * step * channels + part * V::width) * item);
+      }
+  }
+
+  // The same for whole panels of int8 or float32 without residual.
+  template <DType Out>
+  QK_METHOD static void store_plain(const Finisher<V>& finish, const Sums& acc, const Floats& scale, const Floats& bias,
+                                    int64_t stride, char* y) {
+    Floats values;
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) values[v] = V::fma(V::to_float(acc[v]), scale[v], bias[v]);
+    if constexpr (Out == DType::s8) {
+      typename V::I q[vectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) q[v] = finish.round(values[v]);
+      V::store_s8_pixels(reinterpret_cast<int8_t*>(y), stride, q, finish.e.out_zero);
+    } else {
+      constexpr int64_t parts = vectors / windows;
+      Floats pixels;
+      V::lanes_to_pixels(values, pixels);
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v)
+        V::store_f32(reinterpret_cast<float*>(y + v / parts * stride) + v % parts * V::width, finish.clamp(pixels[v]));
     }
   }
-}
+
+  // Sums of U pixels of each window from window w on.
+  template <int U, int Rows, int Quads>
+  QK_METHOD static void sum(const DepthwiseMemory& memory, int64_t kh, int64_t quads, int64_t pitch, int64_t next_quad,
+                            int64_t w, const Sums& start, Sums (&acc)[U]) {
+#pragma GCC unroll 2
+    for (int u = 0; u < U; ++u)
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) acc[u][v] = start[v];
+    const auto add = [&](const int8_t* row, const int32_t* weights) QK_LAMBDA {
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) {
+        const auto x = V::load_i32(reinterpret_cast<const int32_t*>(row + v * 4 / vectors * pitch) + v * V::width % 4);
+#pragma GCC unroll 2
+        for (int u = 0; u < U; ++u) acc[u][v] = V::dot4(acc[u][v], x, V::load_i32(weights + (u * vectors + v) * V::width));
+      }
+    };
+    constexpr int64_t size = U * 16 * windows;
+    if constexpr (Rows > 0) {
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
+        for (int q = 0; q < Quads; ++q)
+          add(memory.rows[i] + w * 16 + q * next_quad, memory.weights + (i * Quads + q) * size);
+    } else {
+      const int32_t* weights = memory.weights;
+      for (int64_t i = 0; i < kh; ++i)
+        for (int64_t q = 0; q < quads; ++q, weights += size) add(memory.rows[i] + w * 16 + q * next_quad, weights);
+    }
+  }
+
+  struct Line {
+    const DepthwiseBlock& d;
+    const DepthwiseShape& shape;
+    const DepthwiseMemory& memory;
+    const Finisher<V>& finish;
+    int64_t c, m, pixels, count;  // pixels and windows from here on
+    char* y;
+  };
+
+  // One vector of windows, some of which may not exist, to any kind of output.
+  template <int U>
+  __attribute__((noinline)) static void edge(const Line& line, int64_t w) {
+    const int64_t pixel_bytes = line.d.channels * size_of(line.finish.e.out_type);
+    Sums start, acc[U];
+    for (int v = 0; v < vectors; ++v) start[v] = V::load_i32(line.memory.start + v * V::width);
+    sum<U, 0, 0>(line.memory, line.d.kh, line.shape.quads, line.shape.pitch, line.shape.next_quad, w, start, acc);
+    alignas(64) int32_t sums[16 * windows];
+    for (int u = 0; u < U; ++u) {
+      for (int v = 0; v < vectors; ++v) V::store_i32(sums + v * V::width, acc[u][v]);
+      store_any(line.finish.e, line.memory, sums, line.m + w * U + u, line.c, line.d.channels,
+                (line.pixels - w * U - u + U - 1) / U, U, line.y + (w * U + u) * pixel_bytes);
+    }
+  }
+
+  template <int U>
+  static void line_of_any(const Line& line) {
+    for (int64_t w = 0; w < line.count; w += windows) edge<U>(line, w);
+  }
+
+  // Whole panels of int8 or float32 without residual; the last vector overlaps the one before. Rows and Quads are the
+  // kernel's where they are known.
+  template <int U, int Rows, int Quads, DType Out>
+  __attribute__((noinline)) static void line_of(const Line& line) {
+    const DepthwiseMemory memory = line.memory;  // copies that no store can alias
+    const Finisher<V> finish = line.finish;
+    const int64_t kh = line.d.kh, quads = line.shape.quads, pitch = line.shape.pitch, next_quad = line.shape.next_quad;
+    const int64_t pixel_bytes = line.d.channels * size_of(Out), whole = line.pixels / U;  // windows
+    char* const y = line.y;
+    Sums start;
+    Floats scale, bias;
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) {
+      start[v] = V::load_i32(memory.start + v * V::width);
+      scale[v] = V::load_f32(memory.scale + v * V::width);
+      bias[v] = V::load_f32(memory.bias + v * V::width);
+    }
+    int64_t w = 0;
+    for (; w + windows <= whole; w = w + 2 * windows <= whole || w + windows == whole ? w + windows : whole - windows) {
+      Sums acc[U];
+      sum<U, Rows, Quads>(memory, kh, quads, pitch, next_quad, w, start, acc);
+#pragma GCC unroll 2
+      for (int u = 0; u < U; ++u)
+        store_plain<Out>(finish, acc[u], scale, bias, U * pixel_bytes, y + (w * U + u) * pixel_bytes);
+    }
+    for (; w < line.count; w += windows) edge<U>(line, w);
+  }
+
+  // A panel of channels down the lines, `count` windows wide from window `first` on.
+  template <int U, int Rows, int Quads>
+  static void strip(const DepthwiseBlock& d, const DepthwiseShape& shape, const DepthwiseMemory& memory, int64_t c,
+                    int64_t first, int64_t count) {
+    const Epilogue& e = *d.epilogue;
+    const auto finish = Finisher<V>::make(e);
+    const bool plain = !e.residual && c + kPanel <= d.channels;
+    const auto run_line = plain && e.out_type == DType::s8    ? line_of<U, Rows, Quads, DType::s8>
+                          : plain && e.out_type == DType::f32 ? line_of<U, Rows, Quads, DType::f32>
+                                                              : line_of_any<U>;
+    const int8_t* x = d.x + first * shape.step + c;
+    for (int64_t i = 0; i < shape.ring; ++i) memory.held[i] = -1;
+    for (int64_t l = 0, slot = 0; l < d.lines; ++l, slot = (slot + d.stride_h) % shape.ring) {
+      for (int64_t i = 0; i < d.kh; ++i) {
+        const int64_t row = l * d.stride_h + i * d.dilation_h, at = slot + i * d.dilation_h;
+        const int64_t place = at < shape.ring ? at : at - shape.ring;
+        int8_t* quads = memory.quads + place * shape.row_bytes;
+        memory.rows[i] = quads;
+        if (memory.held[place] != row) fill_row(d, shape, x + row * d.row_stride, count, quads);
+        memory.held[place] = row;
+      }
+      const int64_t m = l * d.pixels + first * U;
+      run_line({d, shape, memory, finish, c, d.m0 + m, d.pixels - first * U < count * U ? d.pixels - first * U : count * U, count,
+                static_cast<char*>(d.y) + (m * d.channels + c) * size_of(e.out_type)});
+    }
+  }
+
+  template <int U, int Rows, int Quads>
+  static void run(const DepthwiseBlock& d, const DepthwiseShape& shape, const DepthwiseMemory& memory) {
+    for (int64_t c = 0; c < d.channels; c += kPanel) {
+      prepare(d, shape, memory, c);
+      for (int64_t first = 0, count; first < shape.windows; first += count) {
+        count = shape.windows - first < DepthwiseShape::kChunk ? shape.windows - first : DepthwiseShape::kChunk;
+        strip<U, Rows, Quads>(d, shape, memory, c, first, count);
+      }
+    }
+  }
+};
 
 template <class V>
-void depthwise(const DepthwiseRow& d) {
-  const bool fits = (d.kw - 1) * d.tap_columns < kMaxColumns / 2 && d.pixel_columns < kMaxColumns / 2;
-  for (int64_t c = 0; c < d.channels; c += V::width) {
-    if (fits && d.kh == 3 && d.kw == 3) row_of_pixels<V, 3, 2>(d, c);
-    else if (fits && d.kh == 5 && d.kw == 5) row_of_pixels<V, 5, 3>(d, c);
-    else if (fits && d.kh == 7 && d.kw == 7) row_of_pixels<V, 7, 4>(d, c);
-    else row_of_pixels<V, 0, 0>(d, c);
-  }
+void depthwise(const DepthwiseBlock& d) {
+  const DepthwiseShape shape(d);
+  const DepthwiseMemory memory(shape, d.kh, d.memory);
+  using K = Depthwise<V>;
+  if (shape.pixels == 2 && d.kh == 3 && shape.quads == 1) K::template run<2, 3, 1>(d, shape, memory);
+  else if (shape.pixels == 2 && d.kh == 5 && shape.quads == 2) K::template run<2, 5, 2>(d, shape, memory);
+  else if (shape.pixels == 2) K::template run<2, 0, 0>(d, shape, memory);
+  else if (d.kh == 3 && shape.quads == 1) K::template run<1, 3, 1>(d, shape, memory);
+  else K::template run<1, 0, 0>(d, shape, memory);
 }
 
 }  // namespace

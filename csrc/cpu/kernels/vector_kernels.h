@@ -10,7 +10,7 @@
 #define QK_INSTANTIATE_VECTOR_KERNELS(suffix, V)                                                                    \
   namespace qk {                                                                                                    \
   void weight_only_##suffix(const WeightOnlyBlock& g) { weight_only<V>(g); }                                        \
-  void depthwise_##suffix(const DepthwiseRow& d) { depthwise<V>(d); }                                               \
+  void depthwise_##suffix(const DepthwiseBlock& d) { depthwise<V>(d); }                                               \
   void quantize_##suffix(const void* x, DType t, int64_t n, float inv_scale, int32_t zero, bool flip, int8_t* q) {  \
     quantize<V>(x, t, n, inv_scale, zero, flip, q);                                                                 \
   }                                                                                                                 \

@@ -24,11 +24,11 @@ struct Avx2 {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
   QK_INLINE I load_i32(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  QK_INLINE I load_s8_pair(const int8_t* low, const int8_t* high) {
-    return _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(low)),
-                                                  _mm_loadl_epi64(reinterpret_cast<const __m128i*>(high))));
+  static constexpr int32_t dot4_offset = 0;
+  QK_INLINE I dot4(I sum, I x, I w) {  // w never holds -128, so pairs stay below 2^15
+    const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
-  QK_INLINE I dot_pair(I sum, I a, I b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
   QK_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
   QK_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
@@ -68,6 +68,30 @@ struct Avx2 {
     const I rows = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(rows));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm256_extracti128_si256(rows, 1));
+  }
+  using B = __m256i;
+  QK_INLINE B load_lanes(const int8_t* p, int64_t step) {
+    return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(p + step), reinterpret_cast<const __m128i*>(p));
+  }
+  QK_INLINE B offset_bytes(B v) { return v; }
+  QK_INLINE B unpack_bytes_low(B a, B b) { return _mm256_unpacklo_epi8(a, b); }
+  QK_INLINE B unpack_bytes_high(B a, B b) { return _mm256_unpackhi_epi8(a, b); }
+  QK_INLINE B unpack_words_low(B a, B b) { return _mm256_unpacklo_epi16(a, b); }
+  QK_INLINE B unpack_words_high(B a, B b) { return _mm256_unpackhi_epi16(a, b); }
+  QK_INLINE B next_lane(B a, B b) { return _mm256_permute2x128_si256(a, b, 0x21); }
+  QK_INLINE void store_bytes(int8_t* p, B v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  QK_INLINE void store_s8_pixels(int8_t* p, int64_t stride, const I (&q)[4], int32_t zero) {
+    const I z = _mm256_set1_epi16(int16_t(zero));
+    const I low = _mm256_add_epi16(_mm256_packs_epi32(q[0], q[1]), z), high = _mm256_add_epi16(_mm256_packs_epi32(q[2], q[3]), z);
+    const I pixels = _mm256_packs_epi16(low, high);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(pixels));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + stride), _mm256_extracti128_si256(pixels, 1));
+  }
+  QK_INLINE void lanes_to_pixels(const F (&in)[4], F (&out)[4]) {
+    out[0] = _mm256_permute2f128_ps(in[0], in[1], 0x20);
+    out[1] = _mm256_permute2f128_ps(in[2], in[3], 0x20);
+    out[2] = _mm256_permute2f128_ps(in[0], in[1], 0x31);
+    out[3] = _mm256_permute2f128_ps(in[2], in[3], 0x31);
   }
   QK_INLINE void store_i32(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 };

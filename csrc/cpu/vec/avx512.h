@@ -24,12 +24,8 @@ struct Avx512 {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   QK_INLINE I load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
-  QK_INLINE I load_s8_pair(const int8_t* low, const int8_t* high) {
-    const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(low));
-    const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(high));
-    return _mm512_cvtepi8_epi16(_mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b)));
-  }
-  QK_INLINE I dot_pair(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
+  static constexpr int32_t dot4_offset = 128;  // x is unsigned
+  QK_INLINE I dot4(I sum, I x, I w) { return _mm512_dpbusd_epi32(sum, x, w); }
   QK_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
   QK_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
@@ -67,6 +63,36 @@ struct Avx512 {
     const I rows = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(rows));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm512_extracti64x4_epi64(rows, 1));
+  }
+  using B = __m512i;
+  QK_INLINE B load_lanes(const int8_t* p, int64_t step) {
+    const auto lane = [&](int i) QK_LAMBDA { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * step)); };
+    const B two = _mm512_inserti32x4(_mm512_castsi128_si512(lane(0)), lane(1), 1);
+    return _mm512_inserti32x4(_mm512_inserti32x4(two, lane(2), 2), lane(3), 3);
+  }
+  QK_INLINE B offset_bytes(B v) { return _mm512_xor_si512(v, _mm512_set1_epi8(-128)); }
+  QK_INLINE B unpack_bytes_low(B a, B b) { return _mm512_unpacklo_epi8(a, b); }
+  QK_INLINE B unpack_bytes_high(B a, B b) { return _mm512_unpackhi_epi8(a, b); }
+  QK_INLINE B unpack_words_low(B a, B b) { return _mm512_unpacklo_epi16(a, b); }
+  QK_INLINE B unpack_words_high(B a, B b) { return _mm512_unpackhi_epi16(a, b); }
+  QK_INLINE B next_lane(B a, B b) { return _mm512_alignr_epi64(b, a, 2); }
+  QK_INLINE void store_bytes(int8_t* p, B v) { _mm512_storeu_si512(p, v); }
+  QK_INLINE void store_s8_pixels(int8_t* p, int64_t stride, const I (&q)[4], int32_t zero) {
+    const I z = _mm512_set1_epi16(int16_t(zero));
+    const I low = _mm512_add_epi16(_mm512_packs_epi32(q[0], q[1]), z), high = _mm512_add_epi16(_mm512_packs_epi32(q[2], q[3]), z);
+    const I pixels = _mm512_packs_epi16(low, high);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_castsi512_si128(pixels));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + stride), _mm512_extracti32x4_epi32(pixels, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 2 * stride), _mm512_extracti32x4_epi32(pixels, 2));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 3 * stride), _mm512_extracti32x4_epi32(pixels, 3));
+  }
+  QK_INLINE void lanes_to_pixels(const F (&in)[4], F (&out)[4]) {
+    const F a = _mm512_shuffle_f32x4(in[0], in[1], 0x44), b = _mm512_shuffle_f32x4(in[2], in[3], 0x44);
+    const F c = _mm512_shuffle_f32x4(in[0], in[1], 0xee), d = _mm512_shuffle_f32x4(in[2], in[3], 0xee);
+    out[0] = _mm512_shuffle_f32x4(a, b, 0x88);
+    out[1] = _mm512_shuffle_f32x4(a, b, 0xdd);
+    out[2] = _mm512_shuffle_f32x4(c, d, 0x88);
+    out[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
   }
   QK_INLINE void store_i32(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
 };

@@ -59,9 +59,11 @@ struct Scalar {
   }
   QK_INLINE I load_s8(const int8_t* p) { return *p; }
   QK_INLINE I load_i32(const int32_t* p) { return *p; }
-  QK_INLINE I load_s8_pair(const int8_t* low, const int8_t* high) { return pair(*low, *high); }
-  QK_INLINE I dot_pair(I sum, I a, I b) {  // sum + a.low * b.low + a.high * b.high
-    return sum + int16_t(a) * int16_t(b) + (a >> 16) * (b >> 16);
+  // sum + the dot product of four bytes each: x with dot4_offset added, unsigned where that is 128, and w.
+  static constexpr int32_t dot4_offset = 0;
+  QK_INLINE I dot4(I sum, I x, I w) {
+    for (int i = 0; i < 32; i += 8) sum += int8_t(uint32_t(x) >> i) * int8_t(uint32_t(w) >> i);
+    return sum;
   }
   QK_INLINE F add(F a, F b) { return a + b; }
   QK_INLINE F mul(F a, F b) { return a * b; }
@@ -92,6 +94,33 @@ struct Scalar {
     p[1] = int8_t(a1 + zero);
     q[0] = int8_t(b0 + zero);
     q[1] = int8_t(b1 + zero);
+  }
+  // For kernels/depthwise.h, whose vectors hold 16 channels of one or more windows, 128 bits each. Columns to quads:
+  typedef int8_t B __attribute__((vector_size(16), may_alias));
+  typedef int16_t Words __attribute__((vector_size(16), may_alias));
+  QK_INLINE B load_lanes(const int8_t* p, int64_t) {  // 16 bytes for each window, the second argument apart
+    B v;
+    __builtin_memcpy(&v, p, 16);
+    return v;
+  }
+  QK_INLINE B offset_bytes(B v) { return v; }  // + dot4_offset
+  QK_INLINE B unpack_bytes_low(B a, B b) {
+    return __builtin_shuffle(a, b, B{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
+  }
+  QK_INLINE B unpack_bytes_high(B a, B b) {
+    return __builtin_shuffle(a, b, B{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+  }
+  QK_INLINE B unpack_words_low(B a, B b) { return B(__builtin_shuffle(Words(a), Words(b), Words{0, 8, 1, 9, 2, 10, 3, 11})); }
+  QK_INLINE B unpack_words_high(B a, B b) { return B(__builtin_shuffle(Words(a), Words(b), Words{4, 12, 5, 13, 6, 14, 7, 15})); }
+  QK_INLINE B next_lane(B, B b) { return b; }  // windows 1, 2, ... of a, then the first of b
+  QK_INLINE void store_bytes(int8_t* p, B v) { __builtin_memcpy(p, &v, 16); }
+  // Sixteen channels + zero to each window's pixel, `stride` bytes apart; and from channels by windows to each pixel's
+  // channels side by side. Here a vector is one channel of one window.
+  QK_INLINE void store_s8_pixels(int8_t* p, int64_t, const I (&q)[16], int32_t zero) {
+    for (int i = 0; i < 16; ++i) p[i] = int8_t(q[i] + zero);
+  }
+  QK_INLINE void lanes_to_pixels(const F (&in)[16], F (&out)[16]) {
+    for (int i = 0; i < 16; ++i) out[i] = in[i];
   }
   QK_INLINE void store_i32(int32_t* p, I v) { *p = v; }
 };
