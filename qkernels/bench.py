@@ -52,7 +52,7 @@ class LinearCase:
             "bf16": lambda: half(x_half),
             "dynamic": lambda: dynamic(x),
             "static": lambda: static(x),
-            "int8 to int8": _chained_linear(static, q),
+            "int8 to int8": chained_call(static, q, SCALE),
         }
 
 
@@ -68,13 +68,20 @@ class ConvCase:
     stride: int = 1
     groups: int = 1
     batch: int = 1
+    dilation: int = 1
+
+    @property
+    def padding(self) -> int:
+        return self.dilation * (self.kernel // 2)
 
     @property
     def name(self) -> str:
         step = f" s{self.stride}" if self.stride > 1 else ""
+        step += f" d{self.dilation}" if self.dilation > 1 else ""
         shape = f"{self.kernel}x{self.kernel}{step}"
         if self.groups == self.channels:
-            return f"{shape} {self.channels}@{self.size} depthwise batch {self.batch}"
+            times = f" x{self.outputs // self.groups}" if self.outputs > self.groups else ""
+            return f"{shape} {self.channels}{times}@{self.size} depthwise batch {self.batch}"
         groups = f" groups {self.groups}" if self.groups > 1 else ""
         return f"{shape} {self.channels}-{self.outputs}@{self.size}{groups} batch {self.batch}"
 
@@ -98,7 +105,7 @@ class ConvCase:
             "fp32 channels-last": lambda: layer_last(last),
             "bf16": lambda: half(x_half),
             "static": lambda: static(last),
-            "int8 to int8": _chained_conv(static, q),
+            "int8 to int8": chained_call(static, q, SCALE),
         }
 
     def float_layer(self) -> nn.Conv2d:
@@ -107,8 +114,9 @@ class ConvCase:
             self.outputs,
             self.kernel,
             self.stride,
-            self.kernel // 2,
-            groups=self.groups,
+            self.padding,
+            self.dilation,
+            self.groups,
         )
 
 
@@ -254,36 +262,21 @@ def _row(
     )
 
 
-def _chained_linear(layer: QuantLinear, q: Tensor) -> Call:
-    return lambda: ops.linear(
-        q,
-        layer.packed_weight,
-        layer.weight_scale,
-        layer.bias,
-        layer.input_scale,
-        layer.input_zero_point,
-        out_dtype=torch.int8,
-        output_scale=SCALE,
-    )
-
-
-def _chained_conv(layer: QuantConv2d, q: Tensor) -> Call:
-    border = layer.kernel_size[0] // 2
-    return lambda: ops.conv2d(
-        q,
-        layer.packed_weight,
-        layer.weight_scale,
-        layer.bias,
-        layer.input_scale,
-        layer.input_zero_point,
-        kernel_size=list(layer.kernel_size),
-        stride=list(layer.stride),
-        padding=[border] * 4,
-        dilation=[1, 1],
-        groups=layer.groups,
-        out_dtype=torch.int8,
-        output_scale=SCALE,
-    )
+def chained_call(layer: QuantLinear | QuantConv2d, q: Tensor, output_scale: float) -> Call:
+    """The layer as inside a chain: int8 `q` in, int8 out with `output_scale` and zero point 0."""
+    tensors = (layer.packed_weight, layer.weight_scale, layer.bias)
+    tensors += (layer.input_scale, layer.input_zero_point)
+    out = {"out_dtype": torch.int8, "output_scale": output_scale}
+    if isinstance(layer, QuantLinear):
+        return lambda: ops.linear(q, *tensors, **out)
+    geometry = {
+        "kernel_size": list(layer.kernel_size),
+        "stride": list(layer.stride),
+        "padding": [layer.padding[0]] * 4,
+        "dilation": list(layer.dilation),
+        "groups": layer.groups,
+    }
+    return lambda: ops.conv2d(q, *tensors, **geometry, **out)
 
 
 def _channels_last(value: Any) -> Any:

@@ -4,6 +4,7 @@ namespace qk {
 
 #define QK_KERNELS(isa, gemm, mr, x_offset, piece, piece_rows, suffix)                                                  \
   void gemm(const GemmBlock&);                                                                       \
+  int64_t gemm##_peak(int64_t);                                                                      \
   void weight_only_##suffix(const WeightOnlyBlock&);                                                 \
   void depthwise_##suffix(const DepthwiseBlock&);                                                    \
   void quantize_##suffix(const void*, DType, int64_t, float, int32_t, bool, int8_t*);                \
@@ -23,7 +24,7 @@ constexpr int64_t kFewRows = 8;  // up to here AMX tiles are mostly empty
 
 constexpr Kernels kTable[] = {
 #define QK_KERNELS(isa, gemm, mr, x_offset, piece, piece_rows, suffix)                                                      \
-  {Isa::isa, #gemm, mr, x_offset, piece, piece_rows, gemm,                                                  \
+  {Isa::isa, #gemm, mr, x_offset, piece, piece_rows, gemm, gemm##_peak,                                     \
    weight_only_##suffix, depthwise_##suffix, quantize_##suffix, extremes_##suffix, to_f32_##suffix,      \
    dequantize_##suffix, gather_##suffix, interleave_##suffix, deinterleave_##suffix, pool_##suffix},
 #include "kernels.inc"

@@ -149,6 +149,7 @@ struct Kernels {
   int64_t piece, piece_rows;  // rows of x are read in place where K's pieces are a multiple of `piece` bytes, and
                               // lines fill multiples of `piece_rows`
   void (*gemm)(const GemmBlock&);
+  int64_t (*peak)(int64_t rounds);  // runs `gemm`'s multiply instruction on registers alone; returns its operations
   void (*weight_only)(const WeightOnlyBlock&);
   void (*depthwise)(const DepthwiseBlock&);
   void (*quantize)(const void* x, DType type, int64_t count, float inv_scale, int32_t zero, bool flip, int8_t* q);

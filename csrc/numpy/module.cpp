@@ -5,6 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -427,6 +429,53 @@ py::dict chosen_kernel(int64_t m, int64_t n, int64_t k, int64_t groups, const st
   return d;
 }
 
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// The best of five: what the cores can do, not what they do on average.
+double peak_gops(const std::optional<std::string>& isa, int threads, double seconds) {
+  check(threads >= 1 && threads <= 256 && seconds > 0, "threads=", threads, " and seconds=", seconds, " must be positive, threads at most 256");
+  const auto peak = kernels_of(isa_of(isa)).peak;
+  py::gil_scoped_release free;
+  int64_t rounds = 1000;
+  double best = 0;
+  for (int i = 0; i < 5;) {
+    std::atomic<int64_t> operations{0};
+    const auto start = std::chrono::steady_clock::now();
+    plain_threads(threads)(threads, [&](int64_t) { operations += peak(rounds); });
+    const double took = seconds_since(start);
+    if (took < seconds / 5 && rounds < int64_t(1) << 40) {
+      rounds *= 2;
+      continue;
+    }
+    best = std::max(best, double(operations) / took / 1e9);
+    ++i;
+  }
+  return best;
+}
+
+double read_gbytes(int64_t bytes, int threads, double seconds) {
+  check(bytes >= 4096 && threads >= 1 && threads <= 256 && seconds > 0, "bytes=", bytes, ", threads=", threads,
+        " and seconds=", seconds, " are too few; 4096 bytes, one thread and some time are needed");
+  const Kernels& k = kernels_of(active_isa());
+  py::gil_scoped_release free;
+  std::vector<float> memory(size_t(bytes / 4), 1.0f);
+  double best = 0;
+  const auto begin = std::chrono::steady_clock::now();
+  while (seconds_since(begin) < seconds) {
+    const int64_t passes = std::max<int64_t>(1, (int64_t(64) << 20) / bytes);
+    const auto start = std::chrono::steady_clock::now();
+    plain_threads(threads)(threads, [&](int64_t i) {
+      const Share mine = share(bytes / 64, threads, i);
+      for (int64_t pass = 0; pass < passes; ++pass)
+        k.extremes(memory.data() + mine.begin * 16, DType::f32, (mine.end - mine.begin) * 16);
+    });
+    best = std::max(best, double(bytes) * double(passes) / seconds_since(start) / 1e9);
+  }
+  return best;
+}
+
 }  // namespace
 }  // namespace qk
 
@@ -440,6 +489,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("kernels", &qk::kernel_table, "The kernel table, one dict an instruction set.");
   m.def("chosen_kernel", &qk::chosen_kernel, "m"_a, "n"_a, "k"_a, "groups"_a = 1, "isa"_a = py::none(), "threads"_a = 1,
         "Kernel and blocking for C[m, n] += x[m, k] * w[n, k].");
+  m.def("peak_gops", &qk::peak_gops, "isa"_a = py::none(), "threads"_a = 1, "seconds"_a = 0.5,
+        "1e9 int8 operations a second of the matrix kernel's multiply instruction alone, a multiply-add counting as two.");
+  m.def("read_gbytes", &qk::read_gbytes, "bytes"_a, "threads"_a = 1, "seconds"_a = 0.5,
+        "1e9 bytes a second read from a buffer of that size, shared by the threads.");
   m.def("pack_weight", &qk::pack, "weight"_a, "groups"_a = 1, "int8 [N, K] or [OC, C/groups, KH, KW] to the packed layout.");
   m.def("unpack_weight", &qk::unpack, "packed"_a, "size"_a, "groups"_a = 1, "The exact inverse of pack_weight.");
   m.def("linear", &qk::linear, "x"_a, "weight"_a, "weight_scale"_a, "bias"_a = py::none(), "input_scale"_a = py::none(),

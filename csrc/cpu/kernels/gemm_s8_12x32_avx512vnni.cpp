@@ -74,4 +74,14 @@ void gemm_s8_12x32_avx512vnni(const GemmBlock& g) {
   if (j < g.cols) column_of_tiles<Avx512, VnniTile, 12, 1>(j, g);
 }
 
+int64_t gemm_s8_12x32_avx512vnni_peak(int64_t rounds) {
+  __m512i sum[12], a = _mm512_set1_epi8(1), b = _mm512_set1_epi8(2);
+#pragma GCC unroll 12
+  for (int j = 0; j < 12; ++j) sum[j] = _mm512_setzero_si512();
+  for (int64_t i = 0; i < rounds; ++i)
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; ++j) asm volatile("vpdpbusd %1, %2, %0" : "+v"(sum[j]) : "v"(b), "v"(a));
+  return rounds * 12 * 128;
+}
+
 }  // namespace qk

@@ -84,4 +84,28 @@ void gemm_s8_32x32_amx(const GemmBlock& g) {
   }
 }
 
+#if defined(QK_AMX_EMULATED)
+int64_t gemm_s8_32x32_amx_emulated_peak(int64_t rounds) {
+#else
+int64_t gemm_s8_32x32_amx_peak(int64_t rounds) {
+#endif
+  Tiles tiles;
+  alignas(64) const int8_t zeros[16 * 64] = {};
+  tiles.load<4>(zeros, 64);
+  tiles.load<5>(zeros, 64);
+  tiles.load<6>(zeros, 64);
+  tiles.load<7>(zeros, 64);
+  tiles.zero<0>();
+  tiles.zero<1>();
+  tiles.zero<2>();
+  tiles.zero<3>();
+  for (int64_t i = 0; i < rounds; ++i) {
+    tiles.dot<0, 4, 6>();
+    tiles.dot<1, 4, 7>();
+    tiles.dot<2, 5, 6>();
+    tiles.dot<3, 5, 7>();
+  }
+  return rounds * 4 * 16 * 16 * 64 * 2;
+}
+
 }  // namespace qk

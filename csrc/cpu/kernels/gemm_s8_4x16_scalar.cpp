@@ -25,4 +25,14 @@ void gemm_s8_4x16_scalar(const GemmBlock& g) {
   for (int64_t j = 0; j < g.cols; j += 16) column_of_tiles<Scalar, ScalarTile, 4, 1>(j, g);
 }
 
+int64_t gemm_s8_4x16_scalar_peak(int64_t rounds) {
+  int32_t sum = 0, x = 3;
+  for (int64_t i = 0; i < rounds; ++i) {
+    asm volatile("" : "+r"(x));
+    sum += x * 5;
+    asm volatile("" : "+r"(sum));
+  }
+  return rounds * 2;
+}
+
 }  // namespace qk

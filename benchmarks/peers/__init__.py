@@ -1,0 +1,1 @@
+"""The contenders of benchmarks/layers.py, the cases and the targets."""
