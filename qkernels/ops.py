@@ -50,7 +50,8 @@ class _InferenceOnly(torch.autograd.Function):
         )
 
 
-def _guard(y: Tensor, x: Tensor) -> Tensor:
+def guard(y: Tensor, x: Tensor) -> Tensor:
+    """``y``, the output for ``x``; a backward through it raises one clear sentence."""
     if x.requires_grad and torch.is_grad_enabled() and y.is_floating_point():
         return _InferenceOnly.apply(y, x)
     return y
@@ -102,7 +103,7 @@ def linear(
     residual_zero_point: int = 0,
     clamp_min: float | None = None,
     clamp_max: float | None = None,
-    out_dtype: torch.dtype = torch.float32,
+    out_dtype: torch.dtype | None = None,
     output_scale: float = 1.0,
     output_zero_point: int = 0,
 ) -> Tensor:
@@ -117,13 +118,13 @@ def linear(
             symmetric or asymmetric by ``symmetric``.
         residual: [..., N] float or int8, added before the clamp.
         clamp_min, clamp_max: a fused activation; ReLU is ``clamp_min=0``.
-        out_dtype: float, or int8 by ``output_scale`` and ``output_zero_point``.
+        out_dtype: float, or int8 by ``output_scale`` and ``output_zero_point``; None: x's own, float32 for int8 x.
     """
     y = _ops.linear(
         x, weight, weight_scale, bias, input_scale, input_zero_point, symmetric, residual, residual_scale,
         residual_zero_point, clamp_min, clamp_max, out_dtype, output_scale, output_zero_point,
     )  # fmt: skip
-    return _guard(y, x)
+    return guard(y, x)
 
 
 def linear_weight_only(
@@ -137,7 +138,7 @@ def linear_weight_only(
     residual_zero_point: int = 0,
     clamp_min: float | None = None,
     clamp_max: float | None = None,
-    out_dtype: torch.dtype = torch.float32,
+    out_dtype: torch.dtype | None = None,
     output_scale: float = 1.0,
     output_zero_point: int = 0,
 ) -> Tensor:
@@ -146,7 +147,7 @@ def linear_weight_only(
         x, weight, weight_scale, bias, residual, residual_scale, residual_zero_point, clamp_min, clamp_max,
         out_dtype, output_scale, output_zero_point,
     )  # fmt: skip
-    return _guard(y, x)
+    return guard(y, x)
 
 
 def conv2d(
@@ -169,7 +170,7 @@ def conv2d(
     residual_zero_point: int = 0,
     clamp_min: float | None = None,
     clamp_max: float | None = None,
-    out_dtype: torch.dtype = torch.float32,
+    out_dtype: torch.dtype | None = None,
     output_scale: float = 1.0,
     output_zero_point: int = 0,
 ) -> Tensor:
@@ -184,7 +185,7 @@ def conv2d(
         dilation, groups, padding_mode, residual, residual_scale, residual_zero_point, clamp_min, clamp_max,
         out_dtype, output_scale, output_zero_point,
     )  # fmt: skip
-    return _guard(y, x)
+    return guard(y, x)
 
 
 def max_pool2d(
@@ -244,16 +245,16 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tenso
 
 def packed_bytes(size: torch.Size | list[int], groups: int) -> int:
     """Length of the packed form of a weight of this canonical shape; csrc/core/layout.h."""
-    oc, k = size[0], 1
-    for s in size[1:]:
-        k *= s
+    oc, c = size[0], size[1]
+    kh, kw = size[2:] if len(size) == 4 else (1, 1)
     n = oc // groups
-    if len(size) == 4 and size[1] == 1 and groups > 1:  # depthwise: one group of oc channels
-        n, groups = oc, 1
-    else:  # narrow groups are merged until they fill a panel of 16
+    if c == 1 and groups > 1:  # depthwise: one group of oc channels
+        n, k, groups = oc, kh * kw, 1
+    else:  # narrow groups are merged until they fill a panel of 16; each kernel row is padded to 4
         fits = min(max(16 // n, 1), groups)
         merge = next(m for m in range(fits, 0, -1) if groups % m == 0)
-        n, k, groups = n * merge, k * merge, groups // merge
+        row = c * merge * kw
+        n, k, groups = n * merge, (kh - 1) * ((row + 3) // 4 * 4) + row, groups // merge
     n_padded = (n + 15) // 16 * 16
     return groups * n_padded * ((k + 63) // 64 * 64 + 4) + 16
 
@@ -268,20 +269,24 @@ def _(packed: Tensor, size: list[int], groups: int) -> Tensor:
     return packed.new_empty(size, dtype=torch.int8)
 
 
-def _fake_linear(x: Tensor, weight_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight_scale.shape[0]), dtype=out_dtype)
+def _out_dtype(x: Tensor, asked: torch.dtype | None) -> torch.dtype:
+    return asked or (torch.float32 if x.dtype == torch.int8 else x.dtype)
+
+
+def _fake_linear(x: Tensor, weight_scale: Tensor, out_dtype: torch.dtype | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight_scale.shape[0]), dtype=_out_dtype(x, out_dtype))
 
 
 @torch.library.register_fake("qkernels::linear")
 def _(x, weight, weight_scale, bias, input_scale, input_zero_point, symmetric, residual=None,  # type: ignore[no-untyped-def]
-      residual_scale=1.0, residual_zero_point=0, clamp_min=None, clamp_max=None, out_dtype=torch.float32,
+      residual_scale=1.0, residual_zero_point=0, clamp_min=None, clamp_max=None, out_dtype=None,
       output_scale=1.0, output_zero_point=0):  # fmt: skip
     return _fake_linear(x, weight_scale, out_dtype)
 
 
 @torch.library.register_fake("qkernels::linear_weight_only")
 def _(x, weight, weight_scale, bias, residual=None, residual_scale=1.0, residual_zero_point=0,  # type: ignore[no-untyped-def]
-      clamp_min=None, clamp_max=None, out_dtype=torch.float32, output_scale=1.0, output_zero_point=0):  # fmt: skip
+      clamp_min=None, clamp_max=None, out_dtype=None, output_scale=1.0, output_zero_point=0):  # fmt: skip
     return _fake_linear(x, weight_scale, out_dtype)
 
 
@@ -297,12 +302,13 @@ def _format_like(x: Tensor) -> torch.memory_format:
 @torch.library.register_fake("qkernels::conv2d")
 def _(x, weight, weight_scale, bias, input_scale, input_zero_point, symmetric, kernel_size, stride, padding,  # type: ignore[no-untyped-def]
       dilation, groups, padding_mode, residual=None, residual_scale=1.0, residual_zero_point=0, clamp_min=None,
-      clamp_max=None, out_dtype=torch.float32, output_scale=1.0, output_zero_point=0):  # fmt: skip
+      clamp_max=None, out_dtype=None, output_scale=1.0, output_zero_point=0):  # fmt: skip
     left, right, top, bottom = padding
     oh = (x.shape[2] + top + bottom - dilation[0] * (kernel_size[0] - 1) - 1) // stride[0] + 1
     ow = (x.shape[3] + left + right - dilation[1] * (kernel_size[1] - 1) - 1) // stride[1] + 1
     size = (x.shape[0], weight_scale.shape[0], oh, ow)
-    return torch.empty(size, dtype=out_dtype, device=x.device, memory_format=_format_like(x))
+    dtype = _out_dtype(x, out_dtype)
+    return torch.empty(size, dtype=dtype, device=x.device, memory_format=_format_like(x))
 
 
 def _fake_pool(

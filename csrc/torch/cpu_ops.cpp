@@ -20,6 +20,7 @@ namespace qk::cpu_ops {
 
 using torch::headeronly::MemoryFormat;
 using MaybeTensor = std::optional<Tensor>;
+using MaybeType = std::optional<ScalarType>;
 using Ints = std::vector<int64_t>;
 
 static Parallel torch_threads() {
@@ -30,13 +31,29 @@ static Parallel torch_threads() {
           }};
 }
 
+// By the C function: torch::stable::empty looks the operator up by its name at every call.
+static Tensor empty_cpu(const Ints& size, ScalarType dtype, MemoryFormat format = MemoryFormat::Contiguous) {
+  int64_t strides[8], step = 1, ndim = int64_t(size.size());
+  const auto next = [&](int64_t axis) {
+    strides[axis] = step;
+    step *= std::max<int64_t>(size[size_t(axis)], 1);
+  };
+  if (ndim > 8) return torch::stable::empty(size, dtype);
+  if (format == MemoryFormat::ChannelsLast)
+    for (int64_t axis : {1, 3, 2, 0}) next(axis);
+  else
+    for (int64_t axis = ndim; axis-- > 0;) next(axis);
+  AtenTensorHandle tensor;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, size.data(), strides, int32_t(dtype), aoti_torch_device_type_cpu(), 0, &tensor));
+  return Tensor(tensor);
+}
+
 // Scratch for one call: on the stack where it is small, else from torch's allocator.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) {
     if (bytes <= int64_t(sizeof small_)) return;
-    const int64_t size[] = {bytes};
-    large_ = torch::stable::empty(size, ScalarType::Byte);
+    large_ = empty_cpu({bytes}, ScalarType::Byte);
   }
   void* data() { return large_ ? large_->mutable_data_ptr() : small_; }
 
@@ -45,9 +62,7 @@ class Scratch {
   std::optional<Tensor> large_;
 };
 
-static Tensor empty_cpu(const Ints& size, ScalarType dtype, MemoryFormat format = MemoryFormat::Contiguous) {
-  return torch::stable::empty(size, dtype, std::nullopt, std::nullopt, std::nullopt, format);
-}
+static Tensor as_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
 // As torch tells it: axes of size 1 may have any stride.
 static bool is_channels_last(const Tensor& x) {
@@ -102,7 +117,7 @@ static QuantizeProblem quantize_problem(const char* op, const Tensor& x) {
 }
 
 static Tensor quantize(const Tensor& x_any, const Tensor& scale, const Tensor& zero_point) {
-  const Tensor x = torch::stable::contiguous(x_any);
+  const Tensor x = as_contiguous(x_any);
   QuantizeProblem p = quantize_problem("quantize", x);
   p.rows_per_scale = rows_per_scale("quantize", scale, p.rows);
   p.scale = const_cast<float*>(check_scales("quantize", "scale", scale, scale.numel()));
@@ -114,7 +129,7 @@ static Tensor quantize(const Tensor& x_any, const Tensor& scale, const Tensor& z
 }
 
 static std::tuple<Tensor, Tensor, Tensor> quantize_dynamic(const Tensor& x_any, bool per_row, bool symmetric) {
-  const Tensor x = torch::stable::contiguous(x_any);
+  const Tensor x = as_contiguous(x_any);
   QuantizeProblem p = quantize_problem("quantize_dynamic", x);
   p.range = symmetric ? Range::dynamic_symmetric : Range::dynamic_asymmetric;
   p.rows_per_scale = per_row ? 1 : std::max<int64_t>(p.rows, 1);
@@ -132,7 +147,7 @@ static std::tuple<Tensor, Tensor, Tensor> quantize_dynamic(const Tensor& x_any, 
 
 static Tensor dequantize(const Tensor& q_any, const Tensor& scale, const Tensor& zero_point, ScalarType dtype) {
   const char* op = "dequantize";
-  const Tensor q = torch::stable::contiguous(q_any);
+  const Tensor q = as_contiguous(q_any);
   check(q.scalar_type() == ScalarType::Char, op, "q is ", name(q.scalar_type()), "; it must be int8");
   DequantizeProblem p;
   p.cols = columns(op, q);
@@ -167,7 +182,7 @@ static WeightSize weight_size(const char* op, const Ints& size, int64_t groups) 
 static Tensor pack_weight(const Tensor& weight_any, int64_t groups) {
   const char* op = "pack_weight";
   check(weight_any.scalar_type() == ScalarType::Char, op, "weight is ", name(weight_any.scalar_type()), "; it must be int8");
-  const Tensor weight = torch::stable::contiguous(weight_any);
+  const Tensor weight = as_contiguous(weight_any);
   const WeightSize w = weight_size(op, Ints(weight.sizes().begin(), weight.sizes().end()), groups);
   Tensor packed = empty_cpu({weight_layout(w.oc, w.c, w.kh, w.kw, groups).bytes()}, ScalarType::Char);
   check(qk::pack_weight(static_cast<const int8_t*>(weight.const_data_ptr()), w.oc, w.c, w.kh, w.kw, groups,
@@ -195,6 +210,11 @@ static Tensor unpack_weight(const Tensor& packed, Ints size, int64_t groups) {
 }
 
 // ---- what linear and conv2d share
+
+// Of an output where none was asked for.
+static ScalarType float_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Char ? ScalarType::Float : x.scalar_type();
+}
 
 struct EpilogueArgs {
   const MaybeTensor& residual;
@@ -277,7 +297,7 @@ static GemmProblem linear_problem(const char* op, Tensor& x, const Tensor& weigh
   check(p.k >= 1 && p.n >= 1, op, "x is ", shape(x), " and weight_scale has ", p.n, " values; K and N are at least 1");
   check(p.k <= kMaxK, op, "K=", p.k, " is above the limit of ", kMaxK);
   p.m = x.numel() / p.k;
-  if (!(x.dim() == 2 && x.stride(1) == 1 && x.stride(0) >= p.k)) x = torch::stable::contiguous(x);
+  if (!(x.dim() == 2 && x.stride(1) == 1 && x.stride(0) >= p.k)) x = as_contiguous(x);
   p.x_stride = x.dim() == 2 ? x.stride(0) : p.k;
   p.x = x.const_data_ptr();
   const PackedLayout layout{1, p.n, p.k};
@@ -294,11 +314,12 @@ static void set_output(GemmProblem& p, Tensor& y) {
 static Tensor linear(const Tensor& x_any, const Tensor& weight, const Tensor& weight_scale, const MaybeTensor& bias,
               const MaybeTensor& input_scale, const MaybeTensor& input_zero_point, bool symmetric,
               const MaybeTensor& residual, double residual_scale, int64_t residual_zero_point,
-              std::optional<double> clamp_min, std::optional<double> clamp_max, ScalarType out_dtype,
+              std::optional<double> clamp_min, std::optional<double> clamp_max, MaybeType out_dtype_any,
               double output_scale, int64_t output_zero_point) {
   const char* op = "linear";
   Tensor x = x_any;
   GemmProblem p = linear_problem(op, x, weight, weight_scale);
+  const ScalarType out_dtype = out_dtype_any.value_or(float_type(x));
   const EpilogueArgs args{residual, residual_scale, residual_zero_point, clamp_min, clamp_max, out_dtype, output_scale, output_zero_point};
   p.epilogue = epilogue_of(op, weight_scale, bias, args);
   p.range = set_input_scales(op, p.x_type, input_scale, input_zero_point, symmetric, p.m, "row", 1, p.m, p.epilogue);
@@ -314,12 +335,13 @@ static Tensor linear(const Tensor& x_any, const Tensor& weight, const Tensor& we
 
 static Tensor linear_weight_only(const Tensor& x_any, const Tensor& weight, const Tensor& weight_scale, const MaybeTensor& bias,
                           const MaybeTensor& residual, double residual_scale, int64_t residual_zero_point,
-                          std::optional<double> clamp_min, std::optional<double> clamp_max, ScalarType out_dtype,
+                          std::optional<double> clamp_min, std::optional<double> clamp_max, MaybeType out_dtype_any,
                           double output_scale, int64_t output_zero_point) {
   const char* op = "linear_weight_only";
   Tensor x = x_any;
   WeightOnlyProblem p = linear_problem(op, x, weight, weight_scale);
   check(p.x_type != DType::s8, op, "x is int8; use linear for int8 activations");
+  const ScalarType out_dtype = out_dtype_any.value_or(float_type(x));
   const EpilogueArgs args{residual, residual_scale, residual_zero_point, clamp_min, clamp_max, out_dtype, output_scale, output_zero_point};
   p.epilogue = epilogue_of(op, weight_scale, bias, args);
   Tensor y = empty_cpu(with_last(x_any, p.n), out_dtype);
@@ -394,11 +416,12 @@ static Tensor conv2d(const Tensor& x_any, const Tensor& weight, const Tensor& we
               const MaybeTensor& input_scale, const MaybeTensor& input_zero_point, bool symmetric, Ints kernel_size,
               Ints stride, Ints padding, Ints dilation, int64_t groups, std::string padding_mode,
               const MaybeTensor& residual, double residual_scale, int64_t residual_zero_point,
-              std::optional<double> clamp_min, std::optional<double> clamp_max, ScalarType out_dtype,
+              std::optional<double> clamp_min, std::optional<double> clamp_max, MaybeType out_dtype_any,
               double output_scale, int64_t output_zero_point) {
   const char* op = "conv2d";
   const Tensor x = x_any.dim() == 4 ? readable(x_any) : x_any;
   Conv2dProblem p = conv2d_problem(op, x, weight, weight_scale.numel(), kernel_size, stride, padding, dilation, groups, padding_mode);
+  const ScalarType out_dtype = out_dtype_any.value_or(float_type(x));
   const EpilogueArgs args{residual, residual_scale, residual_zero_point, clamp_min, clamp_max, out_dtype, output_scale, output_zero_point};
   p.epilogue = epilogue_of(op, weight_scale, bias, args);
   const int64_t pixels = p.oh() * p.ow();

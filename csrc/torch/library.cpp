@@ -4,7 +4,7 @@
 // Arguments that several operators share, with their meaning in qkernels/ops.py.
 #define QK_EPILOGUE_ARGS                                                                      \
   "Tensor? residual=None, float residual_scale=1.0, int residual_zero_point=0, "             \
-  "float? clamp_min=None, float? clamp_max=None, ScalarType out_dtype=float, "               \
+  "float? clamp_min=None, float? clamp_max=None, ScalarType? out_dtype=None, "               \
   "float output_scale=1.0, int output_zero_point=0"
 
 #define QK_OPERAND_ARGS                                                                       \

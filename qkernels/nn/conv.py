@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from qkernels import ops
 from qkernels.nn.module import Activation, QuantModule
 from qkernels.nn.weights import quantize_weight
+
+_conv2d = torch.ops.qkernels.conv2d
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -109,22 +112,13 @@ class QuantConv2d(QuantModule):
             raise RuntimeError(
                 f"QuantConv2d takes [N, {self.in_channels}, H, W] or [{self.in_channels}, H, W]; x is {list(x.shape)}"
             )
-        return ops.conv2d(
-            x,
-            self.packed_weight,
-            self.weight_scale,
-            self.bias,
-            self.input_scale,
-            self.input_zero_point,
-            kernel_size=self.kernel_size,  # type: ignore[arg-type]
-            stride=self.stride,  # type: ignore[arg-type]
-            padding=self._borders,
-            dilation=self.dilation,  # type: ignore[arg-type]
-            groups=self.groups,
-            padding_mode=self.padding_mode,
-            symmetric=self.symmetric,
-            out_dtype=x.dtype,
-        )
+        b = self._buffers  # as in QuantLinear.forward
+        y = _conv2d(
+            x, b["packed_weight"], b["weight_scale"], b["bias"], b.get("input_scale"), b.get("input_zero_point"),
+            self.symmetric, self.kernel_size, self.stride, self._borders, self.dilation, self.groups,
+            self.padding_mode,
+        )  # fmt: skip
+        return ops.guard(y, x) if x.requires_grad else y
 
     def scheme(self) -> dict[str, Any]:
         return {

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qkernels import ops
 from qkernels.nn.module import Activation, QuantModule
 from qkernels.nn.weights import quantize_weight
+
+_linear, _linear_weight_only = torch.ops.qkernels.linear, torch.ops.qkernels.linear_weight_only
 
 
 class QuantLinear(QuantModule):
@@ -65,20 +68,13 @@ class QuantLinear(QuantModule):
         return new
 
     def forward(self, x: Tensor) -> Tensor:
+        b = self._buffers  # attributes of a module cost more than the product of a small layer
+        weight = (b["packed_weight"], b["weight_scale"], b["bias"])
         if self.activation == "weight_only":
-            return ops.linear_weight_only(
-                x, self.packed_weight, self.weight_scale, self.bias, out_dtype=x.dtype
-            )
-        return ops.linear(
-            x,
-            self.packed_weight,
-            self.weight_scale,
-            self.bias,
-            self.input_scale,
-            self.input_zero_point,
-            symmetric=self.symmetric,
-            out_dtype=x.dtype,
-        )
+            y = _linear_weight_only(x, *weight)
+        else:
+            y = _linear(x, *weight, b.get("input_scale"), b.get("input_zero_point"), self.symmetric)
+        return ops.guard(y, x) if x.requires_grad else y
 
     def scheme(self) -> dict[str, Any]:
         return {
