@@ -151,6 +151,8 @@ class BenchRow:
 
 
 LINEAR_CASES = (
+    LinearCase(1, 8, 8, "small call"),  # the cost of a call: there is next to nothing to compute
+    LinearCase(8, 8, 8, "small call"),
     LinearCase(1, 1024, 1024),
     LinearCase(1, 4096, 4096),
     LinearCase(16, 1024, 4096),

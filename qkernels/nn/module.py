@@ -56,6 +56,12 @@ class QuantModule(nn.Module):
 
     # ---- tensors
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch would move the name to the parameters; forward reads buffers, and nothing here is trained
+        if isinstance(value, nn.Parameter) and name in self._buffers:
+            value = value.detach()
+        super().__setattr__(name, value)
+
     @property
     def weight(self) -> Tensor:
         """The int8 weight in its canonical shape: a new tensor at each access."""

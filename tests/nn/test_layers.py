@@ -196,6 +196,17 @@ def test_no_float_copy_of_the_weight_is_kept() -> None:
         assert layer.packed_weight.dtype == torch.int8
 
 
+@pytest.mark.parametrize("kind", LINEAR_KINDS)
+@pytest.mark.parametrize("wrap", [Tensor.clone, nn.Parameter])
+def test_an_assigned_bias_is_the_one_used(kind: dict[str, Any], wrap: Any) -> None:
+    layer, x = linear(**kind), torch.randn(3, 37)
+    layer.bias = None
+    product = layer(x)
+    layer.bias = wrap(torch.full((21,), 2.0))
+    torch.testing.assert_close(layer(x), product + 2)
+    assert "bias" in layer.state_dict() and not list(layer.parameters())
+
+
 def test_train_mode_changes_nothing() -> None:
     for layer, x in layers():
         assert torch.equal(copy.deepcopy(layer).train()(x), layer(x))
