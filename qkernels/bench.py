@@ -268,10 +268,10 @@ def chained_call(layer: QuantLinear | QuantConv2d, q: Tensor, output_scale: floa
     """The layer as inside a chain: int8 `q` in, int8 out with `output_scale` and zero point 0."""
     tensors = (layer.packed_weight, layer.weight_scale, layer.bias)
     tensors += (layer.input_scale, layer.input_zero_point)
-    out = {"out_dtype": torch.int8, "output_scale": output_scale}
+    out: dict[str, Any] = {"out_dtype": torch.int8, "output_scale": output_scale}
     if isinstance(layer, QuantLinear):
         return lambda: ops.linear(q, *tensors, **out)
-    geometry = {
+    geometry: dict[str, Any] = {
         "kernel_size": list(layer.kernel_size),
         "stride": list(layer.stride),
         "padding": [layer.padding[0]] * 4,
