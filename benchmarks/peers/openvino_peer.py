@@ -54,7 +54,8 @@ def build(problem: Problem, threads: int) -> Callable[[], object]:
         y = ops.convert(fake(y, OUTPUT_SCALE, as_bytes=True), "u8")
     elif scheme == "static":
         y = fake(y, OUTPUT_SCALE)
-    config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    config: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # weight-only means float activations
     config["INFERENCE_PRECISION_HINT"] = "bf16" if scheme.endswith("bf16") else "f32"
     compiled = ov.Core().compile_model(ov.Model([y], [source], "layer"), "CPU", config)
     request = compiled.create_infer_request()

@@ -29,6 +29,7 @@ struct Avx2 {
     const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
+  QK_INLINE F repeat_four(const float* p, int) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
   QK_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
   QK_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }

@@ -26,6 +26,7 @@ struct Avx512 {
   QK_INLINE I load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
   static constexpr int32_t dot4_offset = 128;  // x is unsigned
   QK_INLINE I dot4(I sum, I x, I w) { return _mm512_dpbusd_epi32(sum, x, w); }
+  QK_INLINE F repeat_four(const float* p, int) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
   QK_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
   QK_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }

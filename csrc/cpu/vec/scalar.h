@@ -65,6 +65,7 @@ struct Scalar {
     for (int i = 0; i < 32; i += 8) sum += int8_t(uint32_t(x) >> i) * int8_t(uint32_t(w) >> i);
     return sum;
   }
+  QK_INLINE F repeat_four(const float* p, int v) { return p[v % 4]; }  // the v-th vector of p[0..3] over and over
   QK_INLINE F add(F a, F b) { return a + b; }
   QK_INLINE F mul(F a, F b) { return a * b; }
   QK_INLINE F fma(F a, F b, F c) { return __builtin_fmaf(a, b, c); }
