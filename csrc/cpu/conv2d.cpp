@@ -280,10 +280,10 @@ void scatter(const Conv2dProblem& p, const Kernels& k, int64_t m0, int64_t rows,
 
 GemmPlan plan_pixels(const Conv2dProblem& p, const Kernels& k, int threads) {
   const PackedLayout layout = weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups);
-  if (!reading(p, k).in_place) return plan_packed_gemm(p.batch * p.oh() * p.ow(), layout, k, threads);
-  const int64_t line_bytes = std::min(p.stride_h, p.dilation_h * p.kh) * p.padded_w() * p.c;
-  return plan_gemm({p.batch, p.oh() * p.ow(), std::max<int64_t>(p.ow(), 1), ceil_div(line_bytes, std::max<int64_t>(p.ow(), 1))},
-                   layout, k, threads);
+  const int64_t pixels = p.oh() * p.ow(), c_bytes = layout.n * size_of(p.epilogue.out_type);
+  if (!reading(p, k).in_place) return plan_packed_gemm(p.batch * pixels, c_bytes, layout, k, threads);
+  const int64_t line_bytes = std::min(p.stride_h, p.dilation_h * p.kh) * p.padded_w() * p.c, unit = std::max<int64_t>(p.ow(), 1);
+  return plan_gemm({p.batch, pixels, unit, ceil_div(line_bytes, unit), c_bytes}, layout, k, threads);
 }
 
 int64_t staged_item(const Conv2dProblem& p) { return p.y_nhwc ? 0 : size_of(p.epilogue.out_type); }

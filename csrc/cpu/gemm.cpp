@@ -7,6 +7,7 @@ namespace qk {
 namespace {
 
 constexpr int64_t kBlockBytes = 256 * 1024;   // of packed x: a part of L2 that leaves room for weights and C
+constexpr int64_t kHalfL1 = 24 * 1024;        // of weights; and of x and C beside them
 constexpr int64_t kWorkPerThread = 1 << 19;   // multiply-adds below which another thread costs more than it gives
 constexpr int64_t kFewUnits = 4;              // a worker, up to which they share the rows and split the channels
 constexpr int kMaxWorkers = 256;
@@ -47,7 +48,9 @@ GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kerne
   // As few blocks as fit, all alike, and in a multiple of the workers where one more or less would tell. Few rows are
   // not split: every worker would read all weights.
   const int64_t units = ceil_div(rows.part_rows, rows.unit), sources = std::max<int64_t>(rows.parts * layout.groups, 1);
-  const int64_t fit = std::max<int64_t>(1, kBlockBytes / std::max<int64_t>(1, rows.row_bytes * rows.unit));
+  const bool weights_stay = layout.group_bytes() <= kHalfL1;  // in L1, and so can a few rows of x and C
+  const int64_t row_bytes = std::max<int64_t>(1, weights_stay ? rows.x_bytes + rows.c_bytes : rows.x_bytes);
+  const int64_t fit = std::max<int64_t>(1, (weights_stay ? kHalfL1 : kBlockBytes) / (row_bytes * rows.unit));
   int64_t blocks = std::max<int64_t>(1, ceil_div(units, fit));
   if (units * sources > kFewUnits * plan.workers && sources * blocks % plan.workers && sources * blocks < 8 * plan.workers)
     blocks = ceil_div(round_up(sources * blocks, plan.workers), sources);
@@ -61,16 +64,16 @@ GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kerne
   return plan;
 }
 
-GemmPlan plan_packed_gemm(int64_t m, const PackedLayout& layout, const Kernels& kernels, int threads) {
-  return plan_gemm({1, m, kernels.mr, layout.k_padded()}, layout, kernels, threads);
+GemmPlan plan_packed_gemm(int64_t m, int64_t c_bytes, const PackedLayout& layout, const Kernels& kernels, int threads) {
+  return plan_gemm({1, m, kernels.mr, layout.k_padded(), c_bytes}, layout, kernels, threads);
 }
 
 int64_t gemm_workspace(const GemmProblem& p, Isa isa, int threads) {
-  return blocks_workspace(plan_packed_gemm(p.m, {1, p.n, p.k}, kernels_for(isa, p.m), threads), p.epilogue, 0);
+  return blocks_workspace(plan_packed_gemm(p.m, p.n * size_of(p.epilogue.out_type), {1, p.n, p.k}, kernels_for(isa, p.m), threads), p.epilogue, 0);
 }
 
 void gemm(const GemmProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
-  const GemmPlan plan = plan_packed_gemm(p.m, {1, p.n, p.k}, kernels_for(isa, p.m), parallel.threads);
+  const GemmPlan plan = plan_packed_gemm(p.m, p.n * size_of(p.epilogue.out_type), {1, p.n, p.k}, kernels_for(isa, p.m), parallel.threads);
   const int64_t item = size_of(p.epilogue.out_type);
   gemm_blocks(
       plan, p.weight, p.epilogue, 0, parallel, workspace,

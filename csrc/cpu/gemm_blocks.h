@@ -16,7 +16,7 @@ struct GemmPlan {
   const Kernels* kernels;
   PackedLayout layout;
   int64_t parts, part_rows;  // C has parts * part_rows rows; no block crosses from one part to the next
-  int64_t block_rows;        // a multiple of the unit; their x fits a part of L2
+  int64_t block_rows;        // a multiple of the unit; their x fits a part of L2, or x, C and all weights fit L1
   int64_t block_cols;        // a multiple of 32
   int64_t row_blocks, col_blocks;  // of a part
   int64_t lda;               // bytes between packed rows
@@ -25,13 +25,13 @@ struct GemmPlan {
   int64_t tasks() const { return layout.groups * parts * row_blocks * col_blocks; }
 };
 
-// Rows in units that stay together, with the bytes of x that a row reads.
+// Rows in units that stay together, with the bytes of x that a row reads and of C that it writes.
 struct RowParts {
-  int64_t parts, part_rows, unit, row_bytes;
+  int64_t parts, part_rows, unit, x_bytes, c_bytes;
 };
 
 GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kernels& kernels, int threads);
-GemmPlan plan_packed_gemm(int64_t m, const PackedLayout& layout, const Kernels& kernels, int threads);
+GemmPlan plan_packed_gemm(int64_t m, int64_t c_bytes, const PackedLayout& layout, const Kernels& kernels, int threads);
 
 // Rows of x as the kernel reads them, with what turns their sums back into floats.
 struct PackedRows {

@@ -418,7 +418,7 @@ py::list kernel_table() {
 
 py::dict chosen_kernel(int64_t m, int64_t n, int64_t k, int64_t groups, const std::optional<std::string>& isa, int threads) {
   check(m >= 0 && n >= 1 && k >= 1 && k <= kMaxK && groups >= 1, "m=", m, ", n=", n, ", k=", k, ", groups=", groups, " is no problem a kernel takes");
-  const GemmPlan plan = plan_packed_gemm(m, {groups, n, k}, kernels_for(isa_of(isa), m), threads);
+  const GemmPlan plan = plan_packed_gemm(m, n * 4, {groups, n, k}, kernels_for(isa_of(isa), m), threads);
   py::dict d;
   d["kernel"] = plan.kernels->gemm_name;
   d["isa"] = isa_name(plan.kernels->isa);

@@ -11,6 +11,8 @@
 namespace qk {
 namespace {
 
+constexpr int64_t kGatherAhead = 20 * 1024;  // about a block of rows, whose products its arrival hides
+
 template <int N>
 struct Bytes {
   typedef int8_t type __attribute__((vector_size(N), aligned(1), may_alias));
@@ -26,6 +28,10 @@ QK_INLINE void copy_fixed(const int8_t* from, int8_t mask, int8_t* to) {
 QK_INLINE void copy_masked(const int8_t* from, int64_t n, int8_t mask, int8_t* to) {
   int64_t i = 0;
   if (n >= 32) {
+    for (; i + 64 <= n; i += 64) {
+      __builtin_prefetch(from + i + kGatherAhead, 0, 2);
+      copy_fixed<64>(from + i, mask, to + i);
+    }
     for (; i + 32 <= n; i += 32) copy_fixed<32>(from + i, mask, to + i);
     if (i < n) copy_fixed<32>(from + n - 32, mask, to + n - 32);
   } else if (n >= 16) {
