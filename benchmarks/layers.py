@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import sys
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from peers.contenders import CONTENDERS, Contender, prepare, versions
+from peers.contenders import CONTENDERS, prepare, versions
 from peers.problem import Problem, Unsupported
 from peers.targets import Target, problems
 
@@ -101,7 +100,9 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def measure(target: Target, problem: Problem, threads: int, quick: bool, peaks: Any) -> dict[str, Any]:
+def measure(
+    target: Target, problem: Problem, threads: int, quick: bool, peaks: Any
+) -> dict[str, Any]:
     """Times of all contenders for one problem."""
     calls: dict[str, Callable[[], object]] = {}
     reasons: dict[str, str] = {}
@@ -112,7 +113,9 @@ def measure(target: Target, problem: Problem, threads: int, quick: bool, peaks: 
             reasons[contender.name] = str(reason)
     timings = take_turns(calls, 0.05 if quick else 0.25)
     ours = timings["qkernels"].median
-    peers = {c.name: timings[c.name].median for c in CONTENDERS[1:] if c.is_int8 and c.name in timings}
+    peers = {
+        c.name: timings[c.name].median for c in CONTENDERS[1:] if c.is_int8 and c.name in timings
+    }
     best = min(peers, key=lambda name: peers[name]) if peers else None
     floats = [timings[n].median for n in ("torch fp32",) if n in timings]
     gops = 2 * problem.case.macs / ours / 1e9
@@ -159,7 +162,10 @@ def summary(row: dict[str, Any]) -> str:
     peer = f"{row['times_best_peer']:.2f}x {row['best_peer']}" if row["best_peer"] else "no peer"
     fp32 = f", {row['times_fp32']:.1f}x fp32" if row["times_fp32"] else ""
     name = f"{row['class']}: {row['case']} {row['scheme']}, {row['threads']} threads"
-    return f"{name}: {row['us']['qkernels'][0]:.1f} us, {peer} (target {row['target']}){fp32}, {row['share_of_peak']:.0%} of peak"
+    share = f"{row['share_of_peak']:.0%} of peak"
+    return (
+        f"{name}: {row['us']['qkernels'][0]:.1f} us, {peer} (target {row['target']}){fp32}, {share}"
+    )
 
 
 ALL_CORES = os.sched_getaffinity(0)

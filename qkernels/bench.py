@@ -266,19 +266,16 @@ def _row(
 
 def chained_call(layer: QuantLinear | QuantConv2d, q: Tensor, output_scale: float) -> Call:
     """The layer as inside a chain: int8 `q` in, int8 out with `output_scale` and zero point 0."""
-    tensors = (layer.packed_weight, layer.weight_scale, layer.bias)
-    tensors += (layer.input_scale, layer.input_zero_point)
-    out: dict[str, Any] = {"out_dtype": torch.int8, "output_scale": output_scale}
+    tensors = (q, layer.packed_weight, layer.weight_scale, layer.bias)
+    ranges = (layer.input_scale, layer.input_zero_point, True)
+    epilogue = (None, 1.0, 0, None, None, torch.int8, output_scale, 0)
     if isinstance(layer, QuantLinear):
-        return lambda: ops.linear(q, *tensors, **out)
-    geometry: dict[str, Any] = {
-        "kernel_size": list(layer.kernel_size),
-        "stride": list(layer.stride),
-        "padding": [layer.padding[0]] * 4,
-        "dilation": list(layer.dilation),
-        "groups": layer.groups,
-    }
-    return lambda: ops.conv2d(q, *tensors, **geometry, **out)
+        linear = torch.ops.qkernels.linear
+        return lambda: linear(*tensors, *ranges, *epilogue)
+    padding = [layer.padding[0]] * 4
+    geometry = (layer.kernel_size, layer.stride, padding, layer.dilation, layer.groups, "zeros")
+    conv2d = torch.ops.qkernels.conv2d
+    return lambda: conv2d(*tensors, *ranges, *geometry, *epilogue)
 
 
 def _channels_last(value: Any) -> Any:

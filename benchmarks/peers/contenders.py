@@ -66,7 +66,9 @@ def prepare(contender: Contender, problem: Problem, threads: int) -> Call:
         first = (str(failure).strip().splitlines() or [""])[0]
         raise Unsupported(f"failed: {type(failure).__name__}: {first[:160]}") from failure
     if not error < 0.1:
-        raise Unsupported(f"its result is {error:.0%} off the float layer's, so its time says nothing")
+        raise Unsupported(
+            f"its result is {error:.0%} off the float layer's, so its time says nothing"
+        )
     return call
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from .problem import INPUT_SCALE, OUTPUT_SCALE, Problem, Unsupported
 
 

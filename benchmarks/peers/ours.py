@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from .problem import INPUT_SCALE, OUTPUT_SCALE, Problem, Unsupported
 
 from qkernels.bench import chained_call
 from qkernels.nn import QuantConv2d, QuantLinear
+
+from .problem import INPUT_SCALE, OUTPUT_SCALE, Problem, Unsupported
 
 
 def build(problem: Problem, threads: int) -> Callable[[], object]:
@@ -19,7 +20,9 @@ def build(problem: Problem, threads: int) -> Callable[[], object]:
             raise Unsupported("not timed")
         layer = QuantConv2d.from_float(problem.layer, weight=problem.weight, **static)
     elif problem.scheme.startswith("weight-only"):
-        layer = QuantLinear.from_float(problem.layer, weight=problem.weight, activation="weight_only")
+        layer = QuantLinear.from_float(
+            problem.layer, weight=problem.weight, activation="weight_only"
+        )
         x = x.to(torch.bfloat16 if problem.scheme.endswith("bf16") else torch.float32)
     elif problem.scheme == "dynamic":
         layer = QuantLinear.from_float(problem.layer, weight=problem.weight)

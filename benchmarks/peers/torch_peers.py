@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from .problem import INPUT_SCALE, OUTPUT_SCALE, Problem, Unsupported
 from torch import Tensor
+
+from .problem import INPUT_SCALE, OUTPUT_SCALE, Problem, Unsupported
 
 Call = Callable[[], object]
 
@@ -88,7 +89,19 @@ def pointwise(problem: Problem, threads: int) -> Call:
 
         def run(u: Tensor) -> Tensor:
             return ops.qconv_pointwise(
-                u, INPUT_SCALE, 128, packed, scale, zeros, bias, *pair, c.groups, *out, "none", [], ""
+                u,
+                INPUT_SCALE,
+                128,
+                packed,
+                scale,
+                zeros,
+                bias,
+                *pair,
+                c.groups,
+                *out,
+                "none",
+                [],
+                "",
             )
     else:
         packed = ops.qlinear_prepack(weight, list(x.shape))

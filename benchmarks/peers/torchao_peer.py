@@ -6,8 +6,9 @@ import copy
 from collections.abc import Callable
 
 import torch
-from .problem import Problem, Unsupported
 from torch import nn
+
+from .problem import Problem, Unsupported
 
 
 def build(problem: Problem, threads: int) -> Callable[[], object]:
