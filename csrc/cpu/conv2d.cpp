@@ -237,6 +237,7 @@ void read_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const 
   block.piece_column_stride = p.dilation_w * x.c;
   block.k4 = ceil_div(how.together ? p.kw * how.channels : how.channels, 4);
   block.rows = ow;
+  block.one_scale = true;
   fill_scales(s, *plan.kernels, image, 0, at.rows, out);
 }
 
@@ -264,6 +265,7 @@ void pack_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const 
     fill_scales(s, *plan.kernels, image, r, run.pixels, out);
   }
   read_packed(plan, out, at.rows, block);
+  block.one_scale = at.m0 / (oh * ow) / s.images_per_scale == (at.m0 + at.rows - 1) / (oh * ow) / s.images_per_scale;
 }
 
 // A staged block [rows][stride] of outputs from channel `first` on, to its planes.

@@ -31,6 +31,7 @@ void pack_rows(const GemmProblem& p, const GemmPlan& plan, const BlockPosition& 
     out.offset[r] = sz.zero + k.x_offset;
   }
   read_packed(plan, out, at.rows, block);
+  block.one_scale = p.range == Range::given && at.m0 / e.rows_per_scale == (at.m0 + at.rows - 1) / e.rows_per_scale;
 }
 
 }  // namespace

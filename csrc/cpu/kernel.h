@@ -21,6 +21,7 @@ struct GemmBlock {
   int64_t rows, cols, m0, n0; // rows of a line
   const float* row_scale;     // [lines * rows]
   const int32_t* row_offset;  // [lines * rows], zero point + Kernels::x_offset
+  bool one_scale;             // all rows have the first one's
   void* c;                    // element (m0, n0)
   int64_t c_stride;           // elements between rows
   const Epilogue* epilogue;   // w_scale and bias readable up to a whole panel
