@@ -25,7 +25,7 @@ class Contender:
     package: str
     build: Callable[[Problem, int], Call]  # problem, threads
     is_int8: bool = True
-    settle: float = 0.0  # seconds that its worker threads keep spinning after a call
+    settle: float = 0.01  # seconds that its worker threads may keep spinning after a call
 
 
 CONTENDERS = (

@@ -26,6 +26,7 @@ struct Image {
   bool slack;                // bytes behind the last pixel may be read
 };
 
+constexpr int64_t kWorkPerImage = 1 << 19;   // multiply-adds of a worker's images, below which all share each
 constexpr int64_t kImageBytes = 512 * 1024;  // of step 2 at a time, so that step 3 finds it in L2
 
 struct Scales {
@@ -412,6 +413,7 @@ namespace {
 
 // Images taken through all steps together.
 int64_t images_at_once(const Conv2dProblem& p) {
+  if (!needs_image(p)) return std::max<int64_t>(p.batch, 1);
   const int64_t bytes = std::max<int64_t>(1, p.padded_h() * p.padded_w() * p.c * repeat(p));
   return std::clamp<int64_t>(kImageBytes / bytes, 1, std::max<int64_t>(p.batch, 1));
 }
@@ -464,16 +466,39 @@ void convolve_images(const Conv2dProblem& p, Isa isa, const Parallel& parallel, 
   else gemm_path(p, x, scales, isa, parallel, memory.rest);
 }
 
-}  // namespace
+// Images for each worker alone, which needs no barrier between the steps and finds its image in its own L2.
+int64_t images_each(const Conv2dProblem& p, int threads) {
+  const int64_t work = p.batch * p.oh() * p.ow() * p.oc * p.kh * p.kw * (p.c / p.groups);
+  return threads > 1 && threads <= 256 && work >= threads * kWorkPerImage ? p.batch / threads : 0;
+}
 
-int64_t conv2d_workspace(const Conv2dProblem& p, Isa isa, int threads) {
+int64_t slices_workspace(const Conv2dProblem& p, Isa isa, int threads) {
   return images_workspace(slice(p, 0, images_at_once(p)), isa, threads);
 }
 
-void conv2d(const Conv2dProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
+void convolve_slices(const Conv2dProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
   const int64_t at_once = images_at_once(p);
   for (int64_t first = 0; first < p.batch; first += at_once)
     convolve_images(slice(p, first, std::min(at_once, p.batch - first)), isa, parallel, workspace);
+}
+
+}  // namespace
+
+int64_t conv2d_workspace(const Conv2dProblem& p, Isa isa, int threads) {
+  const int64_t each = images_each(p, threads), rest = p.batch - each * threads;
+  const int64_t alone = each ? threads * slices_workspace(slice(p, 0, each), isa, 1) : 0;
+  return std::max(alone, rest || !each ? slices_workspace(slice(p, 0, rest), isa, threads) : 0);
+}
+
+void conv2d(const Conv2dProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
+  const int64_t each = images_each(p, parallel.threads), together = each * parallel.threads;
+  if (each) {
+    const int64_t bytes = slices_workspace(slice(p, 0, each), isa, 1);
+    parallel(parallel.threads, [&](int64_t i) {
+      convolve_slices(slice(p, i * each, each), isa, Parallel{}, static_cast<char*>(workspace) + i * bytes);
+    });
+  }
+  convolve_slices(slice(p, together, p.batch - together), isa, parallel, workspace);
 }
 
 }  // namespace qk

@@ -9,7 +9,7 @@ namespace {
 constexpr int64_t kBlockBytes = 256 * 1024;   // of packed x: a part of L2 that leaves room for weights and C
 constexpr int64_t kHalfL1 = 24 * 1024;        // of weights; and of x and C beside them
 constexpr int64_t kWorkPerThread = 1 << 19;   // multiply-adds below which another thread costs more than it gives
-constexpr int64_t kFewUnits = 4;              // a worker, up to which they share the rows and split the channels
+constexpr int64_t kFewRows = 48;              // a worker, up to which they share the rows and split the channels
 constexpr int kMaxWorkers = 256;
 
 // Rows [m0, m0 + rows) of x as int8 with their scale and offset; dynamic scales are found here, row by row.
@@ -53,7 +53,7 @@ GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kerne
   const int64_t row_bytes = std::max<int64_t>(1, weights_stay ? rows.x_bytes + rows.c_bytes : rows.x_bytes);
   const int64_t fit = std::max<int64_t>(1, (weights_stay ? kHalfL1 : kBlockBytes) / (row_bytes * rows.unit));
   int64_t blocks = std::max<int64_t>(1, ceil_div(units, fit));
-  if (units * sources > kFewUnits * plan.workers && sources * blocks % plan.workers && sources * blocks < 8 * plan.workers)
+  if (m * layout.groups > kFewRows * plan.workers && sources * blocks % plan.workers && sources * blocks < 8 * plan.workers)
     blocks = ceil_div(round_up(sources * blocks, plan.workers), sources);
   plan.block_rows = std::max<int64_t>(1, ceil_div(units, blocks)) * rows.unit;
   plan.row_blocks = ceil_div(rows.part_rows, plan.block_rows);
@@ -66,7 +66,7 @@ GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kerne
 }
 
 GemmPlan plan_packed_gemm(int64_t m, int64_t c_bytes, const PackedLayout& layout, const Kernels& kernels, int threads) {
-  return plan_gemm({1, m, kernels.mr, layout.k_padded(), c_bytes}, layout, kernels, threads);
+  return plan_gemm({1, m, kernels.piece_rows, layout.k_padded(), c_bytes}, layout, kernels, threads);
 }
 
 int64_t gemm_workspace(const GemmProblem& p, Isa isa, int threads) {

@@ -11,7 +11,7 @@ namespace qk {
 // A block of C: lines * rows by cols at (m0, n0). Rows of x are packed (one line, one piece), or read from an image
 // in place: a line is a row of output pixels, and K lies in pieces, one a kernel row or a tap.
 struct GemmBlock {
-  const int8_t* a;            // x of the first row, offset by Kernels::x_offset; packed rows are padded to the row tile
+  const int8_t* a;            // x of the first row, offset by Kernels::x_offset; readable up to a multiple of Kernels::piece_rows
   int64_t lda;                // bytes between rows
   int64_t lines, line_stride; // bytes between lines
   int64_t piece_rows, piece_row_stride, piece_columns, piece_column_stride;  // bytes
@@ -145,10 +145,9 @@ struct Extremes {
 struct Kernels {
   Isa isa;
   const char* gemm_name;
-  int64_t mr;                 // row tile of `gemm`: a is readable up to a multiple of it
+  int64_t mr;                 // rows of `gemm`'s largest tile
   int32_t x_offset;           // 0, or 128 where x is stored as x ^ 0x80 (unsigned)
-  int64_t piece, piece_rows;  // rows of x are read in place where K's pieces are a multiple of `piece` bytes, and
-                              // lines fill multiples of `piece_rows`
+  int64_t piece, piece_rows;  // of x, that the kernel reads at a time: bytes of K and rows
   void (*gemm)(const GemmBlock&);
   int64_t (*peak)(int64_t rounds);  // runs `gemm`'s multiply instruction on registers alone; returns its operations
   void (*weight_only)(const WeightOnlyBlock&);
