@@ -6,7 +6,7 @@ STAMP := $(VENV)/.stamp
 BUILD_TOOLS := torch numpy ninja pybind11 setuptools wheel
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint sanitize bench clean
 
 demo: $(STAMP)-train
 	$(BIN)/qkernels pipeline
@@ -18,6 +18,12 @@ lint: $(STAMP)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The kernel and operator tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(STAMP)-dev
+	QKERNELS_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/kernels tests/test_threads.py
 
 bench: $(STAMP)-train
 	mkdir -p build

@@ -28,6 +28,10 @@ COMMON = [
     "-fno-math-errno",
     "-Wno-psabi",
 ]
+# `make sanitize`: the same build with AddressSanitizer and UndefinedBehaviorSanitizer.
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+if os.environ.get("QKERNELS_SANITIZE"):
+    COMMON += SANITIZE
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # GCC 12 warns about its own AVX-512 headers: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105593
 AVX512 = [
@@ -85,6 +89,8 @@ class NinjaBuild(build_ext):
             "_C": [f"-L{torch_lib}", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"],
             "_core": ["-pthread"],
         }
+        if os.environ.get("QKERNELS_SANITIZE"):
+            link = {name: [*flags, *SANITIZE] for name, flags in link.items()}
         build_dir = Path(self.build_temp).resolve()
         build_dir.mkdir(parents=True, exist_ok=True)
         lines = [

@@ -35,12 +35,12 @@ struct PackedLayout {
   const int32_t* sums(const int8_t* packed, int64_t g) const {
     return reinterpret_cast<const int32_t*>(packed + values_bytes()) + g * n_padded();
   }
-  const int32_t* shape(const int8_t* packed) const { return reinterpret_cast<const int32_t*>(packed + shape_offset()); }
   // Whether `size` packed bytes hold a weight of this layout.
   bool matches(const int8_t* packed, int64_t size) const {
     if (size != bytes()) return false;
-    const int32_t* s = shape(packed);
-    return s[0] == kLayoutVersion && s[1] == groups && s[2] == n && s[3] == k;
+    int32_t shape[4];
+    __builtin_memcpy(shape, packed + shape_offset(), sizeof shape);
+    return shape[0] == kLayoutVersion && shape[1] == groups && shape[2] == n && shape[3] == k;
   }
 };
 

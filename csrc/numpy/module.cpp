@@ -28,8 +28,9 @@ namespace {
 
 using Array = py::array;
 using MaybeArray = std::optional<py::array>;
-using Floats = py::array_t<float, py::array::c_style>;
-using Ints = py::array_t<int32_t, py::array::c_style>;
+constexpr int kPlain = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;  // copied where they are not
+using Floats = py::array_t<float, kPlain>;
+using Ints = py::array_t<int32_t, kPlain>;
 using Bytes = py::array_t<int8_t, py::array::c_style>;
 using Shape = std::vector<int64_t>;
 

@@ -20,7 +20,7 @@ QK_INLINE void for_vectors(const void* x, int64_t x_item, void* y, int64_t y_ite
     alignas(64) char out_tail[V::width * 4];
     __builtin_memcpy(in_tail, in + i * x_item, size_t((count - i) * x_item));
     body(in_tail, out_tail);
-    __builtin_memcpy(out + i * y_item, out_tail, size_t((count - i) * y_item));
+    if (y) __builtin_memcpy(out + i * y_item, out_tail, size_t((count - i) * y_item));
   }
 }
 

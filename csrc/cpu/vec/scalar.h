@@ -42,6 +42,16 @@ QK_INLINE uint16_t f32_to_f16(float f) {  // round half to even; never NaN here 
   return sign | uint16_t((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
 }
 
+// At any address, as the vector types do.
+template <class T>
+QK_INLINE T read_any(const T* p) {
+  T v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+QK_INLINE void write_any(T* p, T v) { __builtin_memcpy(p, &v, sizeof v); }
+
 struct Scalar {
   using F = float;
   using I = int32_t;
@@ -49,16 +59,16 @@ struct Scalar {
 
   QK_INLINE F set1(float v) { return v; }
   QK_INLINE I set1i(int32_t v) { return v; }
-  QK_INLINE F load_f32(const float* p) { return *p; }
-  QK_INLINE F load_f16(const uint16_t* p) { return f16_to_f32(*p); }
+  QK_INLINE F load_f32(const float* p) { return read_any(p); }
+  QK_INLINE F load_f16(const uint16_t* p) { return f16_to_f32(read_any(p)); }
   QK_INLINE F load_bf16(const uint16_t* p) {
-    const uint32_t bits = uint32_t(*p) << 16;
+    const uint32_t bits = uint32_t(read_any(p)) << 16;
     float f;
     __builtin_memcpy(&f, &bits, 4);
     return f;
   }
   QK_INLINE I load_s8(const int8_t* p) { return *p; }
-  QK_INLINE I load_i32(const int32_t* p) { return *p; }
+  QK_INLINE I load_i32(const int32_t* p) { return read_any(p); }
   // sum + the dot product of four bytes each: x with dot4_offset added, unsigned where that is 128, and w.
   static constexpr int32_t dot4_offset = 0;
   QK_INLINE I dot4(I sum, I x, I w) {
@@ -81,12 +91,12 @@ struct Scalar {
   QK_INLINE I byte(I v) { return int8_t(uint32_t(v) >> (8 * J)); }
   QK_INLINE F to_float(I v) { return float(v); }
   QK_INLINE I round(F v) { return int32_t(__builtin_rintf(v)); }
-  QK_INLINE void store_f32(float* p, F v) { *p = v; }
-  QK_INLINE void store_f16(uint16_t* p, F v) { *p = f32_to_f16(v); }
+  QK_INLINE void store_f32(float* p, F v) { write_any(p, v); }
+  QK_INLINE void store_f16(uint16_t* p, F v) { write_any(p, f32_to_f16(v)); }
   QK_INLINE void store_bf16(uint16_t* p, F v) {
     uint32_t bits;
     __builtin_memcpy(&bits, &v, 4);
-    *p = uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    write_any(p, uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16));
   }
   QK_INLINE void store_s8(int8_t* p, I v) { *p = int8_t(v); }  // v in [-128, 127]
   // [a0 a1] + zero to p, [b0 b1] + zero to q: two vectors of two rows; every sum in [-128, 127].
@@ -123,7 +133,7 @@ struct Scalar {
   QK_INLINE void lanes_to_pixels(const F (&in)[16], F (&out)[16]) {
     for (int i = 0; i < 16; ++i) out[i] = in[i];
   }
-  QK_INLINE void store_i32(int32_t* p, I v) { *p = v; }
+  QK_INLINE void store_i32(int32_t* p, I v) { write_any(p, v); }
 };
 
 }  // namespace
