@@ -29,7 +29,13 @@ COMMON = [
     "-Wno-psabi",
 ]
 # `make sanitize`: the same build with AddressSanitizer and UndefinedBehaviorSanitizer.
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+SANITIZE = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-omit-frame-pointer",
+    "-g",
+    "-O1",
+]
 if os.environ.get("QKERNELS_SANITIZE"):
     COMMON += SANITIZE
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]

@@ -1,6 +1,6 @@
 """Every layer of the target table against every other int8 library, in one process, in turns.
 
-python benchmarks/layers.py [--out RESULTS.json] [--only REGEX] [--threads N ...] [--quick] [--fresh]
+python benchmarks/layers.py [--out RESULTS.json] [--only REGEX] [--threads N ...] [--isa avx2] [--quick] [--fresh]
 
 Rows are written as they come and a second run goes on where the first stopped. `pip install '.[peers]'` brings the
 contenders; one that is missing, or cannot run a case, is named in the row with the reason.
@@ -20,6 +20,17 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+AVX2 = {  # how each library is held to AVX2; ONNX Runtime and OpenVINO cannot be
+    "QKERNELS_MAX_ISA": "avx2",
+    "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+HELD = ("qkernels", "torch fp32", "oneDNN (torch)", "FBGEMM (torch)")
+if "--isa" in sys.argv:  # before torch is imported
+    os.environ.update(AVX2)
 
 import torch
 from peers.contenders import CONTENDERS, prepare, versions
@@ -58,6 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("build/layers.json"))
     parser.add_argument("--only", default="", help="regular expression on class, case and scheme")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--isa", choices=["avx2"], help="hold all contenders to it")
     parser.add_argument("--quick", action="store_true", help="a fifth of the time")
     parser.add_argument("--fresh", action="store_true", help="forget the rows of an earlier run")
     return parser.parse_args()
@@ -73,7 +85,9 @@ def load(arguments: argparse.Namespace) -> dict[str, Any]:
         return json.loads(arguments.out.read_text())
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     peaks = {str(n): machine_peaks(n) for n in arguments.threads}
-    command = "python benchmarks/layers.py " + " ".join(f"--threads {' '.join(peaks)}".split())
+    command = f"python benchmarks/layers.py --threads {' '.join(peaks)}"
+    command += f" --isa {arguments.isa}" if arguments.isa else ""
+    command += f" --only '{arguments.only}'" if arguments.only else ""
     machine = describe_machine() | {"contenders": versions()}
     return {"machine": machine, "command": command, "peaks": peaks, "rows": []}
 
@@ -106,6 +120,8 @@ def measure(
     calls: dict[str, Callable[[], object]] = {}
     reasons: dict[str, str] = {}
     for contender in CONTENDERS:
+        if "QKERNELS_MAX_ISA" in os.environ and contender.name not in HELD:
+            continue
         try:
             calls[contender.name] = prepare(contender, problem, threads)
         except Unsupported as reason:

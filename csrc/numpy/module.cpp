@@ -28,7 +28,7 @@ namespace {
 
 using Array = py::array;
 using MaybeArray = std::optional<py::array>;
-constexpr int kPlain = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;  // copied where they are not
+constexpr int kPlain = int(py::array::c_style) | int(py::detail::npy_api::NPY_ARRAY_ALIGNED_);  // copied where they are not
 using Floats = py::array_t<float, kPlain>;
 using Ints = py::array_t<int32_t, kPlain>;
 using Bytes = py::array_t<int8_t, py::array::c_style>;
