@@ -25,18 +25,20 @@ sanitize: $(STAMP)-dev
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/kernels tests/test_threads.py
 
-bench: $(STAMP)-train
-	mkdir -p build
-	$(BIN)/qkernels bench --json build/bench.json
-	$(BIN)/python benchmarks/make_docs.py build/bench.json
+# Half an hour on an idle machine; goes on where it was stopped.
+bench: $(STAMP)-peers
+	$(BIN)/python benchmarks/layers.py --out build/layers.json
+	$(BIN)/python benchmarks/layers.py --out build/layers-avx2.json --isa avx2 --threads 1 --only 'large|middle|conv 3x3'
+	$(BIN)/python benchmarks/make_docs.py build/layers.json build/layers-avx2.json
 
 $(STAMP)-tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt $(BUILD_TOOLS)
 	touch $@
 
-# One stamp an extra: train is what the workflow needs, dev what the tests need. Ninja rebuilds only what changed.
-$(STAMP)-train $(STAMP)-dev: $(STAMP)-%: $(STAMP)-tools $(SOURCES)
+# One stamp an extra: train is what the workflow needs, dev the tests, peers the benchmark. Ninja rebuilds only what
+# changed.
+$(STAMP)-train $(STAMP)-dev $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[$*]'
 	touch $@
 
