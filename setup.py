@@ -50,14 +50,21 @@ AVX512 = [
     "-mprefer-vector-width=512",
 ]
 AVX512 += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
-ISA_FLAGS = {"_avx2": AVX2, "_avx512vnni": AVX512, "_amx": AVX512}  # by the end of a file's name
+NEONDOT = ["-march=armv8.2-a+dotprod"]
+X86, ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
+ISA_FLAGS = {  # by the end of a file's name
+    "_avx2": (X86, AVX2),
+    "_avx512vnni": (X86, AVX512),
+    "_amx": (X86, AVX512),
+    "_neondot": (ARM, NEONDOT),
+}
 
 
 def isa_flags(source: Path) -> list[str] | None:
     """Flags of an instruction-set file; None where this machine's family has no such set."""
-    for suffix, flags in ISA_FLAGS.items():
+    for suffix, (machines, flags) in ISA_FLAGS.items():
         if source.stem.endswith(suffix):
-            return flags if platform.machine() in ("x86_64", "AMD64") else None
+            return flags if platform.machine() in machines else None
     return []
 
 

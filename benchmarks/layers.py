@@ -3,7 +3,8 @@
 python benchmarks/layers.py [--out RESULTS.json] [--only REGEX] [--threads N ...] [--isa avx2] [--quick] [--fresh]
 
 Rows are written as they come and a second run goes on where the first stopped. `pip install '.[peers]'` brings the
-contenders; one that is missing, or cannot run a case, is named in the row with the reason.
+contenders; one that is missing, cannot run a case, or takes the process down with it, is named in the row with the
+reason.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -44,23 +47,46 @@ from qkernels.timing import Timing
 
 FIELDS = ("class", "case", "scheme", "threads")
 STREAM_BYTES = (16 << 10, 512 << 10, 16 << 20, 256 << 20)  # L1, L2, L3, memory, on most machines
+CHILD = "QKERNELS_LAYERS_CHILD"
 
 
 def main() -> None:
+    """Run the rows in a child: where a contender crashes it, the next child goes on without that contender."""
     arguments = parse()
+    if CHILD in os.environ:
+        return run(arguments)
+    trying, fresh = arguments.out.with_suffix(".trying"), arguments.fresh
+    trying.unlink(missing_ok=True)
+    while True:
+        command = [sys.executable, *(a for a in sys.argv if fresh or a != "--fresh")]
+        code = subprocess.run(command, env=os.environ | {CHILD: "1"}).returncode
+        if code >= 0 or not trying.exists():
+            sys.exit(code)
+        results, fresh = json.loads(arguments.out.read_text()), False
+        culprit = json.loads(trying.read_text())
+        print(
+            f"{culprit[-1]} crashed ({signal.Signals(-code).name}); going on without it", flush=True
+        )
+        results["crashed"].append(culprit)
+        save(arguments.out, results)
+        trying.unlink()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """The rows that the results do not hold yet."""
     rows = [(t, p, n) for n in arguments.threads for t, p in problems() if matches(arguments, t, p)]
     if not rows:
         sys.exit(f"no row matches {arguments.only!r}; leave --only out to see all")
     results = load(arguments)
+    save(arguments.out, results)
     done = {tuple(row[f] for f in FIELDS) for row in results["rows"]}
     with progress("timing", len(rows)) as advance, torch.inference_mode():
         for target, problem, threads in rows:
             if (target.name, problem.case.name, problem.scheme, threads) not in done:
                 use_threads(threads)
-                row = measure(target, problem, threads, arguments.quick, results["peaks"])
-                results["rows"].append(row)
+                results["rows"].append(measure(target, problem, threads, arguments, results))
                 save(arguments.out, results)
-                print(summary(row), flush=True)
+                print(summary(results["rows"][-1]), flush=True)
             advance(1, f"{problem.case.name} {problem.scheme}")
 
 
@@ -89,7 +115,7 @@ def load(arguments: argparse.Namespace) -> dict[str, Any]:
     command += f" --isa {arguments.isa}" if arguments.isa else ""
     command += f" --only '{arguments.only}'" if arguments.only else ""
     machine = describe_machine() | {"contenders": versions()}
-    return {"machine": machine, "command": command, "peaks": peaks, "rows": []}
+    return {"machine": machine, "command": command, "peaks": peaks, "crashed": [], "rows": []}
 
 
 def machine_peaks(threads: int) -> dict[str, Any]:
@@ -114,19 +140,30 @@ def use_threads(threads: int) -> None:
 
 
 def measure(
-    target: Target, problem: Problem, threads: int, quick: bool, peaks: Any
+    target: Target,
+    problem: Problem,
+    threads: int,
+    arguments: argparse.Namespace,
+    results: dict[str, Any],
 ) -> dict[str, Any]:
     """Times of all contenders for one problem."""
     calls: dict[str, Callable[[], object]] = {}
     reasons: dict[str, str] = {}
+    key = [target.name, problem.case.name, problem.scheme, threads]
+    trying = arguments.out.with_suffix(".trying")
     for contender in CONTENDERS:
         if "QKERNELS_MAX_ISA" in os.environ and contender.name not in HELD:
             continue
+        if [*key, contender.name] in results["crashed"]:
+            reasons[contender.name] = "crashed the process"
+            continue
+        trying.write_text(json.dumps([*key, contender.name]))
         try:
             calls[contender.name] = prepare(contender, problem, threads)
         except Unsupported as reason:
             reasons[contender.name] = str(reason)
-    timings = take_turns(calls, 0.05 if quick else 0.25)
+    trying.unlink()
+    timings = take_turns(calls, 0.05 if arguments.quick else 0.25)
     ours = timings["qkernels"].median
     peers = {
         c.name: timings[c.name].median for c in CONTENDERS[1:] if c.is_int8 and c.name in timings
@@ -149,7 +186,7 @@ def measure(
         "times_best_peer": peers[best] / ours if best else None,
         "times_fp32": floats[0] / ours if floats else None,
         "gops": gops,
-        "share_of_peak": gops / peaks[str(threads)]["gops"],
+        "share_of_peak": gops / results["peaks"][str(threads)]["gops"],
         "gbytes": problem.bytes / ours / 1e9,
     }
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ISAS = ("scalar", "avx2", "avx512vnni", "amx")
+ISAS = ("scalar", "avx2", "avx512vnni", "amx", "neondot")
 
 
 def _load_library() -> None:

@@ -9,12 +9,15 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace qk {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512vnni", "amx", "amx_emulated"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512vnni", "amx", "neondot", "amx_emulated"};
 
 #if defined(__x86_64__)
 struct Features {
@@ -55,41 +58,47 @@ Features detect() {
 const char* isa_name(Isa isa) { return kNames[int(isa)]; }
 
 bool parse_isa(const char* name, Isa* isa) {
-  for (int i = 0; i < 5; ++i)
+  for (int i = 0; i < kIsaCount; ++i)
     if (std::strcmp(name, kNames[i]) == 0) return *isa = Isa(i), true;
   return false;
 }
 
 bool isa_available(Isa isa) {
+  if (isa == Isa::scalar || isa == Isa::amx_emulated) return true;
 #if defined(__x86_64__)
   static const Features features = detect();
   switch (isa) {
     case Isa::avx2: return features.avx2;
     case Isa::avx512vnni: return features.avx512vnni;
     case Isa::amx: return features.amx;
-    default: return true;
+    default: return false;
   }
+#elif defined(__aarch64__) && defined(__linux__)
+  static const bool dot = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+  return isa == Isa::neondot && dot;
+#elif defined(__aarch64__) && defined(__APPLE__)
+  return isa == Isa::neondot;  // every Apple processor of this family has it
 #else
-  return isa == Isa::scalar || isa == Isa::amx_emulated;
+  return false;
 #endif
 }
 
-Isa best_isa() {
-  for (Isa isa : {Isa::amx, Isa::avx512vnni, Isa::avx2})
-    if (isa_available(isa)) return isa;
-  return Isa::scalar;
+static Isa best_up_to(Isa isa) {
+  while (!isa_available(isa)) isa = Isa(int(isa) - 1);
+  return isa;
 }
+
+Isa best_isa() { return best_up_to(Isa::neondot); }
 
 Isa active_isa() {
   static const Isa isa = [] {
     const char* limit = std::getenv("QKERNELS_MAX_ISA");
-    const Isa best = best_isa();
-    if (!limit || !*limit) return best;
+    if (!limit || !*limit) return best_isa();
     Isa wanted;
     if (!parse_isa(limit, &wanted) || wanted == Isa::amx_emulated)
       throw std::invalid_argument("QKERNELS_MAX_ISA='" + std::string(limit) +
-                                  "' is unknown; choose one of scalar, avx2, avx512vnni, amx");
-    return wanted < best ? wanted : best;
+                                  "' is unknown; choose one of scalar, avx2, avx512vnni, amx, neondot");
+    return best_up_to(wanted);
   }();
   return isa;
 }

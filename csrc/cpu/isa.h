@@ -4,8 +4,9 @@
 
 namespace qk {
 
-// In order of preference. amx_emulated runs the AMX kernel's source with tiles in software: for tests, by name only.
-enum class Isa : uint8_t { scalar, avx2, avx512vnni, amx, amx_emulated };
+// In order of preference; no machine has both kinds. amx_emulated runs the AMX kernel's source with tiles in software: for tests, by name only.
+enum class Isa : uint8_t { scalar, avx2, avx512vnni, amx, neondot, amx_emulated };
+constexpr int kIsaCount = 6;
 
 const char* isa_name(Isa isa);
 bool parse_isa(const char* name, Isa* isa);

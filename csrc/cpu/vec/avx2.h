@@ -40,11 +40,6 @@ struct Avx2 {
   QK_INLINE I muli(I a, I b) { return _mm256_mullo_epi32(a, b); }
   QK_INLINE I maxi(I a, I b) { return _mm256_max_epi32(a, b); }
   QK_INLINE I xori(I a, I b) { return _mm256_xor_si256(a, b); }
-  QK_INLINE I pair(I low, I high) {
-    return _mm256_or_si256(_mm256_and_si256(low, set1i(0xffff)), _mm256_slli_epi32(high, 16));
-  }
-  template <int J>
-  QK_INLINE I byte(I v) { return _mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * J), 24); }
   QK_INLINE F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   QK_INLINE I round(F v) { return _mm256_cvtps_epi32(v); }
   QK_INLINE void store_f32(float* p, F v) { _mm256_storeu_ps(p, v); }

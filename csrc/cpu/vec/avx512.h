@@ -37,11 +37,6 @@ struct Avx512 {
   QK_INLINE I muli(I a, I b) { return _mm512_mullo_epi32(a, b); }
   QK_INLINE I maxi(I a, I b) { return _mm512_max_epi32(a, b); }
   QK_INLINE I xori(I a, I b) { return _mm512_xor_si512(a, b); }
-  QK_INLINE I pair(I low, I high) {
-    return _mm512_or_si512(_mm512_and_si512(low, set1i(0xffff)), _mm512_slli_epi32(high, 16));
-  }
-  template <int J>
-  QK_INLINE I byte(I v) { return _mm512_srai_epi32(_mm512_slli_epi32(v, 24 - 8 * J), 24); }
   QK_INLINE F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   QK_INLINE I round(F v) { return _mm512_cvtps_epi32(v); }
   QK_INLINE void store_f32(float* p, F v) { _mm512_storeu_ps(p, v); }

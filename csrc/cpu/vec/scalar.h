@@ -86,9 +86,6 @@ struct Scalar {
   QK_INLINE I muli(I a, I b) { return int32_t(uint32_t(a) * uint32_t(b)); }
   QK_INLINE I maxi(I a, I b) { return a > b ? a : b; }
   QK_INLINE I xori(I a, I b) { return a ^ b; }
-  QK_INLINE I pair(I low, I high) { return (low & 0xffff) | int32_t(uint32_t(high) << 16); }  // two int16 in a lane
-  template <int J>
-  QK_INLINE I byte(I v) { return int8_t(uint32_t(v) >> (8 * J)); }
   QK_INLINE F to_float(I v) { return float(v); }
   QK_INLINE I round(F v) { return int32_t(__builtin_rintf(v)); }
   QK_INLINE void store_f32(float* p, F v) { write_any(p, v); }

@@ -1,0 +1,85 @@
+// Four lanes of AArch64 NEON with dot products; the operations of vec/scalar.h.
+#pragma once
+#include <arm_neon.h>
+
+#include "../../core/epilogue.h"
+
+namespace qk {
+namespace {
+
+struct Neon {
+  using F = float32x4_t;
+  using I = int32x4_t;
+  static constexpr int64_t width = 4;
+
+  QK_INLINE F set1(float v) { return vdupq_n_f32(v); }
+  QK_INLINE I set1i(int32_t v) { return vdupq_n_s32(v); }
+  QK_INLINE F load_f32(const float* p) { return vld1q_f32(p); }
+  QK_INLINE F load_f16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+  QK_INLINE F load_bf16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+  QK_INLINE I load_s8(const int8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four))));
+  }
+  QK_INLINE I load_i32(const int32_t* p) { return vld1q_s32(p); }
+  static constexpr int32_t dot4_offset = 0;
+  QK_INLINE I dot4(I sum, I x, I w) { return vdotq_s32(sum, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(w)); }
+  QK_INLINE F repeat_four(const float* p, int) { return vld1q_f32(p); }
+  QK_INLINE F add(F a, F b) { return vaddq_f32(a, b); }
+  QK_INLINE F mul(F a, F b) { return vmulq_f32(a, b); }
+  QK_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  QK_INLINE F max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }  // vmaxq would keep a NaN
+  QK_INLINE F min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+  QK_INLINE I addi(I a, I b) { return vaddq_s32(a, b); }
+  QK_INLINE I subi(I a, I b) { return vsubq_s32(a, b); }
+  QK_INLINE I muli(I a, I b) { return vmulq_s32(a, b); }
+  QK_INLINE I maxi(I a, I b) { return vmaxq_s32(a, b); }
+  QK_INLINE I xori(I a, I b) { return veorq_s32(a, b); }
+  QK_INLINE F to_float(I v) { return vcvtq_f32_s32(v); }
+  QK_INLINE I round(F v) { return vcvtnq_s32_f32(v); }
+  QK_INLINE void store_f32(float* p, F v) { vst1q_f32(p, v); }
+  QK_INLINE void store_f16(uint16_t* p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+  QK_INLINE void store_bf16(uint16_t* p, F v) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(v);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    vst1_u16(p, vshrn_n_u32(vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16));
+  }
+  QK_INLINE void store_s8(int8_t* p, I v) {
+    const int16x4_t half = vqmovn_s32(v);
+    const int8x8_t bytes = vqmovn_s16(vcombine_s16(half, half));
+    __builtin_memcpy(p, &bytes, 4);
+  }
+  QK_INLINE int8x8_t narrow(I a, I b, int16x8_t zero) {
+    return vqmovn_s16(vaddq_s16(vcombine_s16(vqmovn_s32(a), vqmovn_s32(b)), zero));
+  }
+  QK_INLINE void store_s8_rows(int8_t* p, int8_t* q, I a0, I a1, I b0, I b1, int32_t zero) {
+    const int16x8_t z = vdupq_n_s16(int16_t(zero));
+    vst1_s8(p, narrow(a0, a1, z));
+    vst1_s8(q, narrow(b0, b1, z));
+  }
+  using B = int8x16_t;
+  QK_INLINE B load_lanes(const int8_t* p, int64_t) { return vld1q_s8(p); }
+  QK_INLINE B offset_bytes(B v) { return v; }
+  QK_INLINE B unpack_bytes_low(B a, B b) { return vzip1q_s8(a, b); }
+  QK_INLINE B unpack_bytes_high(B a, B b) { return vzip2q_s8(a, b); }
+  QK_INLINE B unpack_words_low(B a, B b) {
+    return vreinterpretq_s8_s16(vzip1q_s16(vreinterpretq_s16_s8(a), vreinterpretq_s16_s8(b)));
+  }
+  QK_INLINE B unpack_words_high(B a, B b) {
+    return vreinterpretq_s8_s16(vzip2q_s16(vreinterpretq_s16_s8(a), vreinterpretq_s16_s8(b)));
+  }
+  QK_INLINE B next_lane(B, B b) { return b; }
+  QK_INLINE void store_bytes(int8_t* p, B v) { vst1q_s8(p, v); }
+  QK_INLINE void store_s8_pixels(int8_t* p, int64_t, const I (&q)[4], int32_t zero) {
+    const int16x8_t z = vdupq_n_s16(int16_t(zero));
+    vst1q_s8(p, vcombine_s8(narrow(q[0], q[1], z), narrow(q[2], q[3], z)));
+  }
+  QK_INLINE void lanes_to_pixels(const F (&in)[4], F (&out)[4]) {
+    for (int i = 0; i < 4; ++i) out[i] = in[i];
+  }
+  QK_INLINE void store_i32(int32_t* p, I v) { vst1q_s32(p, v); }
+};
+
+}  // namespace
+}  // namespace qk
