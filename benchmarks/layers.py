@@ -106,11 +106,16 @@ def matches(arguments: argparse.Namespace, target: Target, problem: Problem) -> 
 
 
 def load(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The results so far, or new ones that begin with what this machine can do at most."""
+    """The results so far, or new ones; they begin with what this machine can do at most."""
+    peaks: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     if arguments.out.exists() and not arguments.fresh:
-        return json.loads(arguments.out.read_text())
+        results = json.loads(arguments.out.read_text())
+        peaks = results["peaks"]
+    peaks |= {str(n): machine_peaks(n) for n in arguments.threads if str(n) not in peaks}
+    if results:
+        return results
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    peaks = {str(n): machine_peaks(n) for n in arguments.threads}
     command = f"python benchmarks/layers.py --threads {' '.join(peaks)}"
     command += f" --isa {arguments.isa}" if arguments.isa else ""
     command += f" --only '{arguments.only}'" if arguments.only else ""

@@ -113,7 +113,7 @@ def pointwise(problem: Problem, threads: int) -> Call:
 
     if scheme == "int8":
         return lambda: run(unsigned)
-    import torch.ao.quantization.fx._decomposed  # registers the next operator
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401 (registers the next operator)
 
     quantize = torch.ops.quantized_decomposed.quantize_per_tensor
     return lambda: run(quantize(x, INPUT_SCALE, 128, 0, 255, torch.uint8))
