@@ -16,7 +16,9 @@ class CompiledModel(nn.Module):
     Inputs are float32 of the examples' ranks; batch and image size are free. ``report`` says where int8 flows.
     """
 
-    def __init__(self, graph: fx.GraphModule, examples: tuple[Any, ...], report: ChainReport) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, examples: tuple[Any, ...], report: ChainReport
+    ) -> None:
         super().__init__()
         self.graph = graph
         self.report = report
@@ -31,7 +33,9 @@ class CompiledModel(nn.Module):
                 continue
             if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.dim() != rank:
                 got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-                raise ValueError(f"input {i} is {got}; a float32 tensor of {rank} dimensions is needed")
+                raise ValueError(
+                    f"input {i} is {got}; a float32 tensor of {rank} dimensions is needed"
+                )
         return self.graph(*inputs)
 
     def train(self, mode: bool = True) -> CompiledModel:

@@ -19,9 +19,7 @@ class ChainedLayer(nn.Module):
     ``residual`` and ``output`` are the scales of an int8 residual and of an int8 output; None: float32.
     """
 
-    def __init__(
-        self, layer: QuantConv2d | QuantLinear, clamp: tuple[float, float] | None
-    ) -> None:
+    def __init__(self, layer: QuantConv2d | QuantLinear, clamp: tuple[float, float] | None) -> None:
         super().__init__()
         self.layer = layer
         self.clamp = clamp or (None, None)
@@ -69,4 +67,5 @@ class Int8MaxPool2d(nn.Module):
         self.sizes = [[s, s] if isinstance(s, int) else list(s) for s in sizes]
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.max_pool2d(x, *self.sizes, self.ceil_mode)
+        kernel_size, stride, padding, dilation = self.sizes
+        return ops.max_pool2d(x, kernel_size, stride, padding, dilation, self.ceil_mode)

@@ -48,7 +48,9 @@ def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 def shape(node: Any) -> torch.Size | None:
     """Of a node that is one float32 tensor, else None."""
     meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    return meta.shape if getattr(meta, "dtype", None) == torch.float32 else None
+    return (
+        meta.shape if meta is not None and getattr(meta, "dtype", None) == torch.float32 else None
+    )
 
 
 def is_no_op(traced: fx.GraphModule, node: fx.Node) -> bool:

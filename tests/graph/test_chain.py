@@ -76,14 +76,16 @@ def test_float_residuals_and_dynamic_layers_keep_every_bit(activation: str) -> N
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "mobilenet_v2"])
-def test_an_int8_residual_edge_moves_the_result_by_little(name: str) -> None:
+def test_residual_models_keep_every_bit_unless_their_residuals_are_int8(name: str) -> None:
     torch.manual_seed(0)
     x = images(2, 3, 33, 33)
     model = quantized(models.create(name), x)
-    chained = qk.compile(model, x)
-    assert chained.report.chained > len(chained.report.layers) // 2
     expected = model(x)
-    assert (chained(x) - expected).norm() < 0.1 * expected.norm()
+    assert torch.equal(qk.compile(model, x)(x), expected)
+    chained = qk.compile(model, x, int8_residuals=True)
+    assert chained.report.chained > len(chained.report.layers) // 2
+    error = (chained(x) - expected).norm() / expected.norm()
+    assert 0 < error < 0.1
 
 
 def test_a_layer_used_twice_two_inputs_and_two_outputs() -> None:
@@ -133,7 +135,7 @@ def test_bad_models_and_inputs_get_one_sentence() -> None:
     with pytest.raises(ValueError, match="no int8 layer"):
         qk.compile(nn.Sequential(nn.Linear(4, 4)).eval(), x)
     chained = qk.compile(quantized(nn.Sequential(nn.Linear(4, 4)), x), x)
-    with pytest.raises(ValueError, match="input 0 is torch.float16"):
+    with pytest.raises(ValueError, match=r"input 0 is torch\.float16"):
         chained(x.half())
     with pytest.raises(ValueError, match="2 dimensions is needed"):
         chained(x[None])
@@ -170,7 +172,7 @@ def test_accuracy_on_official_images_is_unchanged(name: str) -> None:
     x = images(1, 3, 32, 32)
     calibration = calibration_batches(data, 512, seed=0)
     model, _ = qk.quantize(model.eval(), {"activation": "static"}, calibration)
-    expected, got = evaluate(model, data), evaluate(qk.compile(model, x), data)
-    print(f"{name}: module-wise {expected.correct}, chained {got.correct} of {got.count}")
-    assert abs(got.correct - expected.correct) <= 0.001 * got.count * 3  # 0.3 points: three of 932
-
+    expected = evaluate(model, data).correct
+    exact, quick = (qk.compile(model, x, int8_residuals=flag) for flag in (False, True))
+    assert evaluate(exact, data).correct == expected
+    assert abs(evaluate(quick, data).correct - expected) <= 3  # measured: 854 of 854, 864 of 866
