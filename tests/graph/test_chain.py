@@ -88,6 +88,45 @@ def test_residual_models_keep_every_bit_unless_their_residuals_are_int8(name: st
     assert 0 < error < 0.1
 
 
+class OwnView(nn.Module):
+    """Shapes asked of the data, in-place steps, and a submodule whose name is a function's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = (
+            nn.Conv2d(3, 6, 3),
+            nn.Conv2d(6, 6, 3, padding=1),
+            nn.Linear(6, 4),
+        )
+        self.relu = nn.PReLU()
+        self.inplace = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inplace(self.a(x))
+        y = self.relu(self.b(x))
+        y += x
+        y = self.b(self.inplace(y))
+        return self.head(y.view(y.size(0), 6, -1).amax(2))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("size", [(1, 3, 9, 9), (3, 3, 11, 6), (5, 3, 4, 17)])
+def test_other_batches_and_image_sizes_than_the_example_work(
+    threads: int, size: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    example = images(2, 3, 8, 8)
+    model = quantized(OwnView(), example)
+    chained = qk.compile(model, example)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(chained(images(*size)), model(images(*size)))
+    finally:
+        torch.set_num_threads(before)
+    assert "relu" in chained.report.unfused
+
+
 def test_a_layer_used_twice_two_inputs_and_two_outputs() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
