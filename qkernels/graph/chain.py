@@ -45,7 +45,7 @@ def compile(
     fused = _fuse(traced)
     if not fused:
         raise ValueError(f"{type(model).__name__} has no int8 layer to chain; quantize it first")
-    wants = _wants(traced, int8_residuals)
+    wants = _wants(traced, fused, int8_residuals)
     report = _apply(traced, fused, wants)
     traced.graph.lint()
     traced.delete_all_unused_submodules()
@@ -117,14 +117,20 @@ def _reader_wants(
     return wants[reader][0] if nodes.keeps_scale(traced, reader) else None
 
 
-def _wants(traced: fx.GraphModule, int8_residuals: bool) -> dict[fx.Node, tuple[Format, str]]:
+def _wants(
+    traced: fx.GraphModule, fused: dict[fx.Node, LayerChain], int8_residuals: bool
+) -> dict[fx.Node, tuple[Format, str]]:
     """The format every reader of a value can take, from the last value to the first; and why, where it is float."""
     wants: dict[fx.Node, tuple[Format, str]] = {}
     residual = _ANY if int8_residuals else None
     for node in reversed(traced.graph.nodes):
         asked = {u: _reader_wants(traced, u, node, wants, residual) for u in node.users}
         formats = {f for f in asked.values() if f is not _ANY}
-        floats = [u.name for u, f in asked.items() if f is None]
+        floats = [
+            f"the add of {fused[u].name}" if u in fused and u.args[0] is not node else u.name
+            for u, f in asked.items()
+            if f is None
+        ]
         if not formats:
             wants[node] = (_ANY, "only a residual add reads it")
         elif floats:
