@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qkernels import nn, ops
+    from qkernels.graph import compile
     from qkernels.nn import QuantConv2d, QuantLinear
     from qkernels.quantization import QuantConfig, QuantReport, load, quantize, save
 
@@ -20,6 +21,7 @@ __all__ = [
     "QuantConv2d",
     "QuantLinear",
     "QuantReport",
+    "compile",
     "load",
     "nn",
     "ops",
@@ -31,6 +33,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("nn", "ops"):
         return importlib.import_module(f"qkernels.{name}")
+    if name == "compile":
+        return importlib.import_module("qkernels.graph").compile
     if name in ("QuantConv2d", "QuantLinear"):
         return getattr(importlib.import_module("qkernels.nn"), name)
     if name in __all__:

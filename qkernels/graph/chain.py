@@ -1,0 +1,198 @@
+"""Rewrites a traced model so that its int8 layers hand each other int8.
+
+Three passes. Adds and clamps move into the epilogue of the layer before them. Then every value gets a format: int8
+where each of its readers wants the same scale, else float32. Last, the graph is told.
+
+The bits stay those of the model as it was (docs/graph.md), unless `int8_residuals`: then a value that a layer reads
+as int8 and a residual add reads too is added as int8.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qkernels.graph import trace as nodes
+from qkernels.graph.compiled import CompiledModel
+from qkernels.graph.layers import ChainedLayer, Int8MaxPool2d, QParams
+from qkernels.graph.report import ChainReport, LayerChain
+from qkernels.nn import QuantConv2d, QuantLinear
+
+Format = QParams | None  # int8 of this scale, or float32
+_ANY: Any = "any"  # a reader that takes either
+
+
+def compile(
+    model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, int8_residuals: bool = False
+) -> CompiledModel:
+    """The same model, its int8 layers chained; ``model`` itself stays as it is, and shares its weights.
+
+    ``example_inputs``: what ``model`` is called with, float32; batch and image size may differ later.
+    ``int8_residuals``: a residual add reads the int8 that the next layer reads, where there is one, instead of float32.
+    Faster, and the one thing that changes a result.
+    Raises ValueError for a model that cannot be traced, is in training mode, or has no int8 layer.
+    """
+    examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    for i, x in enumerate(examples):
+        if isinstance(x, Tensor) and x.dtype != torch.float32:
+            raise ValueError(f"example input {i} is {x.dtype}; only float32 models can be chained")
+    if model.training:
+        raise ValueError("the model is in training mode; call .eval() first")
+    traced = nodes.trace(model, examples)
+    _drop_no_ops(traced)
+    fused = _fuse(traced)
+    if not fused:
+        raise ValueError(f"{type(model).__name__} has no int8 layer to chain; quantize it first")
+    wants = _wants(traced, fused, int8_residuals)
+    report = _apply(traced, fused, wants)
+    traced.graph.lint()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return CompiledModel(traced, examples, report)
+
+
+# ---- epilogues
+
+
+def _drop_no_ops(traced: fx.GraphModule) -> None:
+    for node in list(traced.graph.nodes):
+        if nodes.is_no_op(traced, node):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            traced.graph.erase_node(node)
+
+
+def _fuse(traced: fx.GraphModule) -> dict[fx.Node, LayerChain]:
+    """A ChainedLayer for every call of an int8 layer, in order. Where two layers meet in an add, the later one takes
+    it, since its other operand is then known."""
+    fused = {}
+    for node in reversed(list(traced.graph.nodes)):
+        layer = nodes.module_of(traced, node)
+        if isinstance(layer, QuantConv2d | QuantLinear) and layer.activation != "weight_only":
+            is_rows = isinstance(layer, QuantLinear) or len(nodes.shape(node) or ()) == 4
+            if is_rows and len(node.args) == 1:
+                new, row = _fuse_one(traced, node, layer)
+                fused[new] = row
+    return dict(reversed(fused.items()))
+
+
+def _fuse_one(
+    traced: fx.GraphModule, node: fx.Node, layer: QuantConv2d | QuantLinear
+) -> tuple[fx.Node, LayerChain]:
+    taken, residual, clamp = [node], None, None
+    while clamp is None and len(taken[-1].users) == 1:
+        user = next(iter(taken[-1].users))
+        clamp = nodes.clamp_of(traced, user)
+        other = nodes.added_to(user, taken[-1]) if residual is None else None
+        if clamp is None and other is None:
+            break
+        residual = residual or other
+        taken.append(user)
+    name = f"chained_{node.name}"
+    traced.add_submodule(name, ChainedLayer(layer, clamp))
+    with traced.graph.inserting_after(taken[-1]):
+        new = traced.graph.call_module(name, (node.args[0], residual))
+    new.meta = dict(taken[-1].meta)
+    taken[-1].replace_all_uses_with(new)
+    for old in reversed(taken):
+        traced.graph.erase_node(old)
+    row = LayerChain(str(node.target), "float32", tuple(old.name for old in taken[1:]))
+    return new, row
+
+
+# ---- formats
+
+
+def _reader_wants(
+    traced: fx.GraphModule, reader: fx.Node, value: fx.Node, wants: dict, residual: Format
+) -> Format:
+    module = nodes.module_of(traced, reader)
+    if isinstance(module, ChainedLayer):
+        if reader.args[1] is value and residual is None:
+            return None
+        return module.input if reader.args[0] is value else residual
+    if nodes.asks_shape(reader):
+        return _ANY
+    return wants[reader][0] if nodes.keeps_scale(traced, reader) else None
+
+
+def _wants(
+    traced: fx.GraphModule, fused: dict[fx.Node, LayerChain], int8_residuals: bool
+) -> dict[fx.Node, tuple[Format, str]]:
+    """The format every reader of a value can take, from the last value to the first; and why, where it is float."""
+    wants: dict[fx.Node, tuple[Format, str]] = {}
+    residual = _ANY if int8_residuals else None
+    for node in reversed(traced.graph.nodes):
+        asked = {u: _reader_wants(traced, u, node, wants, residual) for u in node.users}
+        formats = {f for f in asked.values() if f is not _ANY}
+        floats = [
+            f"the add of {fused[u].name}" if u in fused and u.args[0] is not node else u.name
+            for u, f in asked.items()
+            if f is None
+        ]
+        if not formats:
+            wants[node] = (_ANY, "only a residual add reads it")
+        elif floats:
+            wants[node] = (None, f"read in float by {', '.join(floats)}")
+        elif len(formats) > 1:
+            wants[node] = (None, f"its readers want {len(formats)} scales")
+        else:
+            wants[node] = (formats.pop(), "")
+    return wants
+
+
+def _apply(traced: fx.GraphModule, fused: dict[fx.Node, LayerChain], wants: dict) -> ChainReport:
+    stored: dict[fx.Node, Format] = {}
+    report = ChainReport()
+    for node in list(traced.graph.nodes):
+        if node in fused:
+            stored[node] = _apply_layer(traced, node, fused[node], stored, *wants[node])
+            report.layers.append(fused[node])
+        elif nodes.keeps_scale(traced, node):
+            stored[node] = stored.get(node.args[0])
+            _apply_mover(traced, node, stored[node])
+        else:
+            _give_contiguous(traced, node, stored)
+            if node.op.startswith("call") and not nodes.asks_shape(node):
+                report.unfused.append(node.name)
+    return report
+
+
+def _apply_layer(
+    traced: fx.GraphModule, node: fx.Node, row: LayerChain, stored: dict, want: Format, why: str
+) -> Format:
+    module = traced.get_submodule(str(node.target))
+    assert isinstance(module, ChainedLayer)
+    x, residual = node.args
+    module.residual = stored.get(residual)
+    module.output = None if want is _ANY else want
+    row.reads = "int8" if stored.get(x) else "float32"
+    row.writes, row.why = ("int8", "") if module.output else ("float32", why)
+    if isinstance(module.layer, QuantConv2d) and x not in stored:  # int8 flows as NHWC
+        last: dict[str, Any] = {"memory_format": torch.channels_last}
+        with traced.graph.inserting_before(node):
+            node.update_arg(0, traced.graph.call_method("contiguous", (x,), last))
+    return module.output
+
+
+def _apply_mover(traced: fx.GraphModule, node: fx.Node, stored: Format) -> None:
+    module = nodes.module_of(traced, node)
+    if node.op == "call_method" and node.target == "view":
+        node.target = "reshape"  # NHWC has no such view
+    if stored and isinstance(module, nn.MaxPool2d):
+        name = f"int8_{node.name}"
+        traced.add_submodule(name, Int8MaxPool2d(module))
+        node.target = name
+    elif stored and nodes.is_zero_pad(node):
+        node.kwargs = {"value": stored[1]}
+
+
+def _give_contiguous(traced: fx.GraphModule, node: fx.Node, stored: dict) -> None:
+    """Steps left to torch see the memory format that they would without us."""
+    if nodes.asks_shape(node):
+        return
+    for value in node.all_input_nodes:
+        if value in stored and len(nodes.shape(value) or ()) == 4:
+            with traced.graph.inserting_before(node):
+                node.replace_input_with(value, traced.graph.call_method("contiguous", (value,)))

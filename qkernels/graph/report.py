@@ -1,0 +1,39 @@
+"""Where int8 flows from layer to layer, and where and why it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class LayerChain:
+    """One call of an int8 layer: what it reads, what it fused, what it writes."""
+
+    name: str
+    reads: str
+    fused: tuple[str, ...] = ()
+    writes: str = "float32"
+    why: str = ""  # the output is float
+
+
+@dataclass
+class ChainReport:
+    """``layers`` in order of execution; ``unfused`` names the steps left to torch."""
+
+    layers: list[LayerChain] = field(default_factory=list)
+    unfused: list[str] = field(default_factory=list)
+
+    @property
+    def chained(self) -> int:
+        """Layers that write int8."""
+        return sum(layer.writes == "int8" for layer in self.layers)
+
+    def __repr__(self) -> str:
+        rows = [("layer", "reads", "fused", "writes", "why float")]
+        rows += [(r.name, r.reads, ", ".join(r.fused), r.writes, r.why) for r in self.layers]
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        lines.append(f"{self.chained} of {len(self.layers)} layers write int8")
+        if self.unfused:
+            lines.append(f"left to torch: {', '.join(self.unfused)}")
+        return "\n".join(line.rstrip() for line in lines)

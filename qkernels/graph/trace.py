@@ -1,0 +1,122 @@
+"""The graph of a quantized model, with the shape of every value, and what its nodes mean."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+
+from qkernels.nn.module import QuantModule
+from qkernels.quantization.fold import FoldedBatchNorm
+
+_ADDS = (operator.add, operator.iadd, torch.add)
+_RELUS = (torch.relu, F.relu, "relu")
+_RESHAPES = (torch.flatten, "flatten", "reshape", "view")
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        ours = isinstance(m, QuantModule | FoldedBatchNorm)
+        return ours or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module, examples: tuple[Any, ...]) -> fx.GraphModule:
+    """``model`` as a graph over its own submodules. Raises ValueError where torch.fx cannot follow it."""
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # whatever a forward raises when it meets a proxy
+        raise ValueError(
+            f"{type(model).__name__} cannot be traced, so it stays un-chained: {error}"
+        ) from error
+    traced = fx.GraphModule(model, graph)
+    with torch.no_grad():
+        ShapeProp(traced).propagate(*examples)
+    for node in graph.nodes:
+        _check_in_place(traced, node)
+    return traced
+
+
+def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def shape(node: Any) -> torch.Size | None:
+    """Of a node that is one float32 tensor, else None."""
+    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    return (
+        meta.shape if meta is not None and getattr(meta, "dtype", None) == torch.float32 else None
+    )
+
+
+def is_no_op(traced: fx.GraphModule, node: fx.Node) -> bool:
+    module = module_of(traced, node)
+    dropout = isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
+    return dropout or isinstance(module, nn.Identity)
+
+
+def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:
+    """Whether the node calls one of these functions or methods; a submodule may have such a name too."""
+    return node.op in ("call_function", "call_method") and node.target in targets
+
+
+def clamp_of(traced: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
+    module = module_of(traced, node)
+    if isinstance(module, nn.ReLU) or _calls(node, _RELUS):
+        return (0.0, math.inf)
+    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
+        return (float(module.min_val), float(module.max_val))
+    return None
+
+
+def added_to(node: fx.Node, value: fx.Node) -> fx.Node | None:
+    """The other operand where ``node`` adds a tensor of the same shape to ``value``."""
+    if not _calls(node, _ADDS) or node.kwargs or len(node.args) != 2:
+        return None
+    other = node.args[1] if node.args[0] is value else node.args[0]
+    same = other is not value and shape(value) is not None and shape(other) == shape(value)
+    return other if same and isinstance(other, fx.Node) and other.op != "get_attr" else None
+
+
+def keeps_scale(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node does to int8 values what it does to floats: moves them, or takes their maximum."""
+    if shape(node) is None or not node.args or shape(node.args[0]) is None:
+        return False
+    module = module_of(traced, node)
+    if isinstance(module, nn.MaxPool2d):
+        return not module.return_indices and len(shape(node) or ()) == 4
+    return (
+        isinstance(module, nn.Flatten)
+        or _calls(node, (*_RESHAPES, operator.getitem))
+        or is_zero_pad(node)
+    )
+
+
+def is_zero_pad(node: fx.Node) -> bool:
+    return node.target is F.pad and len(node.args) == 2 and not node.kwargs
+
+
+def asks_shape(node: fx.Node) -> bool:
+    return _calls(node, ("size", "dim")) or (node.target is getattr and node.args[1] == "shape")
+
+
+def _check_in_place(traced: fx.GraphModule, node: fx.Node) -> None:
+    """A graph whose nodes are moved together has no room for a value that changes under its other readers."""
+    writes = getattr(module_of(traced, node), "inplace", False) or node.kwargs.get("inplace")
+    method = node.op == "call_method" and str(node.target).endswith("_")
+    if not (writes or method or node.target is operator.iadd) or not node.args:
+        return
+    value = node.args[0]
+    while isinstance(value, fx.Node) and isinstance(value.meta.get("type"), type):
+        if issubclass(value.meta["type"], Tensor) and len(value.users) > 1:
+            raise ValueError(
+                f"{node.name!r} writes in place into {value.name!r}, which {len(value.users) - 1} other steps read, "
+                "so the model stays un-chained: use inplace=False"
+            )
+        if not (is_no_op(traced, value) or keeps_scale(traced, value)):
+            return
+        value = value.args[0]
