@@ -61,7 +61,7 @@ def quantize(
         folds = fold_batch_norm(model, only=plan.layers)
         report.folded, report.notes = folds.pairs, report.notes + folds.notes
     call_layers_plainly(model, plan.layers)
-    qparams = _input_qparams(model, plan, calibration)
+    qparams = input_qparams(model, plan, calibration)
     _check_strict(plan, config)
     for name in plan.names:
         if name in plan.layers:
@@ -96,7 +96,7 @@ def call_layers_plainly(model: nn.Module, names: Iterable[str]) -> None:
             parent.activation_relu_or_gelu = 0  # torch: "not a fused activation"
 
 
-def _input_qparams(
+def input_qparams(
     model: nn.Module, plan: Plan, calibration: Calibration | None
 ) -> dict[str, QParams]:
     """Scale and zero point of each static layer; layers never reached move to `plan.skipped`."""
