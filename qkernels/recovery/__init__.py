@@ -5,7 +5,7 @@ float model as the measure: `round_weights`, `correct_bias`.
 """
 
 from qkernels.recovery.bias import correct_bias
-from qkernels.recovery.chains import Chain, ClampedReLU, find_chains
+from qkernels.recovery.chains import Chain, find_chains
 from qkernels.recovery.equalize import Equalized, equalize
 from qkernels.recovery.outliers import clip_outliers
 from qkernels.recovery.rounding import round_weights
@@ -13,7 +13,6 @@ from qkernels.recovery.smooth import smooth
 
 __all__ = [
     "Chain",
-    "ClampedReLU",
     "Equalized",
     "clip_outliers",
     "correct_bias",

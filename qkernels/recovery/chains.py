@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from qkernels.nn import ClampedReLU
 from qkernels.quantization.fold import FoldedBatchNorm, Layer, LayerTracer, has_hooks, own_weight
 
 # f(s * x) = s * f(x) for every s > 0 and channel, and f leaves the order of channels alone.
@@ -24,23 +25,6 @@ _FUNCTIONS = {
     torch.flatten,
 }  # fmt: skip
 _METHODS = {"relu", "relu_", "flatten"}
-
-
-class ClampedReLU(nn.Module):
-    """`min(max(x, 0), ceiling)` with a ceiling a channel: what ReLU6 is once channels are rescaled."""
-
-    ceiling: Tensor
-
-    def __init__(self, ceiling: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("ceiling", ceiling)  # [C], C is dimension 1 of x
-
-    def forward(self, x: Tensor) -> Tensor:
-        ceiling = self.ceiling.view(-1, *[1] * (x.dim() - 2))
-        return torch.minimum(torch.relu(x), ceiling.to(x.dtype))
-
-    def extra_repr(self) -> str:
-        return f"{self.ceiling.numel()} channels, up to {float(self.ceiling.max()):.3g}"
 
 
 @dataclass(frozen=True)

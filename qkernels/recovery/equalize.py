@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from qkernels.nn import ClampedReLU
 from qkernels.quantization.fold import fold_batch_norm, replace_module
 from qkernels.recovery.chains import (
     Chain,
-    ClampedReLU,
     by_input,
     find_chains,
     layer,

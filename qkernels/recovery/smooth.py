@@ -13,10 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
+from qkernels.nn import ClampedReLU
 from qkernels.quantization.calibration import Calibration, run_data
 from qkernels.quantization.fold import has_hooks
 from qkernels.recovery.chains import (
-    ClampedReLU,
     find_chains,
     layer,
     scale_inputs,

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,14 @@ from qkernels import data as datasets
 from qkernels.distill import TrainConfig, train
 from qkernels.evaluate import evaluate
 from qkernels.models import create
-from qkernels.qat import FakeQuantConv2d, FakeQuantLinear, convert_qat, fake_quantize, prepare_qat
+from qkernels.qat import (
+    FakeQuantConv2d,
+    FakeQuantLinear,
+    convert_qat,
+    fake_quantize,
+    fit_qat,
+    prepare_qat,
+)
 
 
 def net(
@@ -135,15 +143,40 @@ def test_bad_input_is_one_sentence() -> None:
         convert_qat(net())
 
 
-def test_it_trains_with_a_teacher_in_the_same_trainer_and_is_not_below_ptq(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, datasets.ImageData, Tensor]:
     data = datasets.load("digits")
     torch.manual_seed(0)
     model = create("resnet8", num_classes=10, in_channels=1, width=4)
-    common = {"batch_size": 128, "augment": False}
-    train(model, data, TrainConfig(epochs=3, lr=0.05, **common), progress=False)
-    calibration = [data.batches("train", 256).__iter__().__next__()[0]]
-    int8, _ = qkernels.quantize(model, calibration=calibration)
-    prepared = prepare_qat(model, calibration=calibration)
-    settings = TrainConfig(epochs=2, lr=0.005, temperature=1.0, weight_decay=0.0, **common)
-    train(prepared, data, settings, teacher=model, run_dir=tmp_path, progress=False)
-    assert evaluate(convert_qat(prepared), data).accuracy >= evaluate(int8, data).accuracy
+    train(model, data, TrainConfig(epochs=3, lr=0.05, **COMMON), progress=False)
+    return model, data, next(iter(data.batches("train", 256)))[0]
+
+
+COMMON = {"batch_size": 128, "augment": False}
+
+
+def test_it_trains_with_a_teacher_in_the_same_trainer(digits, tmp_path: Path) -> None:
+    model, data, calibration = digits
+    settings = TrainConfig(epochs=2, lr=0.005, temperature=1.0, **COMMON)
+    result = fit_qat(
+        model, data, settings, calibration, teacher=model, run_dir=tmp_path, progress=False
+    )
+    got = evaluate(result.model, data, "val")
+    assert got.accuracy == max(result.before.accuracy, result.after.accuracy)
+    assert any(tmp_path.iterdir())
+
+
+def test_training_that_ruins_the_model_gives_ptq_back(digits) -> None:
+    model, data, calibration = digits
+    settings = TrainConfig(epochs=1, lr=1.0, clip_grad_norm=1.0, **COMMON)
+    result = fit_qat(model, data, settings, calibration, progress=False)
+    ptq, _ = qkernels.quantize(model, calibration=calibration)
+    assert not result.trained and result.after.accuracy < result.before.accuracy
+    assert torch.equal(result.model(calibration), ptq(calibration))
+
+
+def test_no_validation_images_is_one_sentence(digits) -> None:
+    model, data, calibration = digits
+    bare = replace(data, val=data.val.head(0))
+    with pytest.raises(ValueError, match="has no validation images to compare on"):
+        fit_qat(model, bare, TrainConfig(), calibration)

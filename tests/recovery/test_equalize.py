@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +7,9 @@ from scaled_nets import badly_scaled, images, mobilenet, sqnr
 from torch import Tensor, nn
 
 import qkernels
-from qkernels.recovery import ClampedReLU, equalize, find_chains
+from qkernels.nn import ClampedReLU
+from qkernels.quantization import CheckpointError
+from qkernels.recovery import equalize, find_chains
 from qkernels.recovery.chains import by_input, scale_inputs
 
 
@@ -124,3 +127,15 @@ def test_high_biases_are_absorbed_where_nothing_is_cut_and_nothing_padded() -> N
     assert sqnr(model(x), equal(x)) > 30
     model[3] = nn.Conv2d(8, 4, 3, padding=1)
     assert equalize(model, absorb=True)[1].absorbed == {}
+
+
+def test_an_equalized_int8_checkpoint_rebuilds_itself_with_the_same_bits(tmp_path: Path) -> None:
+    equal, _ = equalize(mobilenet())
+    int8, _ = qkernels.quantize(equal, calibration=images())
+    kwargs = {"num_classes": 10, "width_mult": 0.25}
+    path = tmp_path / "m.safetensors"
+    qkernels.save(int8, path, architecture={"name": "mobilenet_v2", "kwargs": kwargs})
+    loaded = qkernels.load(path)
+    assert torch.equal(loaded(images()), int8(images()))
+    with pytest.raises(CheckpointError, match=r"clamped a ReLU6 .* the model lacks"):
+        qkernels.load(path, mobilenet(relu6=False))
