@@ -19,7 +19,7 @@ from torch import nn
 import qkernels
 import qkernels._core as kernel_core
 from qkernels import data as datasets
-from qkernels import models
+from qkernels import models, recovery
 from qkernels.bench import BenchRow, bench_results, geometric_means, run_bench
 from qkernels.cli_flags import flags_of, given
 from qkernels.data import ImageData
@@ -203,9 +203,15 @@ def quantize(
         Literal["per_channel", "per_tensor"], typer.Option(help="One scale for what.")
     ] = "per_channel",
     observer: Annotated[
-        Literal["minmax", "moving_average", "percentile", "mse", "entropy"],
+        Literal["minmax", "moving_average", "percentile", "mse", "entropy", "global"],
         typer.Option(help="How static ranges are found."),
     ] = "percentile",
+    equalize: Annotated[
+        bool, typer.Option("--equalize", help="First give layers in a row like channel ranges.")
+    ] = False,
+    correct_bias: Annotated[
+        bool, typer.Option("--correct-bias", help="Then restore the float model's channel means.")
+    ] = False,
     images: Annotated[int, typer.Option(help="Training images to calibrate on.", min=1)] = 512,
     seed: Annotated[int, typer.Option(help="Seed of the choice of images.", min=0)] = 0,
 ) -> None:
@@ -213,8 +219,16 @@ def quantize(
     dataset = datasets.load(data, data_root)
     net = models.load_weights(create_model(model, dataset, width), weights)
     config = QuantConfig(activation=activation, weight=weight, observer=observer)
-    batches = calibration_batches(dataset, images, seed) if activation == "static" else None
-    net, report = qkernels.quantize(net, config, batches, inplace=True)
+    needs_data = activation == "static" or correct_bias
+    batches = list(calibration_batches(dataset, images, seed)) if needs_data else None
+    if equalize:
+        net, equalized = recovery.equalize(net)
+        _print(str(equalized))
+    exact = net if correct_bias else None
+    net, report = qkernels.quantize(net, config, batches, inplace=exact is None)
+    if exact is not None and batches is not None:
+        shifts = recovery.correct_bias(net, exact, batches)
+        _print(f"biases of {len(shifts)} layers corrected, by up to {max(shifts.values()):.3g}")
     extra = {"data": dataset.name, "mean": dataset.mean, "std": dataset.std}
     qkernels.save(net, out, architecture=describe_architecture(model, dataset, width), extra=extra)
     _print(report)

@@ -148,6 +148,17 @@ def test_quantize_writes_what_evaluate_reads(
     assert "of 359 test images" in said
 
 
+def test_quantize_says_what_it_equalized_and_corrected(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, model = tmp_path / "int8.safetensors", ["--model", "tutorial_cnn", "--width", 4]
+    assert run("quantize", weights, out, *model, "--equalize", "--correct-bias") == 0
+    assert run("evaluate", out) == 0
+    said = capsys.readouterr().out
+    assert "pairs of layers equalized" in said
+    assert "biases of 4 layers corrected" in said
+
+
 def test_evaluate_reads_float_weights_by_the_name_of_their_model(
     weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

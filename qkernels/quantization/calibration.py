@@ -34,7 +34,13 @@ def calibrate(model: nn.Module, observers: Mapping[str, Observer], data: Calibra
         ValueError: for no batches, a batch of another type, or NaN and infinity in a layer's
             input (it names the layer). A layer the data never reaches keeps `count == 0`.
     """
-    with _watching(model, observers), evaluating(model):
+    with _watching(model, observers):
+        run_data(model, data)
+
+
+def run_data(model: nn.Module, data: Calibration) -> None:
+    """Run all of `data` (see `calibrate`) through the model in eval and inference mode."""
+    with evaluating(model):
         if callable(data):
             data(model)
             return
@@ -44,6 +50,11 @@ def calibrate(model: nn.Module, observers: Mapping[str, Observer], data: Calibra
             batches += 1
         if batches == 0:
             raise ValueError("calibration data is empty: give at least one batch")
+
+
+def rereadable(data: Calibration) -> Calibration:
+    """The data for several passes: what an iterator yields only once becomes a list."""
+    return list(data) if isinstance(data, Iterator) else data
 
 
 def run_batch(model: nn.Module, batch: Batch) -> None:

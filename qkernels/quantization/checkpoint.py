@@ -6,6 +6,7 @@ The metadata key `qkernels` holds
     qkernels_version of the writer
     modules          {module name: scheme} of every int8 layer
     folded           {batch norm name: {"kind", "into"}}, the placeholder that stands there
+    clamped          {name: channels} of every ClampedReLU that stands where a ReLU6 was; absent in older files
     aliases          {tensor name: name it is stored under} of tensors stored once
     architecture     {"name", "kwargs"} for `qkernels.models.create`, or null
     extra            whatever the caller added
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from qkernels.nn import QuantModule
+from qkernels.nn import ClampedReLU, QuantModule
 from qkernels.quantization.convert import call_layers_plainly
 from qkernels.quantization.fold import (
     BATCH_NORMS,
@@ -75,6 +76,7 @@ def save(
             for name, m in modules.items()
             if isinstance(m, FoldedBatchNorm)
         },
+        "clamped": {n: m.ceiling.numel() for n, m in modules.items() if isinstance(m, ClampedReLU)},
         "aliases": aliases,
         "architecture": _checked_architecture(architecture),
         "extra": dict(extra or {}),
@@ -293,6 +295,10 @@ def _with_empty_layers(model: nn.Module, metadata: Mapping[str, Any]) -> nn.Modu
         if not isinstance(modules.get(name), (*BATCH_NORMS, nn.Identity)):
             raise CheckpointError(f"the file folded a batch norm {name!r} that the model lacks")
         model = replace_module(model, name, _FOLDED_KINDS[folded["kind"]](folded["into"]))
+    for name, channels in metadata.get("clamped", {}).items():
+        if not isinstance(modules.get(name), nn.ReLU6 | ClampedReLU):
+            raise CheckpointError(f"the file clamped a ReLU6 {name!r} that the model lacks")
+        model = replace_module(model, name, ClampedReLU(torch.empty(channels, device="meta")))
     for name, scheme in metadata["modules"].items():
         layer = _checked_layer(name, modules.get(name), scheme)
         if layer not in empty:

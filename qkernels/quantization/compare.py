@@ -48,7 +48,7 @@ def layer_errors(float_model: nn.Module, quant_model: nn.Module, batch: Batch) -
     Raises:
         ValueError: for a name that `float_model` lacks, or outputs of another shape.
     """
-    points = _comparison_points(quant_model)
+    points = comparison_points(quant_model)
     missing = [p for p in points if p not in dict(float_model.named_modules())]
     if missing:
         raise ValueError(f"float_model has no module {missing[0]!r}: is it the model quantized?")
@@ -69,7 +69,7 @@ def layer_errors(float_model: nn.Module, quant_model: nn.Module, batch: Batch) -
     return [sums[point].error(*points[point]) for point in sums]
 
 
-def _comparison_points(quant_model: nn.Module) -> dict[str, tuple[str, str]]:
+def comparison_points(quant_model: nn.Module) -> dict[str, tuple[str, str]]:
     """Module whose output is compared -> (name, type) of the int8 layer it speaks for."""
     modules: dict[str, nn.Module] = dict(quant_model.named_modules())
     behind = {str(m.into): n for n, m in modules.items() if isinstance(m, FoldedBatchNorm)}

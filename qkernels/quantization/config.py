@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -10,7 +11,9 @@ from typing import Any, Literal, get_args
 
 Activation = Literal["static", "dynamic", "weight_only"]
 WeightGranularity = Literal["per_channel", "per_tensor"]
-ObserverKind = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
+ObserverKind = Literal[
+    "minmax", "moving_average", "percentile", "mse", "entropy", "global", "fixed"
+]
 
 _CHOICES = {
     "activation": get_args(Activation),
@@ -20,7 +23,7 @@ _CHOICES = {
     "fold_batch_norm": (True, False),
     "strict": (True, False),
 }
-_LAYER_KEYS = ("activation", "weight", "symmetric", "observer", "percentile", "momentum")
+_LAYER_KEYS = ("activation", "weight", "symmetric", "observer", "percentile", "momentum", "range")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +42,11 @@ class QuantConfig:
         observer: how static ranges are chosen, see `qkernels.quantization.observers`.
         percentile: of the `percentile` observer, in (50, 100]; each tail loses `100 - percentile`.
         momentum: of the `moving_average` observer, in (0, 1]: the weight of the newest batch.
+        range: of the `fixed` observer, (low, high) of every layer's inputs; needs no calibration.
         include: patterns of the layers to convert.
         exclude: patterns of the layers to leave in float; wins over `include`.
         overrides: pattern -> settings of the layers it matches (any of activation, weight,
-            symmetric, observer, percentile, momentum); later patterns win over earlier ones.
+            symmetric, observer, percentile, momentum, range); later patterns win over earlier ones.
         fold_batch_norm: fold batch norms into the converted layers before them.
         strict: raise when a layer with weights stays float without being excluded.
 
@@ -56,6 +60,7 @@ class QuantConfig:
     observer: ObserverKind = "percentile"
     percentile: float = 99.999
     momentum: float = 0.1
+    range: tuple[float, float] | None = None
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -67,6 +72,7 @@ class QuantConfig:
             _check_choice(key, getattr(self, key), choices)
         _check_between("percentile", self.percentile, 50, 100)
         _check_between("momentum", self.momentum, 0, 1)
+        object.__setattr__(self, "range", _checked_range(self.range))
         for key in ("include", "exclude"):
             object.__setattr__(self, key, _patterns(key, getattr(self, key)))
         object.__setattr__(self, "overrides", _checked_overrides(self.overrides))
@@ -153,6 +159,18 @@ def _check_between(key: str, value: Any, low: float, high: float) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low < value <= high:
         raise ValueError(f"{key}={value!r} must be a number above {low} and at most {high}")
+
+
+def _checked_range(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    try:
+        low, high = map(float, value)
+    except (TypeError, ValueError):
+        raise ValueError(f"range={value!r} must be two numbers, low and high") from None
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"range={value!r} must be finite, with low below high")
+    return low, high
 
 
 def _patterns(key: str, value: Any) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from qkernels.nn import QuantModule, quantize_weight
 from qkernels.quantization.calibration import Calibration, calibrate
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.fold import Layer, fold_batch_norm, has_hooks, replace_module
-from qkernels.quantization.observers import make_observer
+from qkernels.quantization.observers import make_observers
 from qkernels.quantization.plan import QUANTIZED, Plan, make_plan
 from qkernels.quantization.report import LayerReport, QuantReport
 
@@ -61,7 +61,7 @@ def quantize(
         folds = fold_batch_norm(model, only=plan.layers)
         report.folded, report.notes = folds.pairs, report.notes + folds.notes
     call_layers_plainly(model, plan.layers)
-    qparams = _input_qparams(model, plan, calibration)
+    qparams = input_qparams(model, plan, calibration)
     _check_strict(plan, config)
     for name in plan.names:
         if name in plan.layers:
@@ -96,15 +96,14 @@ def call_layers_plainly(model: nn.Module, names: Iterable[str]) -> None:
             parent.activation_relu_or_gelu = 0  # torch: "not a fused activation"
 
 
-def _input_qparams(
+def input_qparams(
     model: nn.Module, plan: Plan, calibration: Calibration | None
 ) -> dict[str, QParams]:
     """Scale and zero point of each static layer; layers never reached move to `plan.skipped`."""
     static = {name: layer for name, layer in plan.layers.items() if layer.activation == "static"}
-    if not static or calibration is None:
-        return {}
-    observers = {name: make_observer(name, layer) for name, layer in static.items()}
-    calibrate(model, observers, calibration)
+    observers = make_observers(static)
+    if static and calibration is not None:
+        calibrate(model, observers, calibration)
     for name, observer in observers.items():
         if observer.count == 0:
             plan.skipped[name] = "the calibration data never reached it"
@@ -164,14 +163,18 @@ def _skipped(layer: nn.Module, name: str, plan: Plan) -> LayerReport:
 
 
 def _check_calibration(plan: Plan, calibration: Calibration | None) -> None:
-    static = [name for name, layer in plan.layers.items() if layer.activation == "static"]
+    static = [
+        name
+        for name, layer in plan.layers.items()
+        if layer.activation == "static" and layer.observer != "fixed"
+    ]
     if static and calibration is None:
         raise ValueError(
             f"{len(static)} layers are static (first: {static[0]!r}) and need calibration data: "
             'give calibration=..., or activation="dynamic"'
         )
     if calibration is not None and not static:
-        plan.notes.append("no layer is static: the calibration data was not used")
+        plan.notes.append("no layer takes its range from data: the calibration data was not used")
 
 
 def _check_strict(plan: Plan, config: QuantConfig) -> None:

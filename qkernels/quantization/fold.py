@@ -85,7 +85,7 @@ def fold_batch_norm(model: nn.Module, only: Collection[str] | None = None) -> Fo
         elif norm.running_mean is None:
             folds.notes.append(f"{norm_name} is not folded: it has no running statistics")
         else:
-            _fold(layer, norm)
+            fold_into(layer, norm)
             kind = FoldedBatchNorm1d if isinstance(layer, nn.Linear) else FoldedBatchNorm
             replace_module(model, norm_name, kind(layer_name))
             folds.pairs.append((layer_name, norm_name))
@@ -112,7 +112,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _fold(layer: Layer, norm: _BatchNorm) -> None:
+def fold_into(layer: Layer, norm: _BatchNorm) -> None:
     """Replace weight and bias of `layer` by those of `norm(layer(x))`; computed in float64."""
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     factor = torch.rsqrt(variance.double() + norm.eps)
@@ -132,7 +132,7 @@ def _adjacent_pairs(model: nn.Module, prefix: str, notes: list[str]) -> Iterator
     if not any(isinstance(m, BATCH_NORMS) for m in model.modules()) or not any(model.children()):
         return
     try:
-        graph = _Tracer().trace(model)
+        graph = LayerTracer().trace(model)
     except Exception as error:  # whatever the model's own forward raises on symbolic inputs
         if not isinstance(model, nn.ModuleList | nn.ModuleDict):
             where = prefix.rstrip(".") or "the model"
@@ -148,7 +148,7 @@ def _adjacent_pairs(model: nn.Module, prefix: str, notes: list[str]) -> Iterator
         yield from ((prefix + layer, prefix + norm) for layer, norm in _pairs_of(model, graph))
 
 
-class _Tracer(fx.Tracer):
+class LayerTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Modules without children stay whole: only their order matters here."""
         return not any(m.children()) or super().is_leaf_module(m, module_qualified_name)

@@ -7,6 +7,7 @@ include real 0, so that zero padding and ReLU outputs are exact.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -146,14 +147,63 @@ class Entropy(_HistogramObserver):
         return best_range(self.histogram, divergence(self.histogram), symmetric=self.symmetric)
 
 
+class Fixed(Observer):
+    """A range given beforehand; the data changes nothing."""
+
+    def __init__(
+        self, name: str = "", *, symmetric: bool = False, range: tuple[float, float] | None
+    ) -> None:
+        super().__init__(name, symmetric=symmetric)
+        if range is None:
+            raise ValueError(f"layer {name!r}: the fixed observer needs range=(low, high)")
+        self._ends, self.count = range, 1
+
+    def _update(self, x: Tensor, low: float, high: float) -> None: ...
+
+    def _range(self) -> tuple[float, float]:
+        return self._ends
+
+
+class Global(MinMax):
+    """One range for all layers: the smallest and the largest value that any of them saw.
+
+    Args:
+        all: the observers that share the range; this one joins them.
+    """
+
+    def __init__(
+        self, name: str = "", *, symmetric: bool = False, all: list[Global] | None = None
+    ) -> None:
+        super().__init__(name, symmetric=symmetric)
+        self._all = [] if all is None else all
+        self._all.append(self)
+
+    def _range(self) -> tuple[float, float]:
+        return min(one._low for one in self._all), max(one._high for one in self._all)
+
+
+def make_observers(layers: Mapping[str, QuantConfig]) -> dict[str, Observer]:
+    """The observer of each layer; those of the `global` kind share one range."""
+    shared: list[Global] = []
+    return {
+        name: Global(name, symmetric=bool(layer.symmetric), all=shared)
+        if layer.observer == "global"
+        else make_observer(name, layer)
+        for name, layer in layers.items()
+    }
+
+
 def make_observer(name: str, config: QuantConfig) -> Observer:
     """The observer that `config.observer` asks for, for the layer `name`."""
     symmetric = bool(config.symmetric)
     if config.observer == "moving_average":
         return MovingAverage(name, symmetric=symmetric, momentum=config.momentum)
+    if config.observer == "fixed":
+        return Fixed(name, symmetric=symmetric, range=config.range)
     if config.observer == "percentile":
         return Percentile(name, symmetric=symmetric, percentile=config.percentile)
     plain: dict[str, type[MinMax | MSE | Entropy]] = {
+        "global": Global,
         "minmax": MinMax,
         "mse": MSE,
         "entropy": Entropy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -113,8 +114,14 @@ def _why_impossible(module: nn.Module, activation: str) -> str | None:
 
 def _unmatched_patterns(model: nn.Module, config: QuantConfig) -> list[str]:
     modules = [(name, type(m).__name__) for name, m in model.named_modules(remove_duplicate=False)]
+    names = [name for name, _ in modules if name]
+
+    def nearest(pattern: str) -> str:
+        near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.6)
+        return f"; the nearest: {', '.join(near)}" if near else ""
+
     return [
-        f"pattern {pattern!r} of the config matches no module"
+        f"pattern {pattern!r} of the config matches no module{nearest(pattern)}"
         for pattern in config.patterns()
         if not any(matches(pattern, name, kind) for name, kind in modules)
     ]

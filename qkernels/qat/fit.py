@@ -1,0 +1,69 @@
+"""Quantization-aware training with a floor: the answer is never below post-training quantization on validation data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qkernels.data import ImageData
+from qkernels.distill import TrainConfig, train
+from qkernels.evaluate import Evaluation, evaluate
+from qkernels.qat.prepare import convert_qat, prepare_qat
+from qkernels.quantization.calibration import Calibration
+from qkernels.quantization.config import QuantConfig
+
+
+@dataclass(frozen=True)
+class QatResult:
+    """The better int8 `model` of the two on the validation images: `trained` says which."""
+
+    model: nn.Module
+    before: Evaluation
+    after: Evaluation
+
+    @property
+    def trained(self) -> bool:
+        """Whether training improved on where it started; of equal accuracies the lower loss wins."""
+        return _rank(self.after) > _rank(self.before)
+
+
+def fit_qat(
+    model: nn.Module,
+    data: ImageData,
+    config: TrainConfig,
+    calibration: Calibration,
+    *,
+    quant: QuantConfig | Mapping[str, Any] | None = None,
+    teacher: nn.Module | None = None,
+    run_dir: str | Path | None = None,
+    progress: bool = True,
+) -> QatResult:
+    """Train the int8 form of `model`, and keep it only if it got better.
+
+    Args:
+        model: trained float weights; not changed.
+        config: an lr of 1e-4 and a temperature of 1 are a good start, see docs/quantization.md.
+        calibration, quant: as for `prepare_qat`.
+        teacher, run_dir, progress: as for `train`; the float model itself is a good teacher.
+
+    Raises:
+        ValueError: without validation images; as `prepare_qat` and `train`.
+    """
+    if len(data.val) == 0:
+        raise ValueError(f"{data.name} has no validation images to compare on")
+    trained = prepare_qat(model, quant, calibration)
+    start = convert_qat(trained)
+    before = evaluate(start, data, "val")
+    train(trained, data, config, teacher=teacher, run_dir=run_dir, progress=progress)
+    int8 = convert_qat(trained)
+    after = evaluate(int8, data, "val")
+    better = _rank(after) > _rank(before)
+    return QatResult(int8 if better else start, before, after)
+
+
+def _rank(result: Evaluation) -> tuple[float, float]:
+    return result.accuracy, -result.loss

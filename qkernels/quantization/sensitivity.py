@@ -1,0 +1,314 @@
+"""Which layers int8 hurts, what each wins, and the mix of int8 and float that meets a floor or a budget."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qkernels.quantization.calibration import Calibration, evaluating, rereadable, run_batch
+from qkernels.quantization.config import QuantConfig
+from qkernels.quantization.convert import quantize
+from qkernels.quantization.fold import fold_batch_norm, replace_module
+from qkernels.timing import time_in_turns
+
+Metric = Callable[[nn.Module], float]  # larger is better, for example top-1 on validation images
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One layer as int8, all others in float.
+
+    Attributes:
+        score: the metric of that model.
+        float_seconds, int8_seconds: median times of the layer alone on the sample's shapes; None without a sample.
+    """
+
+    name: str
+    score: float
+    float_seconds: float | None = None
+    int8_seconds: float | None = None
+
+    @property
+    def saved(self) -> float:
+        """Seconds that int8 saves; negative where it is slower."""
+        return (self.float_seconds or 0.0) - (self.int8_seconds or 0.0)
+
+
+@dataclass
+class Mixed:
+    """The answer of `mix`.
+
+    Attributes:
+        model: int8 and float layers, batch norms folded, eval mode.
+        config: makes the same choice again with `quantize`.
+        score: metric of `model`.
+        seconds: predicted time of one call on the sample, with a budget.
+        met: whether the floor or the budget is met; if not, this is the best there is.
+        layers: the scan, most sensitive first.
+        kept_float: names of the layers left in float by choice.
+    """
+
+    model: nn.Module
+    config: QuantConfig
+    score: float
+    seconds: float | None
+    met: bool
+    layers: list[Sensitivity]
+    kept_float: list[str]
+
+    def __str__(self) -> str:
+        rows = [
+            f"{layer.name:32} {'float' if layer.name in self.kept_float else 'int8':6} "
+            f"score {layer.score:.4g}, saves {layer.saved * 1e6:.1f} us"
+            for layer in self.layers
+        ]
+        head = f"{len(self.kept_float)} of {len(self.layers)} layers in float"
+        return "\n".join([f"{head}, score {self.score:.4g}", *rows])
+
+
+def scan(
+    model: nn.Module,
+    config: QuantConfig | Mapping[str, Any] | str | None = None,
+    calibration: Calibration | None = None,
+    *,
+    metric: Metric | None = None,
+    sample: Tensor | None = None,
+    layers: Iterable[str] | None = None,
+) -> list[Sensitivity]:
+    """Quantize one layer at a time and score the model; most sensitive first.
+
+    Args:
+        model, config, calibration: as for `quantize`.
+        metric: of a model, larger is better. None: SQNR in dB of the model's output against the float model's, over
+            the calibration data, batch by batch.
+        sample: an input of the model; with it each layer is also timed, in float and in int8.
+        layers: names to scan; None for all that `quantize` converts.
+
+    Raises:
+        ValueError: as `quantize`; for an unknown layer, with the nearest known ones.
+    """
+    return _scan(*_prepared(model, config, calibration, metric), sample, layers)
+
+
+def mix(
+    model: nn.Module,
+    config: QuantConfig | Mapping[str, Any] | str | None = None,
+    calibration: Calibration | None = None,
+    *,
+    metric: Metric | None = None,
+    floor: float | None = None,
+    budget: float | None = None,
+    sample: Tensor | None = None,
+) -> Mixed:
+    """Choose int8 or float for each layer.
+
+    With a `floor`, all layers become int8 and the most sensitive go back to float, one by one, until the metric
+    reaches it. With a `budget`, all stay float and the layers that save most time for the least loss become int8
+    until the predicted time (of the float model, less what the layers save) is within it.
+
+    Args:
+        floor: least metric (see `scan`).
+        budget: most seconds of one call on `sample`.
+
+    Returns:
+        The mix. Where the floor or the budget cannot be met, the best found, with `met` False and a warning.
+
+    Raises:
+        ValueError: unless exactly one of floor and budget is given; a budget without a sample.
+    """
+    if (floor is None) == (budget is None):
+        raise ValueError(f"give either floor or budget (floor={floor}, budget={budget})")
+    if budget is not None and sample is None:
+        raise ValueError("a budget needs a sample: an input of the model, to time its layers on")
+    mixture, metric = _prepared(model, config, calibration, metric)
+    layers = _scan(mixture, metric, sample, None)
+    if floor is not None:
+        return _reach_floor(mixture, metric, layers, floor)
+    assert budget is not None and sample is not None
+    return _keep_budget(mixture, metric, layers, budget, sample)
+
+
+class _Mixture:
+    """The folded float model with each layer switched to its int8 form or back."""
+
+    def __init__(
+        self, model: nn.Module, config: QuantConfig, calibration: Calibration | None
+    ) -> None:
+        self.config = config
+        quantized, report = quantize(model, config, calibration)
+        self.names = {
+            layer.name: (layer.name, *layer.aliases)
+            for layer in report.layers
+            if layer.action == "converted"
+        }
+        self.int8 = {name: quantized.get_submodule(name) for name in self.names}
+        self.model = copy.deepcopy(model).eval()
+        if config.fold_batch_norm:
+            fold_batch_norm(self.model, only=self.names)
+        self.float = {name: self.model.get_submodule(name) for name in self.names}
+
+    def use(self, int8: Collection[str]) -> nn.Module:
+        """The model with these layers in int8 and the others in float."""
+        for name, aliases in self.names.items():
+            for alias in aliases:
+                layer = self.int8[name] if name in int8 else self.float[name]
+                self.model = replace_module(self.model, alias, layer)
+        return self.model
+
+
+def _prepared(
+    model: nn.Module,
+    config: QuantConfig | Mapping[str, Any] | str | None,
+    calibration: Calibration | None,
+    metric: Metric | None,
+) -> tuple[_Mixture, Metric]:
+    if metric is None and (calibration is None or callable(calibration)):
+        raise ValueError(
+            "without a metric the scan needs calibration batches to compare outputs on"
+        )
+    if calibration is not None:
+        calibration = rereadable(calibration)
+    mixture = _Mixture(model, QuantConfig.of(config), calibration)
+    return mixture, metric or (lambda candidate: output_sqnr(model, candidate, calibration))
+
+
+@torch.inference_mode()
+def output_sqnr(model: nn.Module, other: nn.Module, data: Any) -> float:
+    """10 log10 of signal over noise of `other`'s outputs against `model`'s, over all batches; inf when equal."""
+    signal = noise = 0.0
+    outputs: list[Tensor] = []
+    hooks = [m.register_forward_hook(lambda _, args, y: outputs.append(y)) for m in (model, other)]
+    try:
+        with evaluating(model), evaluating(other):
+            for batch in [data] if isinstance(data, Tensor | Mapping) else data:
+                run_batch(model, batch)
+                run_batch(other, batch)
+                expected, got = (y.double() for y in outputs)
+                signal += expected.square().sum().item()
+                noise += (expected - got).square().sum().item()
+                outputs.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def _scan(
+    mixture: _Mixture, metric: Metric, sample: Tensor | None, layers: Iterable[str] | None
+) -> list[Sensitivity]:
+    names = list(mixture.names) if layers is None else list(layers)
+    for name in names:
+        if name not in mixture.names:
+            near = difflib.get_close_matches(name, mixture.names, n=3, cutoff=0.4)
+            known = ", ".join(near or mixture.names)
+            raise ValueError(f"no layer {name!r} to quantize; the nearest: {known}")
+    shapes = {} if sample is None else _input_shapes(mixture, sample)
+    results = []
+    for name in names:
+        score = metric(mixture.use([name]))
+        results.append(Sensitivity(name, score, *_layer_seconds(mixture, name, shapes.get(name))))
+    mixture.use([])
+    return sorted(results, key=lambda layer: layer.score)
+
+
+def _input_shapes(mixture: _Mixture, sample: Tensor) -> dict[str, torch.Size]:
+    shapes: dict[str, torch.Size] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, args: shapes.update({name: args[0].shape})
+
+    model = mixture.use([])
+    handles = [m.register_forward_pre_hook(hook(n)) for n, m in mixture.float.items()]
+    try:
+        with evaluating(model):
+            run_batch(model, sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def _layer_seconds(
+    mixture: _Mixture, name: str, shape: torch.Size | None
+) -> tuple[float, float] | tuple[None, None]:
+    if shape is None:
+        return None, None
+    x = torch.randn(shape)
+    with torch.inference_mode():
+        times = time_in_turns(
+            {"float": lambda: mixture.float[name](x), "int8": lambda: mixture.int8[name](x)},
+            seconds=0.03,
+            rounds=3,
+        )
+    return times["float"].median, times["int8"].median
+
+
+def _reach_floor(
+    mixture: _Mixture, metric: Metric, layers: list[Sensitivity], floor: float
+) -> Mixed:
+    names, best = [layer.name for layer in layers], (-math.inf, 0)
+    for kept in range(len(names) + 1):
+        score = metric(mixture.use(names[kept:]))
+        best = max(best, (score, -kept))  # of equal scores the one with fewer float layers
+        if score >= floor:
+            break
+    score, kept = best[0], -best[1]
+    if score < floor:
+        warnings.warn(
+            f"the floor {floor:.4g} cannot be reached: the best mix has {score:.4g} and is kept",
+            stacklevel=3,
+        )
+    return _mixed(mixture, names[kept:], layers, score, None, score >= floor)
+
+
+def _keep_budget(
+    mixture: _Mixture, metric: Metric, layers: list[Sensitivity], budget: float, sample: Tensor
+) -> Mixed:
+    model = mixture.use([])
+    with torch.inference_mode():
+        seconds = time_in_turns({"": lambda: model(sample)}, seconds=0.1, rounds=3)[""].median
+    ideal = metric(model)
+    worst = min(layer.score for layer in layers)
+    ideal = ideal if math.isfinite(ideal) else max(layer.score for layer in layers)
+
+    def price(layer: Sensitivity) -> float:
+        """Loss per second saved; a metric of lesser resolution still sorts by time."""
+        return (max(ideal - layer.score, 0.0) + 1e-3 * (ideal - worst) + 1e-9) / layer.saved
+
+    chosen: list[str] = []
+    for layer in sorted((x for x in layers if x.saved > 0), key=price):
+        if seconds <= budget:
+            break
+        chosen.append(layer.name)
+        seconds -= layer.saved
+    if seconds > budget:
+        warnings.warn(
+            f"the budget of {budget * 1e3:.4g} ms cannot be met: with all layers that int8 makes "
+            f"faster it is {seconds * 1e3:.4g} ms, and that mix is kept",
+            stacklevel=3,
+        )
+    score = metric(mixture.use(chosen))
+    return _mixed(mixture, chosen, layers, score, seconds, seconds <= budget)
+
+
+def _mixed(
+    mixture: _Mixture,
+    int8: Collection[str],
+    layers: list[Sensitivity],
+    score: float,
+    seconds: float | None,
+    met: bool,
+) -> Mixed:
+    kept = [name for name in mixture.names if name not in int8]
+    config = replace(mixture.config, exclude=(*mixture.config.exclude, *kept))
+    return Mixed(mixture.use(int8), config, score, seconds, met, layers, kept)
