@@ -29,7 +29,7 @@ struct Columns {
   Columns(const GemmBlock& block, int64_t first)
       : g(block), e(*block.epilogue), j(first), count(g.cols - j < P * kPanel ? g.cols - j : P * kPanel),
         finish(Finisher<V>::make(e)) {
-    for (int64_t v = 0; v < vectors; ++v) {
+    for (int64_t v = 0; v * V::width < count; ++v) {
       dequantize[v] = Dequantizer<V>::make(e, g.n0 + j + v * V::width);
       if (g.one_scale) dequantize[v].use(g.row_scale[0], g.row_offset[0]);
     }
