@@ -215,6 +215,11 @@ def avg_pool2d(
     )
 
 
+def mean_pool2d(x: Tensor) -> Tensor:
+    """float32 [N, C, H, W] -> [N, C, 1, 1]: sums from the first pixel to the last, row by row, times 1 / (H * W)."""
+    return _ops.mean_pool2d(x)
+
+
 def cpu_isa() -> str:
     """The instruction set in use: the best this machine has, lowered by ``QKERNELS_MAX_ISA``."""
     return _ops.cpu_isa()
@@ -347,3 +352,8 @@ def _(
 def _(x: Tensor, zero_point: int, kernel_size: list[int], stride: list[int], padding: list[int], ceil_mode: bool,
       count_include_pad: bool) -> Tensor:  # fmt: skip
     return _fake_pool(x, kernel_size, stride, padding, [1, 1], ceil_mode)
+
+
+@torch.library.register_fake("qkernels::mean_pool2d")
+def _(x: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[1], 1, 1))

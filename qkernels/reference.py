@@ -203,6 +203,15 @@ def max_pool2d(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return F.max_pool2d(x.float(), *args, **kwargs).clamp(min=-128).to(torch.int8)
 
 
+def mean_pool2d(x: Tensor) -> Tensor:
+    """Pixels added one after the other in float32, times the rounded 1 / (H * W)."""
+    pixels = x.flatten(2).unbind(2)
+    total = torch.zeros_like(pixels[0])
+    for pixel in pixels:
+        total = total + pixel
+    return (total * (1 / torch.tensor(float(len(pixels)))))[:, :, None, None]
+
+
 def avg_pool2d(x: Tensor, zero_point: int, *args: Any, **kwargs: Any) -> Tensor:
     """``round_half_even(sum * (1 / count))``; padding, where counted, is real 0, that is the zero point."""
     steps = x.double() - zero_point

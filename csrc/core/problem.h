@@ -69,15 +69,24 @@ struct Conv2dProblem {
   int64_t ow() const { return (padded_w() - dilation_w * (kw - 1) - 1) / stride_w + 1; }
 };
 
-// int8 NHWC in and out, same scale and zero point. Windows are clipped to the image.
+// NHWC in and out, int8 of the same scale and zero point, or a maximum of f32. Windows are clipped to the image.
 struct Pool2dProblem {
   int64_t batch = 0, h = 0, w = 0, c = 0, oh = 0, ow = 0;
   int64_t kh = 1, kw = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1;
   bool average = false;                 // else maximum; average: dilation is 1
   bool count_include_pad = true;        // padding counts as real 0, that is x_zero
   int32_t x_zero = 0;
-  const int8_t* x = nullptr;            // [batch,h,w,c]
-  int8_t* y = nullptr;                  // [batch,oh,ow,c]
+  DType type = DType::s8;
+  const void* x = nullptr;              // [batch,h,w,c]
+  void* y = nullptr;                    // [batch,oh,ow,c]
+};
+
+// y[n,c] = sum of the image's pixels * (1 / their number), f32, added in rows from the first pixel to the last.
+struct MeanProblem {
+  int64_t batch = 0, h = 0, w = 0, c = 0;
+  const float* x = nullptr;
+  int64_t x_strides[4] = {0, 0, 0, 0};  // elements, order n, c, h, w; any strides
+  float* y = nullptr;
 };
 
 // y[M,N] = fma(sum_k x[m,k] * float(w[n,k]), w_scale[n], bias[n]); the sum's order is docs/numerics.md.

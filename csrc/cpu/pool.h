@@ -1,4 +1,4 @@
-// int8 maximum and average pooling, NHWC.
+// Pooling.
 #pragma once
 #include "isa.h"
 #include "parallel.h"
@@ -7,5 +7,6 @@
 namespace qk {
 
 void pool2d(const Pool2dProblem& p, Isa isa, const Parallel& parallel);
+void mean(const MeanProblem& p, const Parallel& parallel);
 
 }  // namespace qk

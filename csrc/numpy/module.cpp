@@ -10,7 +10,6 @@
 #include <cmath>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "../core/layout.h"
@@ -20,6 +19,8 @@
 #include "../cpu/pack.h"
 #include "../cpu/pool.h"
 #include "../cpu/quantize.h"
+#include "program.h"
+#include "threads.h"
 
 namespace py = pybind11;
 
@@ -55,14 +56,9 @@ Isa isa_of(const std::optional<std::string>& name) {
   return isa;
 }
 
-Parallel plain_threads(int threads) {
+Parallel checked_threads(int threads) {
   check(threads >= 1 && threads <= 256, "threads=", threads, " is outside [1, 256]");
-  return {threads, [](int64_t count, void (*body)(void*, int64_t), void* context) {
-            std::vector<std::thread> others;
-            for (int64_t i = 1; i < count; ++i) others.emplace_back(body, context, i);
-            body(context, 0);
-            for (std::thread& t : others) t.join();
-          }};
+  return plain_threads(threads);
 }
 
 class Scratch {
@@ -258,7 +254,7 @@ Array linear(const Array& x, const Bytes& weight, const Floats& weight_scale, co
   p.c = y.mutable_data();
   p.c_stride = p.n;
   const Isa isa = isa_of(o.isa);
-  const Parallel threads = plain_threads(o.threads);
+  const Parallel threads = checked_threads(o.threads);
   Scratch scratch(gemm_workspace(p, isa, o.threads));
   py::gil_scoped_release unlocked;
   gemm(p, isa, threads, scratch.data());
@@ -276,7 +272,7 @@ Array linear_weight_only(const Array& x, const Bytes& weight, const Floats& weig
   p.c = y.mutable_data();
   p.c_stride = p.n;
   const Isa isa = isa_of(o.isa);
-  const Parallel threads = plain_threads(o.threads);
+  const Parallel threads = checked_threads(o.threads);
   Scratch scratch(weight_only_workspace(p, o.threads));
   py::gil_scoped_release unlocked;
   weight_only(p, isa, threads, scratch.data());
@@ -329,7 +325,7 @@ Array conv2d_nhwc(const Array& x, const Bytes& weight, const Floats& weight_scal
   p.y = y.mutable_data();
   if (y.size() == 0) return y;
   const Isa isa = isa_of(o.isa);
-  const Parallel threads = plain_threads(o.threads);
+  const Parallel threads = checked_threads(o.threads);
   Scratch scratch(conv2d_workspace(p, isa, o.threads));
   py::gil_scoped_release unlocked;
   conv2d(p, isa, threads, scratch.data());
@@ -360,7 +356,7 @@ py::tuple quantize_rows(const Array& x, const std::optional<Floats>& scale, cons
   p.scale = s.mutable_data(), p.zero = z.mutable_data();
   Bytes q({p.rows, p.cols});
   p.q = q.mutable_data();
-  quantize(p, isa_of(isa), plain_threads(threads));
+  quantize(p, isa_of(isa), checked_threads(threads));
   return py::make_tuple(q, s, z);
 }
 
@@ -375,7 +371,7 @@ Array dequantize_rows(const Bytes& q, const Floats& scale, const Ints& zero_poin
   p.y_type = dtype_named(dtype);
   Array y(numpy_dtype(p.y_type), Shape{p.rows, p.cols});
   p.y = y.mutable_data();
-  dequantize(p, isa_of(isa), plain_threads(threads));
+  dequantize(p, isa_of(isa), checked_threads(threads));
   return y;
 }
 
@@ -390,7 +386,7 @@ Bytes pool2d_nhwc(const Bytes& x, Pair out_size, Pair kernel_size, Pair stride, 
   p.average = average, p.count_include_pad = count_include_pad, p.x_zero = zero_point;
   Bytes y({p.batch, p.oh, p.ow, p.c});
   p.x = x.data(), p.y = y.mutable_data();
-  pool2d(p, isa_of(isa), plain_threads(threads));
+  pool2d(p, isa_of(isa), checked_threads(threads));
   return y;
 }
 
@@ -444,7 +440,7 @@ double peak_gops(const std::optional<std::string>& isa, int threads, double seco
   for (int i = 0; i < 5;) {
     std::atomic<int64_t> operations{0};
     const auto start = std::chrono::steady_clock::now();
-    plain_threads(threads)(threads, [&](int64_t) { operations += peak(rounds); });
+    checked_threads(threads)(threads, [&](int64_t) { operations += peak(rounds); });
     const double took = seconds_since(start);
     if (took < seconds / 5 && rounds < int64_t(1) << 40) {
       rounds *= 2;
@@ -467,7 +463,7 @@ double read_gbytes(int64_t bytes, int threads, double seconds) {
   while (seconds_since(begin) < seconds) {
     const int64_t passes = std::max<int64_t>(1, (int64_t(64) << 20) / bytes);
     const auto start = std::chrono::steady_clock::now();
-    plain_threads(threads)(threads, [&](int64_t i) {
+    checked_threads(threads)(threads, [&](int64_t i) {
       const Share mine = share(bytes / 64, threads, i);
       for (int64_t pass = 0; pass < passes; ++pass)
         k.extremes(memory.data() + mine.begin * 16, DType::f32, (mine.end - mine.begin) * 16);
@@ -508,6 +504,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("quantize", &qk::quantize_rows, "x"_a, "scale"_a = py::none(), "zero_point"_a = py::none(), "per_row"_a = false,
         "symmetric"_a = true, "isa"_a = py::none(), "threads"_a = 1, "-> (q, scale, zero_point); without scale, ranges are found.");
   m.def("dequantize", &qk::dequantize_rows, "q"_a, "scale"_a, "zero_point"_a, "dtype"_a = "f32", "isa"_a = py::none(), "threads"_a = 1);
+  qk::bind_program(m);
   m.def("pool2d", &qk::pool2d_nhwc, "x"_a, "out_size"_a, "kernel_size"_a, "stride"_a, "padding"_a, "dilation"_a, "average"_a,
         "count_include_pad"_a = true, "zero_point"_a = 0, "isa"_a = py::none(), "threads"_a = 1);
 }

@@ -4,13 +4,7 @@
 #include <tuple>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/MemoryFormat.h>
 
 #include "../core/layout.h"
 #include "../cpu/conv2d.h"
@@ -19,69 +13,12 @@
 #include "../cpu/pool.h"
 #include "../cpu/quantize.h"
 #include "checks.h"
+#include "tensors.h"
 
 namespace qk::cpu_ops {
 
-using torch::headeronly::MemoryFormat;
 using MaybeTensor = std::optional<Tensor>;
 using MaybeType = std::optional<ScalarType>;
-using Ints = std::vector<int64_t>;
-
-static Parallel torch_threads() {
-  return {int(torch::stable::get_num_threads()), [](int64_t count, void (*body)(void*, int64_t), void* context) {
-            torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) body(context, i);
-            });
-          }};
-}
-
-constexpr int64_t kLargeElements = 1 << 20;
-
-// An output of many megabytes is mapped anew at every call, and its first touch costs more than its computation: a page
-// fault every 4 KB. Asked for, Linux maps 2 MB at a time (as NumPy does for its arrays).
-static void prefer_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t page = 2 << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
-// By the C function: torch::stable::empty looks the operator up by its name at every call.
-static Tensor empty_cpu(const Ints& size, ScalarType dtype, MemoryFormat format = MemoryFormat::Contiguous) {
-  int64_t strides[8], step = 1, ndim = int64_t(size.size());
-  const auto next = [&](int64_t axis) {
-    strides[axis] = step;
-    step *= std::max<int64_t>(size[size_t(axis)], 1);
-  };
-  if (ndim > 8) return torch::stable::empty(size, dtype);
-  if (format == MemoryFormat::ChannelsLast)
-    for (int64_t axis : {1, 3, 2, 0}) next(axis);
-  else
-    for (int64_t axis = ndim; axis-- > 0;) next(axis);
-  AtenTensorHandle tensor;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, size.data(), strides, int32_t(dtype), aoti_torch_device_type_cpu(), 0, &tensor));
-  Tensor y(tensor);
-  if (step >= kLargeElements) prefer_huge_pages(y.mutable_data_ptr(), step * int64_t(y.element_size()));
-  return y;
-}
-
-// Scratch for one call: on the stack where it is small, else from torch's allocator.
-class Scratch {
- public:
-  explicit Scratch(int64_t bytes) {
-    if (bytes <= int64_t(sizeof small_)) return;
-    large_ = empty_cpu({bytes}, ScalarType::Byte);
-  }
-  void* data() { return large_ ? large_->mutable_data_ptr() : small_; }
-
- private:
-  alignas(64) char small_[8192];
-  std::optional<Tensor> large_;
-};
-
-static Tensor as_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
 // As torch tells it: axes of size 1 may have any stride.
 static bool is_channels_last(const Tensor& x) {
@@ -425,12 +362,6 @@ static Conv2dProblem conv2d_problem(const char* op, const Tensor& x, const Tenso
   return p;
 }
 
-// x as the driver reads it fast: a pixel's channels together, or rows of planes that follow each other; else a copy.
-static Tensor readable(const Tensor& x) {
-  const bool pixels = x.stride(1) == 1, planes = x.stride(3) == 1 && x.stride(2) == x.size(3);
-  return pixels || planes ? x : torch::stable::contiguous(x);
-}
-
 static Tensor conv2d(const Tensor& x_any, const Tensor& weight, const Tensor& weight_scale, const MaybeTensor& bias,
               const MaybeTensor& input_scale, const MaybeTensor& input_zero_point, bool symmetric, Ints kernel_size,
               Ints stride, Ints padding, Ints dilation, int64_t groups, std::string padding_mode,
@@ -491,8 +422,8 @@ static Tensor pool2d(const char* op, const Tensor& x, const Ints& kernel, const 
   p.ow = pooled(p.w, p.kw, p.stride_w, p.pad_w, p.dilation_w, ceil_mode);
   const Tensor nhwc = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   Tensor y = empty_cpu({p.batch, p.c, p.oh, p.ow}, ScalarType::Char, MemoryFormat::ChannelsLast);
-  p.x = static_cast<const int8_t*>(nhwc.const_data_ptr());
-  p.y = static_cast<int8_t*>(y.mutable_data_ptr());
+  p.x = nhwc.const_data_ptr();
+  p.y = y.mutable_data_ptr();
   if (y.numel()) qk::pool2d(p, active_isa(), torch_threads());
   return torch::stable::contiguous(y, format_like(x));
 }
@@ -510,6 +441,20 @@ static Tensor avg_pool2d(const Tensor& x, int64_t zero_point, Ints kernel_size, 
   return pool2d("avg_pool2d", x, kernel_size, stride, padding, {1, 1}, ceil_mode, p);
 }
 
+static Tensor mean_pool2d(const Tensor& x) {
+  const char* op = "mean_pool2d";
+  check(x.dim() == 4 && x.scalar_type() == ScalarType::Float, op, "x is ", name(x.scalar_type()), " ", shape(x), "; it must be float32 [N, C, H, W]");
+  MeanProblem p;
+  p.batch = x.size(0), p.c = x.size(1), p.h = x.size(2), p.w = x.size(3);
+  check(p.c >= 1 && p.h >= 1 && p.w >= 1, op, "x is ", shape(x), "; only the batch may be empty");
+  p.x = static_cast<const float*>(x.const_data_ptr());
+  for (int i = 0; i < 4; ++i) p.x_strides[i] = x.stride(i);
+  Tensor y = empty_cpu({p.batch, p.c, 1, 1}, ScalarType::Float);
+  p.y = static_cast<float*>(y.mutable_data_ptr());
+  mean(p, torch_threads());
+  return y;
+}
+
 static std::string cpu_isa() { return isa_name(active_isa()); }
 
 }  // namespace qk::cpu_ops
@@ -525,6 +470,7 @@ STABLE_TORCH_LIBRARY_IMPL(qkernels, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&qk::cpu_ops::conv2d));
   m.impl("max_pool2d", TORCH_BOX(&qk::cpu_ops::max_pool2d));
   m.impl("avg_pool2d", TORCH_BOX(&qk::cpu_ops::avg_pool2d));
+  m.impl("mean_pool2d", TORCH_BOX(&qk::cpu_ops::mean_pool2d));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(qkernels, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&qk::cpu_ops::cpu_isa)); }

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from qkernels.graph import trace as nodes
 from qkernels.graph.compiled import CompiledModel
 from qkernels.graph.layers import ChainedLayer, Int8MaxPool2d, QParams
+from qkernels.graph.lower import left_to_torch, lower
 from qkernels.graph.report import ChainReport, LayerChain
 from qkernels.nn import QuantConv2d, QuantLinear
 
@@ -25,13 +26,18 @@ _ANY: Any = "any"  # a reader that takes either
 
 
 def compile(
-    model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, int8_residuals: bool = False
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    *,
+    int8_residuals: bool = False,
+    max_batch: int | None = None,
 ) -> CompiledModel:
-    """The same model, its int8 layers chained; ``model`` itself stays as it is, and shares its weights.
+    """The same model, its int8 layers chained; ``model`` itself stays as it is, with weights of its own.
 
     ``example_inputs``: what ``model`` is called with, float32; batch and image size may differ later.
     ``int8_residuals``: a residual add reads the int8 that the next layer reads, where there is one, instead of float32.
     Faster, and the one thing that changes a result.
+    ``max_batch``: larger batches are refused; None: any batch is taken.
     Raises ValueError for a model that cannot be traced, is in training mode, or has no int8 layer.
     """
     examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
@@ -47,10 +53,9 @@ def compile(
         raise ValueError(f"{type(model).__name__} has no int8 layer to chain; quantize it first")
     wants = _wants(traced, fused, int8_residuals)
     report = _apply(traced, fused, wants)
-    traced.graph.lint()
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return CompiledModel(traced, examples, report)
+    program = lower(traced, max_batch)
+    report.unfused = [node.name for node in left_to_torch(traced)]
+    return CompiledModel(traced, program, examples, report)
 
 
 # ---- epilogues
@@ -90,7 +95,7 @@ def _fuse_one(
         residual = residual or other
         taken.append(user)
     name = f"chained_{node.name}"
-    traced.add_submodule(name, ChainedLayer(layer, clamp))
+    traced.add_submodule(name, ChainedLayer(layer, clamp, str(node.target)))
     with traced.graph.inserting_after(taken[-1]):
         new = traced.graph.call_module(name, (node.args[0], residual))
     new.meta = dict(taken[-1].meta)
@@ -154,8 +159,8 @@ def _apply(traced: fx.GraphModule, fused: dict[fx.Node, LayerChain], wants: dict
             _apply_mover(traced, node, stored[node])
         else:
             _give_contiguous(traced, node, stored)
-            if node.op.startswith("call") and not nodes.asks_shape(node):
-                report.unfused.append(node.name)
+    for node, format in stored.items():
+        node.meta["int8"] = format
     return report
 
 

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from qkernels.graph.program import TorchProgram
 from qkernels.graph.report import ChainReport
 
 
 class CompiledModel(nn.Module):
-    """A chained model, for inference. It shares the layers, weights included, of the model it was made from.
+    """A chained model, for inference, with weights of its own.
 
-    Inputs are float32 of the examples' ranks; batch and image size are free. ``report`` says where int8 flows.
+    Inputs are float32 of the examples' ranks; batch and image size are free. ``report`` says where int8 flows, and what
+    is left to torch. ``program`` is the one program that the whole model is, or None where torch has a part in it. Any
+    number of threads may call at once.
     """
 
     def __init__(
-        self, graph: fx.GraphModule, examples: tuple[Any, ...], report: ChainReport
+        self,
+        graph: fx.GraphModule,
+        program: TorchProgram | None,
+        examples: tuple[Any, ...],
+        report: ChainReport,
     ) -> None:
         super().__init__()
         self.graph = graph
         self.report = report
         self._ranks = [x.dim() if isinstance(x, Tensor) else None for x in examples]
+        self._program = [program]  # in a list: it is a part of the graph already
         self.training = False
 
+    @property
+    def program(self) -> TorchProgram | None:
+        return self._program[0]
+
+    @torch.compiler.disable
     def forward(self, *inputs: Any) -> Any:
         if len(inputs) != len(self._ranks):
             raise ValueError(f"{len(inputs)} inputs were given; {len(self._ranks)} are needed")
@@ -37,6 +51,16 @@ class CompiledModel(nn.Module):
                     f"input {i} is {got}; a float32 tensor of {rank} dimensions is needed"
                 )
         return self.graph(*inputs)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """As a file for `qkernels.program.Program.load`, which needs no torch.
+
+        Raises ValueError, naming the steps, where a part of the model is left to torch.
+        """
+        if self.program is None:
+            steps = ", ".join(self.report.unfused) or "the order of its inputs or outputs"
+            raise ValueError(f"the model is no program by itself; left to torch: {steps}")
+        self.program.program.save(path)
 
     def train(self, mode: bool = True) -> CompiledModel:
         """Has no effect: the model is for inference in either mode."""

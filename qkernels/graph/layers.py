@@ -16,12 +16,15 @@ _conv2d, _linear = torch.ops.qkernels.conv2d, torch.ops.qkernels.linear
 class ChainedLayer(nn.Module):
     """One call of an int8 layer with a residual add, a clamp and the next layer's quantization in its epilogue.
 
+    ``name``: of the layer in the model.
     ``residual`` and ``output`` are the scales of an int8 residual and of an int8 output; None: float32.
     """
 
-    def __init__(self, layer: QuantConv2d | QuantLinear, clamp: tuple[float, float] | None) -> None:
+    def __init__(
+        self, layer: QuantConv2d | QuantLinear, clamp: tuple[float, float] | None, name: str
+    ) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.name = layer, name
         self.clamp = clamp or (None, None)
         self.residual: QParams | None = None
         self.output: QParams | None = None

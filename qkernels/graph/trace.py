@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from qkernels.nn.module import QuantModule
+from qkernels.nn import MeanPool2d, QuantModule
 from qkernels.quantization.fold import FoldedBatchNorm
 
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -21,7 +21,7 @@ _RESHAPES = (torch.flatten, "flatten", "reshape", "view")
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, QuantModule | FoldedBatchNorm)
+        ours = isinstance(m, QuantModule | FoldedBatchNorm | MeanPool2d)
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -97,7 +97,8 @@ def keeps_scale(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def is_zero_pad(node: fx.Node) -> bool:
-    return node.target is F.pad and len(node.args) == 2 and not node.kwargs
+    given = {k: v for k, v in node.kwargs.items() if (k, v) not in (("mode", "constant"), ("value", None))}
+    return node.target is F.pad and len(node.args) == 2 and not given
 
 
 def asks_shape(node: fx.Node) -> bool:

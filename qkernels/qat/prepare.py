@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from qkernels.nn import fix_mean_order
 from qkernels.qat.modules import FakeQuantMixin, empty_twin
 from qkernels.quantization.calibration import Calibration
 from qkernels.quantization.config import QuantConfig
@@ -51,6 +52,7 @@ def prepare_qat(
     if config.fold_batch_norm:
         fold_batch_norm(model, only=plan.layers)
     call_layers_plainly(model, plan.layers)
+    fix_mean_order(model)
     qparams = input_qparams(model, plan, calibration)
     for name, settings in plan.layers.items():
         layer = cast(Layer, model.get_submodule(name))

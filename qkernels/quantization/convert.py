@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from qkernels.nn import QuantModule, quantize_weight
+from qkernels.nn import QuantModule, fix_mean_order, quantize_weight
 from qkernels.quantization.calibration import Calibration, calibrate
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.fold import Layer, fold_batch_norm, has_hooks, replace_module
@@ -61,6 +61,7 @@ def quantize(
         folds = fold_batch_norm(model, only=plan.layers)
         report.folded, report.notes = folds.pairs, report.notes + folds.notes
     call_layers_plainly(model, plan.layers)
+    fix_mean_order(model)
     qparams = input_qparams(model, plan, calibration)
     _check_strict(plan, config)
     for name in plan.names:

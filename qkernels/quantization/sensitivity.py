@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qkernels.nn import fix_mean_order
 from qkernels.quantization.calibration import Calibration, evaluating, rereadable, run_batch
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.convert import quantize
@@ -153,6 +154,7 @@ class _Mixture:
         self.model = copy.deepcopy(model).eval()
         if config.fold_batch_norm:
             fold_batch_norm(self.model, only=self.names)
+        fix_mean_order(self.model)
         self.float = {name: self.model.get_submodule(name) for name in self.names}
 
     def use(self, int8: Collection[str]) -> nn.Module:

@@ -25,8 +25,8 @@ QK_INLINE void store_some(int8_t* p, typename V::I v, int64_t count) {
 // One output row; lanes are channels.
 template <class V>
 void pool(const Pool2dProblem& p, int64_t image, int64_t row) {
-  const int8_t* x = p.x + image * p.h * p.w * p.c;
-  int8_t* y = p.y + (image * p.oh + row) * p.ow * p.c;
+  const int8_t* x = static_cast<const int8_t*>(p.x) + image * p.h * p.w * p.c;
+  int8_t* y = static_cast<int8_t*>(p.y) + (image * p.oh + row) * p.ow * p.c;
   const int64_t h0 = row * p.stride_h - p.pad_h;
   for (int64_t ow = 0; ow < p.ow; ++ow) {
     const int64_t w0 = ow * p.stride_w - p.pad_w;

@@ -1,0 +1,446 @@
+#include "program.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <sstream>
+
+#include "../core/layout.h"
+#include "conv2d.h"
+#include "gemm.h"
+#include "move.h"
+#include "pool.h"
+
+namespace qk {
+
+Program::Program(const void* bytes)
+    : base(static_cast<const char*>(bytes)),
+      header(reinterpret_cast<const ProgramHeader*>(base)),
+      values(reinterpret_cast<const ProgramValue*>(header + 1)),
+      steps(reinterpret_cast<const ProgramStep*>(base + sizeof(ProgramHeader) + round_up(header->values * int64_t(sizeof(ProgramValue)), 8))),
+      inputs(reinterpret_cast<const int32_t*>(steps + header->steps)),
+      outputs(inputs + header->inputs) {}
+
+namespace {
+
+template <class... Parts>
+std::string sentence(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+
+// ---- checks, at loading
+
+constexpr int32_t kMaxCount = 1 << 16;  // of values, steps, slots
+
+bool is_scale(float v) { return v > 0.0f && std::isfinite(v) && std::isfinite(1.0f / v); }
+
+bool within(int32_t v, int32_t lo, int32_t hi) { return v >= lo && v <= hi; }
+
+std::string check_header(const void* bytes, int64_t size) {
+  ProgramHeader h;
+  if (size < int64_t(sizeof h)) return sentence("it has ", size, " bytes, fewer than the header of a program");
+  std::memcpy(&h, bytes, sizeof h);
+  if (std::memcmp(h.magic, kProgramMagic, sizeof h.magic) != 0) return "it does not begin as a program does";
+  if (h.version > kProgramVersion)
+    return sentence("it has format version ", h.version, ", newer than ", kProgramVersion, ", the newest this version reads: upgrade qkernels");
+  if (h.version < kProgramVersion || h.layout != uint32_t(kLayoutVersion))
+    return sentence("it has format version ", h.version, " with weight layout ", h.layout, "; this version runs ", kProgramVersion, " with ",
+                    kLayoutVersion, ": compile the model again");
+  if (h.bytes != size) return sentence("it has ", size, " bytes where its header says ", h.bytes, ": it is cut off or was appended to");
+  if (!within(h.values, 1, kMaxCount) || !within(h.steps, 1, kMaxCount) || !within(h.inputs, 1, h.values) ||
+      !within(h.outputs, 1, h.values) || !within(h.slots, 0, kMaxCount) || h.max_batch < 0)
+    return "its counts of values or steps are out of range";
+  const int64_t tables = int64_t(sizeof h) + round_up(h.values * int64_t(sizeof(ProgramValue)), 8) +
+                         h.steps * int64_t(sizeof(ProgramStep)) + (h.inputs + h.outputs) * 4;
+  if (tables > size) return "its tables reach beyond its end";
+  return {};
+}
+
+struct Checker {
+  const Program& program;
+  std::vector<bool> known;  // values that exist before the step
+
+  bool inside(int64_t at, int64_t bytes, int64_t align) const {
+    return at > 0 && bytes >= 0 && at % align == 0 && bytes <= program.header->bytes && at <= program.header->bytes - bytes;
+  }
+  bool readable(int32_t v) const { return within(v, 0, program.header->values - 1) && known[size_t(v)]; }
+
+  const char* value(const ProgramValue& v) const {
+    if (v.slot < -1 || v.slot >= program.header->slots) return "a value lies in no slot";
+    if ((v.rank != 2 && v.rank != 4) || v.channels < 0) return "a value has no sizes";
+    if (v.type != DType::f32 && v.type != DType::s8) return "a value is neither float32 nor int8";
+    return nullptr;
+  }
+
+  const char* weights(const ProgramStep& s, const PackedLayout& layout) const {
+    if (!inside(s.weight, s.weight_bytes, 64) || !layout.matches(reinterpret_cast<const int8_t*>(program.base + s.weight), s.weight_bytes))
+      return "its weight is not packed as its sizes ask for";
+    if (!inside(s.w_scale, s.oc * 4, 64) || (s.bias && !inside(s.bias, s.oc * 4, 64))) return "its scales or bias lie outside";
+    const float* scale = reinterpret_cast<const float*>(program.base + s.w_scale);
+    if (!std::all_of(scale, scale + s.oc, is_scale)) return "a weight scale is not finite and above 0";
+    return nullptr;
+  }
+
+  const char* epilogue(const ProgramStep& s, const ProgramValue& x, const ProgramValue& y) const {
+    if (!within(s.range, 0, 2) || (x.type == DType::s8 && s.range != 0)) return "it has no range for its input";
+    if (!is_scale(s.x_scale) || !is_scale(s.residual_scale) || !is_scale(s.out_inv_scale)) return "a scale is not finite and above 0";
+    for (int32_t zero : {s.x_zero, s.residual_zero, s.out_zero})
+      if (!within(zero, -128, 127)) return "a zero point is outside [-128, 127]";
+    if (!(s.lo <= s.hi)) return "its clamp is empty";
+    if (y.channels != s.oc || y.planar > (s.kind == StepKind::conv2d)) return "its output has other channels";
+    return nullptr;
+  }
+
+  const char* window(const ProgramStep& s) const {
+    if (s.kh < 1 || s.kw < 1 || s.stride_h < 1 || s.stride_w < 1 || s.dilation_h < 1 || s.dilation_w < 1) return "its window is empty";
+    if (s.pad_top < 0 || s.pad_bottom < 0 || s.pad_left < 0 || s.pad_right < 0) return "its padding is negative";
+    return nullptr;
+  }
+
+  const char* conv2d(const ProgramStep& s, const ProgramValue& x, const ProgramValue& y) const {
+    if (x.rank != 4 || y.rank != 4 || x.channels < 1 || x.planar) return "it reads or writes no image";
+    if (const char* why = window(s)) return why;
+    if (s.oc < 1 || s.groups < 1 || x.channels % s.groups || s.oc % s.groups || !within(s.pad_mode, 0, 3)) return "its groups do not divide its channels";
+    if (int64_t(x.channels) / s.groups * s.kh > kMaxK || int64_t(x.channels) / s.groups * s.kh * s.kw > kMaxK) return "its K is above the limit";
+    if (const char* why = weights(s, weight_layout(s.oc, x.channels / s.groups, s.kh, s.kw, s.groups))) return why;
+    return epilogue(s, x, y);
+  }
+
+  const char* linear(const ProgramStep& s, const ProgramValue& x, const ProgramValue& y) const {
+    if (x.rank != 2 || y.rank != 2) return "it reads or writes no rows";
+    if (s.oc < 1 || !within(s.kw, 1, kMaxK) || (x.channels && x.channels != s.kw)) return "its K is not that of its input";
+    if (const char* why = weights(s, {1, s.oc, s.kw})) return why;
+    return epilogue(s, x, y);
+  }
+
+  const char* mover(const ProgramStep& s, const ProgramValue& x, const ProgramValue& y) const {
+    if (x.rank != 4 || x.channels < 1 || x.planar || x.type != y.type) return "it reads no image";
+    if (s.kind == StepKind::planar)
+      return (y.rank == 2 && y.channels == 0) || (y.rank == 4 && y.planar && y.channels == x.channels) ? nullptr : "its output is not planar";
+    if (y.rank != 4 || y.planar) return "it writes no image";
+    if (s.kind == StepKind::mean) return x.type == DType::f32 && y.channels == x.channels ? nullptr : "it averages no float image";
+    if (const char* why = window(s)) return why;
+    if (s.kind == StepKind::max_pool) {
+      if (s.pad_top * int64_t(2) > s.kh || s.pad_left * int64_t(2) > s.kw || s.pad_bottom != s.pad_top || s.pad_right != s.pad_left) return "its padding is more than half of its window";
+      return y.channels == x.channels ? nullptr : "its output has other channels";
+    }
+    if (!within(s.x_zero, -128, 127) || s.channel < 0 || int64_t(s.channel) + x.channels > y.channels) return "it copies beyond its output";
+    return nullptr;
+  }
+
+  // Why the step may not run; empty if it may.
+  std::string step(const ProgramStep& s) {
+    if (!within(int32_t(s.kind), 0, kStepKinds - 1) || !inside(s.name, s.name_bytes, 1)) return "it has no kind or name";
+    if (!readable(s.x) || !within(s.y, 0, program.header->values - 1)) return "it reads a value that does not exist yet";
+    const ProgramValue &x = program.values[s.x], &y = program.values[s.y];
+    const bool again = s.kind == StepKind::copy && !s.fill;  // another part of the same output
+    if (known[size_t(s.y)] != again) return "it writes a value that exists already, or a part of none";
+    if (x.nhwc_only == 0 && x.slot < 0 && x.rank == 4 && s.kind != StepKind::conv2d && std::count(program.inputs, program.outputs, s.x))
+      return "it reads an input whose pixels may lie anywhere";
+    const char* why = s.kind == StepKind::conv2d ? conv2d(s, x, y) : s.kind == StepKind::linear ? linear(s, x, y) : mover(s, x, y);
+    if (why) return why;
+    if (s.residual >= 0) {
+      if (s.kind != StepKind::conv2d && s.kind != StepKind::linear) return "it takes no residual";
+      if (!readable(s.residual) || s.residual == s.y) return "it adds a value that does not exist yet";
+      const ProgramValue& r = program.values[s.residual];
+      if (r.rank != y.rank || r.channels != y.channels || r.planar) return "it adds a value of other sizes";
+    } else if (s.residual != -1) {
+      return "it adds a value that does not exist yet";
+    }
+    known[size_t(s.y)] = true;
+    return {};
+  }
+};
+
+}  // namespace
+
+std::string check_program(const void* bytes, int64_t size) {
+  if (std::string why = check_header(bytes, size); !why.empty()) return why;
+  const Program program(bytes);
+  const ProgramHeader& h = *program.header;
+  Checker checker{program, std::vector<bool>(size_t(h.values), false)};
+  for (int32_t i = 0; i < h.values; ++i)
+    if (const char* why = checker.value(program.values[i])) return why;
+  for (int32_t i = 0; i < h.inputs; ++i) {
+    const int32_t v = program.inputs[i];
+    if (!within(v, 0, h.values - 1) || checker.known[size_t(v)] || program.values[v].slot != -1 || program.values[v].channels < 1 ||
+        program.values[v].type != DType::f32)
+      return sentence("input ", i, " is no float32 value of the caller's");
+    checker.known[size_t(v)] = true;
+  }
+  const std::vector<bool> given = checker.known;
+  for (int32_t i = 0; i < h.steps; ++i)
+    if (std::string why = checker.step(program.steps[i]); !why.empty()) return sentence("step ", i, " may not run: ", why);
+  std::vector<bool> callers = given;
+  for (int32_t i = 0; i < h.outputs; ++i) {
+    const int32_t v = program.outputs[i];
+    if (!within(v, 0, h.values - 1) || !checker.known[size_t(v)] || callers[size_t(v)] || program.values[v].slot != -1 || program.values[v].type != DType::f32)
+      return sentence("output ", i, " is no float32 value that a step writes");
+    callers[size_t(v)] = true;
+  }
+  for (int32_t i = 0; i < h.values; ++i)
+    if (program.values[i].slot == -1 && !callers[size_t(i)]) return sentence("value ", i, " lies nowhere");
+  return {};
+}
+
+namespace {
+
+// ---- one step as a problem
+
+// Where values lie during a call; null pointers while it is planned.
+struct Memory {
+  const Program& program;
+  const ProgramPlan& plan;
+  const ProgramInput* inputs;
+  void* const* outputs;
+  char* arena;
+
+  void* operator()(int32_t v) const {
+    const ProgramValue& value = program.values[v];
+    if (value.slot >= 0) return arena ? arena + plan.slots[size_t(value.slot)] : nullptr;
+    for (int32_t i = 0; i < program.header->inputs; ++i)
+      if (program.inputs[i] == v) return const_cast<void*>(inputs[i].data);
+    for (int32_t i = 0; outputs && i < program.header->outputs; ++i)
+      if (program.outputs[i] == v) return outputs[i];
+    return nullptr;
+  }
+  // Of an image, in order n, c, h, w.
+  void strides(int32_t v, int64_t* s) const {
+    for (int32_t i = 0; i < program.header->inputs; ++i)
+      if (program.inputs[i] == v) {
+        std::copy_n(inputs[i].strides, 4, s);
+        return;
+      }
+    const ProgramShape& shape = plan.shapes[size_t(v)];
+    s[0] = shape.h * shape.w * shape.c, s[1] = 1, s[2] = shape.w * shape.c, s[3] = shape.c;
+  }
+};
+
+Epilogue epilogue_of(const Memory& at, const ProgramStep& s, int64_t rows, int64_t channels) {
+  Epilogue e;
+  e.x_scale = &s.x_scale;
+  e.x_zero = &s.x_zero;
+  e.rows_per_scale = std::max<int64_t>(rows, 1);
+  e.w_scale = reinterpret_cast<const float*>(at.program.base + s.w_scale);
+  e.bias = s.bias ? reinterpret_cast<const float*>(at.program.base + s.bias) : nullptr;
+  if (s.residual >= 0) {
+    e.residual = at(s.residual);
+    e.residual_type = at.program.values[s.residual].type;
+    e.residual_stride = channels;
+    e.residual_scale = s.residual_scale;
+    e.residual_zero = s.residual_zero;
+  }
+  e.lo = s.lo, e.hi = s.hi;
+  e.out_type = at.program.values[s.y].type;
+  e.out_inv_scale = s.out_inv_scale;
+  e.out_zero = s.out_zero;
+  return e;
+}
+
+Conv2dProblem conv2d_problem(const Memory& at, const ProgramStep& s) {
+  const ProgramShape& x = at.plan.shapes[size_t(s.x)];
+  Conv2dProblem p;
+  p.batch = x.n, p.h = x.h, p.w = x.w, p.c = x.c;
+  p.oc = s.oc, p.kh = s.kh, p.kw = s.kw, p.groups = s.groups;
+  p.stride_h = s.stride_h, p.stride_w = s.stride_w, p.dilation_h = s.dilation_h, p.dilation_w = s.dilation_w;
+  p.pad_top = s.pad_top, p.pad_bottom = s.pad_bottom, p.pad_left = s.pad_left, p.pad_right = s.pad_right;
+  p.pad_mode = PadMode(s.pad_mode);
+  p.x = at(s.x);
+  p.x_type = at.program.values[s.x].type;
+  at.strides(s.x, p.x_strides);
+  p.range = Range(s.range);
+  p.weight = reinterpret_cast<const int8_t*>(at.program.base + s.weight);
+  p.y = at(s.y);
+  p.y_nhwc = !at.program.values[s.y].planar;
+  p.epilogue = epilogue_of(at, s, p.batch * p.oh() * p.ow(), s.oc);
+  return p;
+}
+
+GemmProblem linear_problem(const Memory& at, const ProgramStep& s) {
+  const ProgramShape& x = at.plan.shapes[size_t(s.x)];
+  GemmProblem p;
+  p.m = x.n, p.n = s.oc, p.k = s.kw;
+  p.x = at(s.x);
+  p.x_type = at.program.values[s.x].type;
+  p.x_stride = p.k;
+  p.range = Range(s.range);
+  p.weight = reinterpret_cast<const int8_t*>(at.program.base + s.weight);
+  p.c = at(s.y);
+  p.c_stride = p.n;
+  p.epilogue = epilogue_of(at, s, p.m, s.oc);
+  return p;
+}
+
+// ---- sizes, from the inputs on
+
+int64_t pooled(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation, bool ceil_mode) {
+  const int64_t span = size + 2 * pad - dilation * (kernel - 1) - 1;
+  int64_t out = (span + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  if (ceil_mode && (out - 1) * stride >= size + pad) --out;  // a window must start inside the image or its left border
+  return out;
+}
+
+constexpr double kMaxElements = 0x1p48;
+
+// The sizes of y, or why the step does not take x.
+std::string shape_of(const Memory& at, const ProgramStep& s, ProgramShape& y) {
+  const ProgramShape& x = at.plan.shapes[size_t(s.x)];
+  const ProgramValue& value = at.program.values[s.y];
+  y = {x.n, 1, 1, value.channels};
+  if (s.kind == StepKind::linear) {
+    if (x.c != s.kw) return sentence("it takes rows of ", s.kw, " features, but this image size gives ", x.c);
+  } else if (s.kind == StepKind::conv2d || s.kind == StepKind::max_pool) {
+    const int64_t h = x.h + s.pad_top + s.pad_bottom, w = x.w + s.pad_left + s.pad_right;
+    const int64_t kh = int64_t(s.dilation_h) * (s.kh - 1) + 1, kw = int64_t(s.dilation_w) * (s.kw - 1) + 1;
+    if (h < kh || w < kw) return sentence("its window, ", kh, "x", kw, ", is larger than the padded image, ", h, "x", w);
+    const int64_t room = PadMode(s.pad_mode) == PadMode::reflect ? 1 : 0;
+    const bool mirrors = room || PadMode(s.pad_mode) == PadMode::circular;
+    if (s.kind == StepKind::conv2d && mirrors && (std::max(s.pad_top, s.pad_bottom) > x.h - room || std::max(s.pad_left, s.pad_right) > x.w - room))
+      return sentence("its padding does not fit an image of ", x.h, "x", x.w);
+    const bool pool = s.kind == StepKind::max_pool;
+    y.h = pool ? pooled(x.h, s.kh, s.stride_h, s.pad_top, s.dilation_h, s.ceil_mode) : (h - kh) / s.stride_h + 1;
+    y.w = pool ? pooled(x.w, s.kw, s.stride_w, s.pad_left, s.dilation_w, s.ceil_mode) : (w - kw) / s.stride_w + 1;
+    if (double(x.n) * double(h) * double(w) * double(std::max(x.c, y.c)) > kMaxElements) return sentence("an image of ", x.h, "x", x.w, " is too large");
+  } else if (s.kind == StepKind::copy) {
+    y.h = ceil_div(x.h, s.stride_h) + s.pad_top + s.pad_bottom;
+    y.w = ceil_div(x.w, s.stride_w) + s.pad_left + s.pad_right;
+  } else if (s.kind == StepKind::planar) {
+    y = value.rank == 2 ? ProgramShape{x.n, 1, 1, x.h * x.w * x.c} : x;
+  }
+  if (double(y.n) * double(y.h) * double(y.w) * double(y.c) > kMaxElements) return sentence("an image of ", x.h, "x", x.w, " is too large");
+  const ProgramShape& before = at.plan.shapes[size_t(s.y)];
+  if (before.c && (before.h != y.h || before.w != y.w || before.n != y.n))
+    return sentence("what it joins is ", before.h, "x", before.w, " and ", y.h, "x", y.w);
+  if (s.residual >= 0) {
+    const ProgramShape& r = at.plan.shapes[size_t(s.residual)];
+    if (r.n != y.n || r.h != y.h || r.w != y.w) return sentence("it adds an image of ", r.h, "x", r.w, " to one of ", y.h, "x", y.w);
+  }
+  return {};
+}
+
+std::string check_input(const Program& program, int32_t i, const ProgramInput& input, int64_t batch) {
+  const ProgramValue& value = program.values[program.inputs[i]];
+  const int64_t* size = input.sizes;
+  std::ostringstream got;
+  got << "input " << i << " is [" << size[0] << ", " << size[1];
+  if (input.rank == 4) got << ", " << size[2] << ", " << size[3];
+  got << "]; ";
+  const char* form = value.rank == 4 ? ", H, W]" : "]";
+  if (input.rank != value.rank || size[1] != value.channels) return sentence(got.str(), "[N, ", value.channels, form, " is needed");
+  if (input.rank == 4 && (size[2] < 1 || size[3] < 1)) return sentence(got.str(), "only the batch may be empty");
+  if (program.header->max_batch && size[0] > program.header->max_batch)
+    return sentence(got.str(), "the program was made for batches of at most ", program.header->max_batch);
+  if (size[0] != batch) return sentence(got.str(), "the first input has a batch of ", batch);
+  return {};
+}
+
+}  // namespace
+
+ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa isa, int threads) {
+  const ProgramHeader& h = *program.header;
+  ProgramPlan plan;
+  plan.shapes.resize(size_t(h.values));
+  plan.slots.assign(size_t(h.slots), 0);
+  for (int32_t i = 0; i < h.inputs; ++i) {
+    plan.error = check_input(program, i, inputs[i], inputs[0].sizes[0]);
+    if (!plan.error.empty()) return plan;
+    const int64_t* size = inputs[i].sizes;
+    const bool image = inputs[i].rank == 4;
+    plan.shapes[size_t(program.inputs[i])] = {size[0], image ? size[2] : 1, image ? size[3] : 1, size[1]};
+  }
+  const Memory at{program, plan, inputs, nullptr, nullptr};
+  int64_t workspace = 0;
+  for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) {
+    ProgramShape y;
+    const std::string why = shape_of(at, *s, y);
+    if (!why.empty()) {
+      plan.error = sentence("step ", program.name(*s), ": ", why);
+      return plan;
+    }
+    plan.shapes[size_t(s->y)] = y;
+    const ProgramValue& value = program.values[s->y];
+    if (value.slot >= 0) {
+      int64_t& slot = plan.slots[size_t(value.slot)];
+      slot = std::max(slot, y.n * y.h * y.w * y.c * size_of(value.type));
+    }
+    if (y.n == 0) continue;
+    if (s->kind == StepKind::conv2d) workspace = std::max(workspace, conv2d_workspace(conv2d_problem(at, *s), isa, threads));
+    if (s->kind == StepKind::linear) workspace = std::max(workspace, gemm_workspace(linear_problem(at, *s), isa, threads));
+  }
+  constexpr int64_t kReadOn = 64;  // behind a value, as kernels may
+  for (int64_t& slot : plan.slots) {
+    const int64_t bytes = round_up(slot + kReadOn, 64);
+    slot = plan.workspace;
+    plan.workspace += bytes;
+  }
+  plan.arena_bytes = plan.workspace + workspace;
+  return plan;
+}
+
+namespace {
+
+void run_step(const Memory& at, const ProgramStep& s, Isa isa, const Parallel& parallel, void* workspace) {
+  const ProgramShape &x = at.plan.shapes[size_t(s.x)], &y = at.plan.shapes[size_t(s.y)];
+  const DType type = at.program.values[s.y].type;
+  switch (s.kind) {
+    case StepKind::conv2d: return conv2d(conv2d_problem(at, s), isa, parallel, workspace);
+    case StepKind::linear: return gemm(linear_problem(at, s), isa, parallel, workspace);
+    case StepKind::max_pool: {
+      Pool2dProblem p;
+      p.batch = x.n, p.h = x.h, p.w = x.w, p.c = x.c, p.oh = y.h, p.ow = y.w;
+      p.kh = s.kh, p.kw = s.kw, p.stride_h = s.stride_h, p.stride_w = s.stride_w;
+      p.pad_h = s.pad_top, p.pad_w = s.pad_left, p.dilation_h = s.dilation_h, p.dilation_w = s.dilation_w;
+      p.type = type, p.x = at(s.x), p.y = at(s.y);
+      return pool2d(p, isa, parallel);
+    }
+    case StepKind::mean: {
+      MeanProblem p;
+      p.batch = x.n, p.h = x.h, p.w = x.w, p.c = x.c;
+      p.x = static_cast<const float*>(at(s.x)), p.y = static_cast<float*>(at(s.y));
+      at.strides(s.x, p.x_strides);
+      return mean(p, parallel);
+    }
+    case StepKind::copy: {
+      CopyProblem p;
+      p.batch = x.n, p.h = x.h, p.w = x.w, p.c = x.c, p.oh = y.h, p.ow = y.w, p.oc = y.c;
+      p.stride_h = s.stride_h, p.stride_w = s.stride_w, p.channel = s.channel;
+      p.pad_top = s.pad_top, p.pad_left = s.pad_left, p.pad_bottom = s.pad_bottom, p.pad_right = s.pad_right;
+      p.fill = s.fill, p.fill_value = int8_t(s.x_zero), p.type = type, p.x = at(s.x), p.y = at(s.y);
+      return copy(p, parallel);
+    }
+    case StepKind::planar: return to_planar({x.n, x.h * x.w, x.c, type, at(s.x), at(s.y)}, parallel);
+  }
+}
+
+}  // namespace
+
+void run_program(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, void* const* outputs, Isa isa,
+                 const Parallel& parallel, void* arena, double* seconds) {
+  using Clock = std::chrono::steady_clock;
+  const Memory at{program, plan, inputs, outputs, static_cast<char*>(arena)};
+  if (plan.shapes[size_t(program.inputs[0])].n == 0) return;
+  for (int32_t i = 0; i < program.header->steps; ++i) {
+    const auto start = seconds ? Clock::now() : Clock::time_point();
+    run_step(at, program.steps[i], isa, parallel, at.arena + plan.workspace);
+    if (seconds) seconds[i] = std::chrono::duration<double>(Clock::now() - start).count();
+  }
+}
+
+StepWork work_of(const Program& program, const ProgramPlan& plan, const ProgramStep& s) {
+  const auto bytes = [&](int32_t v) {
+    const ProgramShape& shape = plan.shapes[size_t(v)];
+    return v < 0 ? 0 : shape.n * shape.h * shape.w * shape.c * size_of(program.values[v].type);
+  };
+  const ProgramShape &x = plan.shapes[size_t(s.x)], &y = plan.shapes[size_t(s.y)];
+  StepWork work{0, bytes(s.x) + bytes(s.y)};
+  if (s.residual >= 0) work.bytes += bytes(s.residual);
+  if (s.kind == StepKind::conv2d) work.macs = y.n * y.h * y.w * y.c * (x.c / s.groups) * s.kh * s.kw;
+  if (s.kind == StepKind::linear) work.macs = y.n * y.c * x.c;
+  if (s.weight_bytes) work.bytes += s.weight_bytes + s.oc * (s.bias ? 8 : 4);
+  return work;
+}
+
+}  // namespace qk

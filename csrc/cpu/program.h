@@ -1,0 +1,64 @@
+// Runs a chained model, step by step: core/program.h says what it is.
+//
+// The front that calls owns the memory: the program's bytes, which callers share and nothing writes; one arena a call,
+// whose slots hold values that are never alive together; inputs and outputs.
+#pragma once
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "isa.h"
+#include "parallel.h"
+#include "../core/program.h"
+
+namespace qk {
+
+// The parts of a program, in place.
+struct Program {
+  const char* base;
+  const ProgramHeader* header;
+  const ProgramValue* values;
+  const ProgramStep* steps;
+  const int32_t* inputs;
+  const int32_t* outputs;
+
+  explicit Program(const void* bytes);
+  std::string_view name(const ProgramStep& step) const { return {base + step.name, size_t(step.name_bytes)}; }
+};
+
+// Why these bytes are no program that may run, whoever wrote them; empty if they are one. Checks all but the checksum.
+std::string check_program(const void* bytes, int64_t size);
+
+struct ProgramShape {
+  int64_t n = 0, h = 1, w = 1, c = 0;
+};
+
+// An input of a call. Strides count elements, order n, c, h, w; rows are contiguous.
+struct ProgramInput {
+  const void* data;
+  int rank;
+  int64_t sizes[4];      // n, c, h, w
+  int64_t strides[4];
+};
+
+// What follows from the sizes of a call's inputs.
+struct ProgramPlan {
+  std::string error;               // why the program does not take them, else empty
+  std::vector<ProgramShape> shapes;  // of every value
+  std::vector<int64_t> slots;      // their offsets in the arena
+  int64_t workspace = 0, arena_bytes = 0;
+};
+
+ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa isa, int threads);
+
+// `arena` has plan.arena_bytes, aligned to 64; `seconds`, where given, receives one figure a step.
+void run_program(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, void* const* outputs, Isa isa,
+                 const Parallel& parallel, void* arena, double* seconds = nullptr);
+
+// Multiply-adds of a step, and the bytes that it reads and writes where every one moves once.
+struct StepWork {
+  int64_t macs, bytes;
+};
+StepWork work_of(const Program& program, const ProgramPlan& plan, const ProgramStep& step);
+
+}  // namespace qk

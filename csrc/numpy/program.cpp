@@ -1,0 +1,218 @@
+#include "program.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../cpu/program.h"
+#include "threads.h"
+
+namespace py = pybind11;
+
+namespace qk {
+namespace {
+
+// Memory of one call, kept for the next one.
+class Arena {
+ public:
+  void* at_least(int64_t bytes) {
+    if (bytes > size_) {
+      memory_.reset(static_cast<char*>(::operator new(size_t(bytes), std::align_val_t(64))));
+      size_ = bytes;
+    }
+    return memory_.get();
+  }
+  int64_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<char, Free> memory_;
+  int64_t size_ = 0;
+};
+
+// Holds the bytes and, for every call at a time, an arena.
+class LoadedProgram {
+ public:
+  explicit LoadedProgram(const py::buffer& bytes) : buffer_(bytes.request()) {
+    const int64_t size = buffer_.size * buffer_.itemsize;
+    if (reinterpret_cast<uintptr_t>(buffer_.ptr) % 8) throw std::invalid_argument("the program's bytes begin at an odd address");
+    if (const std::string why = check_program(buffer_.ptr, size); !why.empty()) throw std::invalid_argument("this is no program to run: " + why);
+    program_.emplace(buffer_.ptr);
+  }
+
+  py::list run(std::vector<py::array> arrays, int threads, bool timed, py::object seconds_out) {
+    const Isa isa = active_isa();
+    const std::vector<ProgramInput> inputs = inputs_of(arrays);
+    if (threads < 1 || threads > 256) throw std::invalid_argument("threads=" + std::to_string(threads) + " is outside [1, 256]");
+    const ProgramPlan plan = planned(inputs, isa, threads);
+    const ProgramHeader& h = *program_->header;
+    py::list results;
+    std::vector<void*> outputs;
+    for (int32_t i = 0; i < h.outputs; ++i) {
+      py::array_t<float> y(sizes(plan, program_->outputs[i]));
+      outputs.push_back(y.mutable_data());
+      results.append(y);
+    }
+    std::vector<double> seconds(timed ? size_t(h.steps) : 0);
+    {
+      py::gil_scoped_release free;
+      std::unique_ptr<Arena> arena = take();
+      run_program(*program_, plan, inputs.data(), outputs.data(), isa, plain_threads(threads), arena->at_least(plan.arena_bytes),
+                  timed ? seconds.data() : nullptr);
+      give(std::move(arena));
+    }
+    for (int32_t i = 0; i < h.outputs; ++i) results[size_t(i)] = as_sent(results[size_t(i)], program_->outputs[i]);
+    if (timed) seconds_out.attr("extend")(py::cast(seconds));
+    return results;
+  }
+
+  // What a call with inputs of these sizes does, step by step.
+  py::list steps(const std::vector<std::vector<int64_t>>& input_sizes, int threads) const {
+    static const char* kinds[kStepKinds] = {"conv2d", "linear", "max_pool", "mean", "copy", "planar"};
+    const ProgramPlan plan = planned(inputs_of(input_sizes), active_isa(), threads);
+    py::list rows;
+    for (int32_t i = 0; i < program_->header->steps; ++i) {
+      const ProgramStep& s = program_->steps[i];
+      const StepWork work = work_of(*program_, plan, s);
+      py::dict row;
+      row["name"] = std::string(program_->name(s));
+      row["kind"] = kinds[int(s.kind)];
+      row["x"] = described(plan, s.x);
+      row["y"] = described(plan, s.y);
+      row["macs"] = work.macs;
+      row["bytes"] = work.bytes;
+      rows.append(row);
+    }
+    return rows;
+  }
+
+  int64_t arena_bytes(const std::vector<std::vector<int64_t>>& input_sizes, int threads) const {
+    return planned(inputs_of(input_sizes), active_isa(), threads).arena_bytes;
+  }
+
+  py::list signature(bool inputs) const {
+    py::list all;
+    const ProgramHeader& h = *program_->header;
+    for (int32_t i = 0; i < (inputs ? h.inputs : h.outputs); ++i) {
+      const ProgramValue& v = program_->values[(inputs ? program_->inputs : program_->outputs)[i]];
+      all.append(py::make_tuple(int(v.rank), v.channels));
+    }
+    return all;
+  }
+
+  int64_t max_batch() const { return program_->header->max_batch; }
+
+ private:
+  const ProgramValue& value(int32_t v) const { return program_->values[v]; }
+
+  std::vector<int64_t> sizes(const ProgramPlan& plan, int32_t v) const {
+    const ProgramShape& s = plan.shapes[size_t(v)];
+    if (value(v).rank == 2) return {s.n, s.c};
+    return value(v).planar ? std::vector<int64_t>{s.n, s.c, s.h, s.w} : std::vector<int64_t>{s.n, s.h, s.w, s.c};
+  }
+
+  // [N, C, H, W], whatever lies in memory.
+  py::object as_sent(const py::object& y, int32_t v) const {
+    return value(v).rank == 4 && !value(v).planar ? y.attr("transpose")(0, 3, 1, 2) : y;
+  }
+
+  std::string described(const ProgramPlan& plan, int32_t v) const {
+    std::string text = value(v).type == DType::s8 ? "int8 [" : "float32 [";
+    const std::vector<int64_t> all = sizes(plan, v);
+    for (size_t i = 0; i < all.size(); ++i) text += (i ? ", " : "") + std::to_string(all[i]);
+    return text + "]";
+  }
+
+  void check_count(size_t given) const {
+    if (given != size_t(program_->header->inputs))
+      throw std::invalid_argument(std::to_string(given) + " inputs were given; the program takes " + std::to_string(program_->header->inputs));
+  }
+
+  static void check_axes(size_t i, int64_t axes) {
+    if (axes != 2 && axes != 4) throw std::invalid_argument("input " + std::to_string(i) + " has " + std::to_string(axes) + " axes; [N, C, H, W] or [N, C] is needed");
+  }
+
+  static py::array contiguous(const py::array& a) {
+    return py::array_t<float, py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_>::ensure(a);
+  }
+
+  // Arrays as the program reads them; copied only where it does not.
+  std::vector<ProgramInput> inputs_of(std::vector<py::array>& arrays) const {
+    check_count(arrays.size());
+    std::vector<ProgramInput> inputs;
+    for (size_t i = 0; i < arrays.size(); ++i) {
+      py::array& a = arrays[i];
+      if (!py::isinstance<py::array_t<float>>(a)) throw py::type_error("input " + std::to_string(i) + " has dtype " + py::str(a.dtype()).cast<std::string>() + "; float32 is needed");
+      check_axes(i, a.ndim());
+      if (a.ndim() == 2) a = contiguous(a);
+      if (a.ndim() == 4 && value(program_->inputs[i]).nhwc_only)
+        a = contiguous(a.attr("transpose")(0, 2, 3, 1)).attr("transpose")(0, 3, 1, 2);
+      if (!(a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) a = contiguous(a);
+      ProgramInput in{a.data(), int(a.ndim()), {0, 0, 1, 1}, {0, 1, 0, 0}};
+      for (int axis = 0; axis < a.ndim(); ++axis) in.sizes[axis] = a.shape(axis), in.strides[axis] = a.strides(axis) / int64_t(sizeof(float));
+      inputs.push_back(in);
+    }
+    return inputs;
+  }
+
+  std::vector<ProgramInput> inputs_of(const std::vector<std::vector<int64_t>>& all) const {
+    check_count(all.size());
+    std::vector<ProgramInput> inputs;
+    for (const auto& s : all) {
+      check_axes(inputs.size(), int64_t(s.size()));
+      ProgramInput in{nullptr, int(s.size()), {s[0], s[1], 1, 1}, {0, 1, 0, 0}};
+      if (s.size() == 4) in.sizes[2] = s[2], in.sizes[3] = s[3];
+      in.strides[0] = in.sizes[1] * in.sizes[2] * in.sizes[3];
+      in.strides[1] = in.sizes[2] * in.sizes[3], in.strides[2] = in.sizes[3], in.strides[3] = 1;
+      inputs.push_back(in);
+    }
+    return inputs;
+  }
+
+  ProgramPlan planned(const std::vector<ProgramInput>& inputs, Isa isa, int threads) const {
+    ProgramPlan plan = plan_program(*program_, inputs.data(), isa, threads);
+    if (!plan.error.empty()) throw std::invalid_argument(plan.error);
+    return plan;
+  }
+
+  std::unique_ptr<Arena> take() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (arenas_.empty()) return std::make_unique<Arena>();
+    std::unique_ptr<Arena> arena = std::move(arenas_.back());
+    arenas_.pop_back();
+    return arena;
+  }
+  void give(std::unique_ptr<Arena> arena) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    arenas_.push_back(std::move(arena));
+  }
+
+  py::buffer_info buffer_;
+  std::optional<Program> program_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Arena>> arenas_;
+};
+
+}  // namespace
+
+void bind_program(py::module_& m) {
+  using namespace pybind11::literals;
+  m.attr("PROGRAM_VERSION") = kProgramVersion;
+  py::class_<LoadedProgram>(m, "Program", "A chained model, from the bytes of a saved program; they are not copied.")
+      .def(py::init<py::buffer>(), "bytes"_a)
+      .def("run", &LoadedProgram::run, "inputs"_a, "threads"_a = 1, "timed"_a = false, "seconds"_a = py::none(),
+           "float32 arrays [N, C, H, W] or [N, C], any strides, to a list of arrays; timed: appends each step's seconds. Any thread may call.")
+      .def("steps", &LoadedProgram::steps, "input_sizes"_a, "threads"_a = 1, "What a call with inputs of these sizes does: one dict a step.")
+      .def("arena_bytes", &LoadedProgram::arena_bytes, "input_sizes"_a, "threads"_a = 1, "Memory of one call, beside weights, inputs and outputs.")
+      .def("signature", &LoadedProgram::signature, "inputs"_a, "(axes, channels) of the inputs, or of the outputs.")
+      .def_property_readonly("max_batch", &LoadedProgram::max_batch);
+}
+
+}  // namespace qk

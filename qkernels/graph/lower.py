@@ -1,0 +1,324 @@
+"""Runs of steps that the core knows become programs: one operator each, no Python and no allocation inside.
+
+What a run hands to torch, or to the caller, is float32 of torch's own layout; within it int8 flows as NHWC.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from qkernels.graph import trace as nodes
+from qkernels.graph.layers import ChainedLayer, Int8MaxPool2d, QParams
+from qkernels.graph.program import TorchProgram
+from qkernels.nn import MeanPool2d, QuantConv2d
+from qkernels.program.format import PAD_MODES, RANGES, Step, Value, assemble
+
+_Lowering = Callable[["_Builder", fx.Node], None]
+
+
+def lower(traced: fx.GraphModule, max_batch: int | None = None) -> TorchProgram | None:
+    """Put a `TorchProgram` where a run of known steps holds an int8 layer. Returns the one that is the whole model."""
+    runs: list[list[fx.Node]] = []
+    for lowerable, group in itertools.groupby(
+        list(traced.graph.nodes), lambda n: _lowering(traced, n) is not None
+    ):
+        run = list(group)
+        if lowerable and any(isinstance(nodes.module_of(traced, n), ChainedLayer) for n in run):
+            runs.append(run)
+    programs = [_replace(traced, f"program_{i}", run, max_batch) for i, run in enumerate(runs)]
+    traced.graph.lint()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    calls = [n for n in traced.graph.nodes if n.op.startswith("call") and not _is_part(traced, n)]
+    if len(calls) != 1 or not _is_program(traced, call := calls[0]):
+        return None
+    given = [n for n in traced.graph.nodes if n.op == "placeholder"]
+    returned = traced.graph.output_node().args[0]
+    whole = returned is call or _parts(call, returned)
+    return programs[0] if whole and list(call.args) == given else None
+
+
+def left_to_torch(traced: fx.GraphModule) -> list[fx.Node]:
+    """The steps of a lowered graph that compute something outside of every program."""
+    return [
+        n
+        for n in traced.graph.nodes
+        if n.op.startswith("call")
+        and not (_is_program(traced, n) or _is_part(traced, n) or nodes.asks_shape(n))
+        and n.target != "contiguous"
+    ]
+
+
+def _is_part(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether it is one of a program's outputs."""
+    return node.target is operator.getitem and _is_program(traced, node.args[0])
+
+
+def _is_program(traced: fx.GraphModule, node: Any) -> bool:
+    return isinstance(node, fx.Node) and isinstance(nodes.module_of(traced, node), TorchProgram)
+
+
+def _parts(call: fx.Node, returned: Any) -> bool:
+    """Whether the outputs of a program are, in order, what the model returns."""
+    if not isinstance(returned, list | tuple):
+        return False
+    index = [
+        n.args[1] if isinstance(n, fx.Node) and n.args[:1] == (call,) else None for n in returned
+    ]
+    return index == list(range(len(call.users)))
+
+
+# ---- which steps the core knows
+
+
+def _lowering(traced: fx.GraphModule, node: fx.Node) -> _Lowering | None:
+    module = nodes.module_of(traced, node)
+    if isinstance(module, ChainedLayer):
+        known = isinstance(module.layer, QuantConv2d) or len(_shape(node)) == 2
+        return _Builder.layer if known else None
+    if isinstance(module, nn.MaxPool2d | Int8MaxPool2d):
+        return _Builder.max_pool if len(_shape(node)) == 4 and not _of_input(node) else None
+    if isinstance(module, MeanPool2d):
+        return _Builder.mean if len(_shape(node)) == 4 else None
+    if node.op == "call_method" and node.target == "contiguous" and len(_shape(node.args[0])) == 4:
+        return _Builder.layout
+    if _flattens(traced, node):
+        return _Builder.flatten if not _of_input(node) else None
+    if nodes.is_zero_pad(node) or (node.target is F.pad and stored(node)):  # the chain gave it its zero point
+        images = len(_shape(node)) == 4 and not _of_input(node)
+        return _Builder.pad if images and _borders(node) is not None else None
+    if node.target is operator.getitem and len(_shape(node)) == 4 and not _of_input(node):
+        return _Builder.stride if _strides(node) is not None else None
+    return None
+
+
+def _shape(node: Any) -> torch.Size:
+    return nodes.shape(node) or torch.Size()
+
+
+def _moved(node: fx.Node) -> Any:
+    """The value that a change of layout, which the chain put in, is of."""
+    return node.args[0] if node.target == "contiguous" and "tensor_meta" not in node.meta else node
+
+
+def _of_input(node: fx.Node) -> bool:
+    return isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
+
+
+def _flattens(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether it makes rows of images, whatever the batch."""
+    x = node.args[0] if node.args else None
+    if len(_shape(node)) != 2 or len(_shape(x)) != 4:
+        return False
+    module = nodes.module_of(traced, node)
+    if isinstance(module, nn.Flatten):
+        return (module.start_dim, module.end_dim) in ((1, -1), (1, 3))
+    if node.target in (torch.flatten, "flatten"):
+        return (*node.args[1:], *node.kwargs.values()) in ((1,), (1, -1), (1, 3))
+    return False
+
+
+def _borders(node: fx.Node) -> list[int] | None:
+    """(left, right, top, bottom, before, after) of a padding of images that removes nothing."""
+    widths = list(node.args[1])  # type: ignore[arg-type]
+    widths += [0] * (6 - len(widths))
+    known = len(widths) == 6 and all(isinstance(w, int) and w >= 0 for w in widths)
+    return widths if known else None
+
+
+def _strides(node: fx.Node) -> tuple[int, int] | None:
+    """Of x[:, :, ::h, ::w]."""
+    index = node.args[1]
+    if not isinstance(index, tuple) or len(index) != 4:
+        return None
+    if not all(isinstance(s, slice) and s.start is None and s.stop is None for s in index):
+        return None
+    steps = [s.step or 1 for s in index]
+    known = steps[:2] == [1, 1] and all(isinstance(s, int) and s > 0 for s in steps)
+    return (steps[2], steps[3]) if known else None
+
+
+# ---- one run
+
+
+class _Builder:
+    def __init__(self, traced: fx.GraphModule, run: list[fx.Node]) -> None:
+        self.traced, self.run = traced, set(run)
+        self.values: list[Value] = []
+        self.steps: list[Step] = []
+        self.at: dict[fx.Node, int] = {}
+        self.inputs: list[fx.Node] = []
+        self.outputs = [n for n in run if any(user not in self.run for user in n.users)]
+        self.arrays: dict[int, Any] = {}
+
+    def value(self, node: fx.Node, **fields: Any) -> int:
+        shape, dtype = _shape(_moved(node)), "int8" if stored(node) else "float32"
+        size = math.prod(shape) * (1 if stored(node) else 4)
+        self.values.append(Value(shape[1], len(shape), dtype, size, **fields))
+        return len(self.values) - 1
+
+    def read(self, node: fx.Node, *, nhwc: bool = True) -> int:
+        if node not in self.at:
+            self.at[node] = self.value(node, callers=True)
+            self.inputs.append(node)
+        v = self.at[node]
+        if node in self.inputs and len(_shape(node)) == 4:
+            self.values[v].nhwc_only |= nhwc
+        return v
+
+    def write(self, node: fx.Node, **fields: Any) -> int:
+        self.at[node] = self.value(node, callers=node in self.outputs, **fields)
+        return self.at[node]
+
+    def array(self, tensor: Tensor) -> Any:
+        """One array a tensor, so that a weight used twice is held once."""
+        return self.arrays.setdefault(id(tensor), tensor.detach().contiguous().numpy())
+
+    def add(
+        self, kind: str, node: fx.Node, x: int, y: int, residual: int = -1, **fields: Any
+    ) -> Step:
+        name = str(node.target if node.op == "call_module" else node.name)
+        self.steps.append(Step(kind, name, x, y, residual, fields))
+        return self.steps[-1]
+
+    # -- steps
+
+    def layer(self, node: fx.Node) -> None:
+        module = nodes.module_of(self.traced, node)
+        assert isinstance(module, ChainedLayer)
+        layer, source, residual = module.layer, node.args[0], node.args[1]
+        assert isinstance(source, fx.Node)
+        image = isinstance(layer, QuantConv2d)
+        x = self.read(source, nhwc=False)
+        r = self.read(residual) if isinstance(residual, fx.Node) else -1
+        step = self.add("conv2d" if image else "linear", node, x, self.write(node), r)
+        step.name = module.name
+        step.fields |= _epilogue(module)
+        if isinstance(layer, QuantConv2d):
+            step.fields |= _window(layer)
+        else:
+            step.fields["kw"] = layer.in_features
+        step.fields["oc"] = layer.weight_size[0]
+        b = layer._buffers
+        step.constants = {
+            "weight": self.array(layer.packed_weight),
+            "w_scale": self.array(layer.weight_scale),
+        }
+        if b["bias"] is not None:
+            step.constants["bias"] = self.array(b["bias"])
+
+    def max_pool(self, node: fx.Node) -> None:
+        pool: Any = nodes.module_of(self.traced, node)
+        if isinstance(pool, nn.MaxPool2d):
+            pool = Int8MaxPool2d(pool)
+        (kh, kw), stride, (ph, pw), (dh, dw) = pool.sizes
+        sh, sw = stride or (kh, kw)
+        self.add(
+            "max_pool", node, self.read(node.args[0]), self.write(node), kh=kh, kw=kw, stride_h=sh, stride_w=sw,
+            pad_top=ph, pad_bottom=ph, pad_left=pw, pad_right=pw, dilation_h=dh, dilation_w=dw,
+            ceil_mode=int(pool.ceil_mode),
+        )  # fmt: skip
+
+    def mean(self, node: fx.Node) -> None:
+        self.add("mean", node, self.read(node.args[0]), self.write(node))
+
+    def flatten(self, node: fx.Node) -> None:
+        x = self.read(node.args[0])
+        y = self.write(node)
+        self.values[y].channels = 0
+        self.add("planar", node, x, y)
+
+    def layout(self, node: fx.Node) -> None:
+        """Before a layer, which reads any layout, nothing; before torch or the caller, planes."""
+        source = node.args[0]
+        if node in self.outputs:
+            self.add("planar", node, self.read(source), self.write(node, planar=True))
+        else:
+            self.at[node] = self.read(source, nhwc=False)
+
+    def pad(self, node: fx.Node) -> None:
+        left, right, top, bottom, before, _ = _borders(node) or [0] * 6
+        format = stored(node)
+        self.add(
+            "copy", node, self.read(node.args[0]), self.write(node), pad_left=left, pad_right=right, pad_top=top,
+            pad_bottom=bottom, channel=before, fill=1, x_zero=format[1] if format else 0,
+        )  # fmt: skip
+
+    def stride(self, node: fx.Node) -> None:
+        h, w = _strides(node) or (1, 1)
+        self.add(
+            "copy", node, self.read(node.args[0]), self.write(node), stride_h=h, stride_w=w, fill=1
+        )
+
+
+def stored(node: fx.Node) -> QParams | None:
+    """The int8 format that the chain gave a value; None: float32."""
+    format: QParams | None = node.meta.get("int8")
+    return format
+
+
+def _epilogue(module: ChainedLayer) -> dict[str, Any]:
+    layer, given = module.layer, module.input
+    lo, hi = module.clamp
+    fields: dict[str, Any] = {
+        "lo": -math.inf if lo is None else lo,
+        "hi": math.inf if hi is None else hi,
+        "range": RANGES.index("given"),
+    }
+    if given:
+        fields["x_scale"], fields["x_zero"] = given
+    else:
+        kind = "dynamic_symmetric" if layer.symmetric else "dynamic_asymmetric"
+        fields["range"] = RANGES.index(kind)
+    if module.residual:
+        fields["residual_scale"], fields["residual_zero"] = module.residual
+    if module.output:
+        inverse = torch.tensor(1.0) / torch.tensor(
+            module.output[0]
+        )  # in float32, as the operators do
+        fields["out_inv_scale"], fields["out_zero"] = float(inverse), module.output[1]
+    return fields
+
+
+def _window(layer: QuantConv2d) -> dict[str, int]:
+    left, right, top, bottom = layer._borders
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    return {
+        "kh": kh, "kw": kw, "groups": layer.groups, "stride_h": sh, "stride_w": sw, "dilation_h": dh,
+        "dilation_w": dw, "pad_top": top, "pad_bottom": bottom, "pad_left": left, "pad_right": right,
+        "pad_mode": PAD_MODES.index(layer.padding_mode),
+    }  # fmt: skip
+
+
+def _replace(
+    traced: fx.GraphModule, name: str, run: list[fx.Node], max_batch: int | None
+) -> TorchProgram:
+    builder = _Builder(traced, run)
+    for node in run:
+        lowering = _lowering(traced, node)
+        assert lowering is not None
+        lowering(builder, node)
+    outputs = [builder.at[n] for n in builder.outputs]
+    inputs = [builder.at[n] for n in builder.inputs]
+    data = assemble(builder.values, builder.steps, inputs, outputs, max_batch)
+    program = TorchProgram(torch.from_numpy(data))
+    traced.add_submodule(name, program)
+    with traced.graph.inserting_after(run[-1]):
+        call = traced.graph.call_module(name, tuple(builder.inputs))
+    if len(outputs) == 1:
+        builder.outputs[0].replace_all_uses_with(call)
+    else:
+        for i, node in enumerate(builder.outputs):
+            with traced.graph.inserting_after(call):
+                node.replace_all_uses_with(traced.graph.call_function(operator.getitem, (call, i)))
+    for node in reversed(run):
+        traced.graph.erase_node(node)
+    return program

@@ -1,0 +1,31 @@
+"""The mean over an image, the same bits everywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qkernels import ops
+
+
+class MeanPool2d(nn.Module):
+    """``nn.AdaptiveAvgPool2d(1)``: [N, C, H, W] -> [N, C, 1, 1], or without N; added pixel by pixel in float32.
+
+    torch adds in an order that depends on the processor's vectors, so an int8 layer behind it would now and then
+    differ by one from machine to machine. Where a gradient is wanted (QAT), torch adds all the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            return x.mean((-2, -1), keepdim=True)
+        if x.dim() == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
+        return ops.mean_pool2d(x.float()).to(x.dtype)
+
+
+def fix_mean_order(model: nn.Module) -> None:
+    """Put `MeanPool2d` where ``nn.AdaptiveAvgPool2d(1)`` is, in place."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.AdaptiveAvgPool2d and child.output_size in (1, (1, 1)):
+                setattr(parent, name, MeanPool2d())

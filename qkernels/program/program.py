@@ -1,0 +1,91 @@
+"""A program on NumPy arrays, without torch."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkernels import _core
+from qkernels.program.format import checksum, stored_checksum
+
+
+class Program:
+    """A chained model in one run of bytes, which may be a file mapped into memory: loading copies nothing, and
+    processes that load the same file share its weights.
+
+    ``program(x)`` takes float32 arrays [N, C, H, W] or [N, C] and returns one array, or a list where there are several
+    outputs. Any number of threads may call at once; each call works in memory of its own, kept for the next.
+    """
+
+    def __init__(self, data: NDArray[np.uint8], threads: int = 1) -> None:
+        """``data``: from `qkernels.compile` or a file. Raises ValueError for bytes that are no whole program."""
+        self.data, self.threads = data, threads
+        self._program = _core.Program(data)  # checks everything but the checksum
+        if checksum(data) != stored_checksum(data):
+            raise ValueError("the program's checksum is not that of its bytes: it was altered")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], threads: int = 1) -> Program:
+        """From a file that `save` has written; ``threads``: those that one call may use.
+
+        Raises ValueError for a file that is cut off, altered, from another version, or no program at all.
+        """
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ValueError(f"{path}: the file is empty")
+            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        try:
+            return cls(data, threads)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the bytes aside, then rename: a reader sees the old file or the new one."""
+        target = Path(path)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
+            aside = Path(folder) / target.name
+            self.data.tofile(aside)
+            aside.replace(target)
+
+    def __call__(self, *inputs: NDArray[np.float32]) -> Any:
+        outputs = self._program.run(list(inputs), self.threads)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def steps(self, *sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+        """What a call with inputs of these sizes does: name, kind, x, y, multiply-adds and bytes of each step."""
+        steps: list[dict[str, Any]] = self._program.steps([list(s) for s in sizes], self.threads)
+        return steps
+
+    def arena_bytes(self, *sizes: tuple[int, ...]) -> int:
+        """Memory that one call with inputs of these sizes works in, beside weights, inputs and outputs."""
+        return int(self._program.arena_bytes([list(s) for s in sizes], self.threads))
+
+    @property
+    def inputs(self) -> list[tuple[int, int]]:
+        """(axes, channels) of each input."""
+        return list(self._program.signature(True))
+
+    @property
+    def outputs(self) -> list[tuple[int, int]]:
+        """(axes, channels) of each output; 0 channels: they follow from the image size."""
+        return list(self._program.signature(False))
+
+    @property
+    def max_batch(self) -> int | None:
+        """The largest batch that it takes; None: any."""
+        return int(self._program.max_batch) or None
+
+    def __repr__(self) -> str:
+        ends = [
+            ", ".join(
+                "[N, C, H, W]"[: 4 if axes == 2 else 12].replace("C", str(c)) for axes, c in e
+            )
+            for e in (self.inputs, self.outputs)
+        ]
+        return f"Program({ends[0]} -> {ends[1]}, {self.data.nbytes / 1e6:.2f} MB)"
