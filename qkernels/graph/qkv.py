@@ -24,12 +24,13 @@ def merge_linears(traced: fx.GraphModule) -> list[str]:
     ``traced``: from `qkernels.graph.trace.trace`. A layer whose reader could join its epilogue (ReLU, residual add) or
     take its int8 (another int8 layer) is left as it is: slices of a common output would cost more than they save.
     """
-    groups: dict[tuple[Any, ...], list[fx.Node]] = defaultdict(list)
+    groups: dict[Any, list[fx.Node]] = defaultdict(list)
     for node in traced.graph.nodes:
         layer = nodes.module_of(traced, node)
-        plain = isinstance(layer, QuantLinear) and len(node.args) == 1 and not node.kwargs
-        if plain and not any(_joins(traced, user, node) for user in node.users):
-            groups[(node.args[0], *_input_scheme(layer))].append(node)
+        if not isinstance(layer, QuantLinear) or len(node.args) != 1 or node.kwargs:
+            continue
+        if not any(_joins(traced, user, node) for user in node.users):
+            groups[node.args[0], _input_scheme(layer)].append(node)
     return [_merge(traced, group) for group in groups.values() if len(group) > 1]
 
 
@@ -59,7 +60,8 @@ def _merge(traced: fx.GraphModule, group: list[fx.Node]) -> str:
         start = 0
         for node, layer in zip(group, layers, strict=True):
             stop = start + layer.out_features
-            part = traced.graph.call_function(operator.getitem, (merged, (..., slice(start, stop))))
+            index: Any = (..., slice(start, stop))
+            part = traced.graph.call_function(operator.getitem, (merged, index))
             part.meta, start = dict(node.meta), stop
             node.replace_all_uses_with(part)
     for node in group:
