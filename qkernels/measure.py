@@ -72,11 +72,11 @@ def paired_change(before: Tensor, after: Tensor, labels: Tensor) -> PairedChange
     return PairedChange(gain, (centre - half, centre + half), changed, count)
 
 
-def count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-adds of a float model for one image [C, H, W]."""
+def count_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of a float model for one example of this shape, as [C, H, W]."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        model.eval()(torch.zeros(1, *image_shape))
+        model.eval()(torch.zeros(1, *shape))
     return counter.get_total_flops() // 2
 
 

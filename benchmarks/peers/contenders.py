@@ -1,20 +1,21 @@
-"""Who is compared: a function from a problem to a call, or Unsupported with a reason.
+"""Who is compared on layers: a function from a problem to a call, or Unsupported with a reason.
 
 A call returns what its library returns; `values` turns that into float32 to be checked against the float layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import onnxruntime_peer, openvino_peer, ours, torch_peers, torchao_peer
-from .problem import OUTPUT_SCALE, Problem, Unsupported
+from .problem import OUTPUT_SCALE, AnyProblem, Unsupported
 
 Call = Callable[[], object]
 
@@ -23,7 +24,7 @@ Call = Callable[[], object]
 class Contender:
     name: str
     package: str
-    build: Callable[[Problem, int], Call]  # problem, threads
+    build: Callable[[Any, int], Call]  # a Problem or ModelProblem, threads
     is_int8: bool = True
     settle: float = 0.01  # seconds that its worker threads may keep spinning after a call
 
@@ -42,10 +43,10 @@ CONTENDERS = (
 )
 
 
-def versions() -> dict[str, str]:
+def versions(contenders: Iterable[Contender]) -> dict[str, str]:
     """Of every contender's package."""
     found = {}
-    for package in dict.fromkeys(c.package for c in CONTENDERS):
+    for package in dict.fromkeys(c.package for c in contenders):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -53,7 +54,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def prepare(contender: Contender, problem: Problem, threads: int) -> Call:
+def prepare(contender: Contender, problem: AnyProblem, threads: int) -> Call:
     """A call whose result was seen to be right, or Unsupported with the reason."""
     try:
         call = contender.build(problem, threads)
@@ -65,14 +66,14 @@ def prepare(contender: Contender, problem: Problem, threads: int) -> Call:
     except Exception as failure:
         first = (str(failure).strip().splitlines() or [""])[0]
         raise Unsupported(f"failed: {type(failure).__name__}: {first[:160]}") from failure
-    if not error < 0.1:
+    if not error < problem.tolerance:
         raise Unsupported(
-            f"its result is {error:.0%} off the float layer's, so its time says nothing"
+            f"its result is {error:.0%} off the float {problem.what}'s, so its time says nothing"
         )
     return call
 
 
-def values(result: object, problem: Problem) -> Tensor:
+def values(result: object, problem: AnyProblem) -> Tensor:
     """What a call returned, as float32 in the float layer's shape."""
     if isinstance(result, (list, tuple)):
         result = result[0]
@@ -88,7 +89,7 @@ def values(result: object, problem: Problem) -> Tensor:
     return result.float()
 
 
-def relative_error(found: Tensor, problem: Problem) -> float:
+def relative_error(found: Tensor, problem: AnyProblem) -> float:
     expected = problem.expected
     if found.shape != expected.shape:
         found = found.reshape(expected.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,17 @@ class Unsupported(Exception):
     """A contender cannot run a problem; the message is the reason."""
 
 
+class AnyProblem(Protocol):
+    """What a result is checked against: it may be `tolerance` off `expected`, by the norm of the difference."""
+
+    @property
+    def expected(self) -> Tensor: ...
+    @property
+    def tolerance(self) -> float: ...
+    @property
+    def what(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Problem:
     """`int8`: int8 in and out. `static`, `dynamic`: float32 in and out. `weight-only`: float activations.
@@ -29,6 +40,8 @@ class Problem:
 
     case: Case
     scheme: Scheme
+    tolerance: ClassVar[float] = 0.1
+    what: ClassVar[str] = "layer"
 
     @property
     def is_conv(self) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from qkernels.data.image_data import ImageData
 from qkernels.data.progress import Advance
 from qkernels.data.progress import progress as progress_bar
 from qkernels.distill.config import TrainConfig, learning_rate
-from qkernels.distill.losses import hinton_loss
+from qkernels.distill.objective import HintonObjective, LabelObjective, Objective
 from qkernels.distill.run_folder import RunFolder
 
 
@@ -62,11 +62,16 @@ def train(
     config: TrainConfig,
     *,
     teacher: nn.Module | None = None,
+    objective: Objective | None = None,
+    after_step: Callable[[nn.Module, float], object] | None = None,
     run_dir: str | Path | None = None,
     resume: bool = True,
     progress: bool = True,
 ) -> TrainResult:
     """Train `model` in place on `data.train`; with a `teacher`, distil it (see `hinton_loss`).
+
+    `objective` says what to minimise instead of either. `after_step(model, lr)` runs after every optimizer step and
+    may change weights in place (masks, proximal steps).
 
     The teacher is copied, frozen and kept in eval mode. With a `run_dir` the run may be killed at
     any moment and called again with the same arguments: the final weights are those of a run never
@@ -76,10 +81,11 @@ def train(
     when the loss is no longer finite (the last good checkpoint stays).
     """
     accelerator = require("accelerate").Accelerator(mixed_precision="no")
-    loop = _Loop(model, data, config, teacher, accelerator)
-    folder = None
-    if run_dir is not None:
-        folder = RunFolder(run_dir, _describe(model, data, config, teacher), resume=resume)
+    description = _describe(model, data, config, teacher, objective)
+    loop = _Loop(
+        model, data, config, _objective(config, teacher, objective), after_step, accelerator
+    )
+    folder = None if run_dir is None else RunFolder(run_dir, description, resume=resume)
     loop.restore(folder)
     total, done = config.epochs * len(loop.batches), len(loop.history) * len(loop.batches)
     show = progress and accelerator.is_main_process
@@ -95,8 +101,24 @@ def train(
     return TrainResult(tuple(loop.history))
 
 
+def _objective(
+    config: TrainConfig, teacher: nn.Module | None, objective: Objective | None
+) -> Objective:
+    if objective is not None:
+        if teacher is not None:
+            raise ValueError("give a teacher or an objective, not both")
+        return objective
+    if teacher is None:
+        return LabelObjective(config.label_smoothing)
+    return HintonObjective(teacher, config.temperature, config.alpha, config.label_smoothing)
+
+
 def _describe(
-    model: nn.Module, data: ImageData, config: TrainConfig, teacher: nn.Module | None
+    model: nn.Module,
+    data: ImageData,
+    config: TrainConfig,
+    teacher: nn.Module | None,
+    objective: Objective | None,
 ) -> dict[str, Any]:
     """What must be equal for a run folder to be continued."""
     return {
@@ -104,6 +126,7 @@ def _describe(
         "data": f"{data.name}, {len(data.train)} images of {list(data.image_shape)}",
         "model": _fingerprint(model),
         "teacher": None if teacher is None else _fingerprint(teacher),
+        "objective": None if objective is None else repr(objective),
     }
 
 
@@ -113,28 +136,28 @@ def _fingerprint(model: nn.Module) -> str:
 
 
 class _Loop:
-    """State of a run: model, optimizer, teacher, batches and the epochs so far."""
+    """State of a run: model, optimizer, objective, batches and the epochs so far."""
 
     def __init__(
         self,
         model: nn.Module,
         data: ImageData,
         config: TrainConfig,
-        teacher: nn.Module | None,
+        objective: Objective,
+        after_step: Callable[[nn.Module, float], object] | None,
         accelerator: Any,
     ) -> None:
-        if teacher is None and data.train.labels is None:
+        if objective.needs_labels and data.train.labels is None:
             raise ValueError(f"{data.name}: training images without labels need a teacher")
         self.config, self.accelerator = config, accelerator
         self.batches = _train_batches(data, config, accelerator)
         self.val_batches = _val_batches(data, config, accelerator)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
-        self.teacher = None
-        if teacher is not None:
-            frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
-            self.teacher = frozen.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
-        self.optimizer = _optimizer(self.model, config)
+        self.objective, self.after_step = objective.to(accelerator.device), after_step
+        for teacher in self.objective.teachers:
+            teacher.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+        self.optimizer = _optimizer(nn.ModuleList([self.model, self.objective]), config)
         self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
         self.history: list[EpochRecord] = []
 
@@ -144,6 +167,7 @@ class _Loop:
         self.accelerator.wait_for_everyone()  # nobody writes before all have looked
         if checkpoint is not None:
             self.model.load_state_dict(checkpoint["model"])
+            self.objective.load_state_dict(checkpoint.get("objective", {}))
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.history = [EpochRecord(**record) for record in checkpoint["history"]]
         elif folder is not None:
@@ -161,6 +185,7 @@ class _Loop:
             folder.save(
                 {
                     "model": self.model.state_dict(),
+                    "objective": self.objective.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "history": [asdict(record) for record in self.history],
                 }
@@ -197,31 +222,15 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self._autocast():
-            logits = self.wrapped(images)
-            with torch.no_grad():
-                guide = None if self.teacher is None else self.teacher(images)
-        loss = self._loss(logits, guide, labels)
+            loss, logits, truth = self.objective(self.wrapped, images, labels)
         self.stepper.zero_grad()
         self.accelerator.backward(loss)
         if self.config.clip_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad_norm)
         self.stepper.step()
-        truth = labels if labels is not None else guide.argmax(1)  # type: ignore[union-attr]
+        if self.after_step is not None:
+            self.after_step(self.model, rate)
         return self._sum(loss.detach() * len(truth), logits, truth)
-
-    def _loss(self, logits: Tensor, guide: Tensor | None, labels: Tensor | None) -> Tensor:
-        config = self.config
-        if guide is None:
-            assert labels is not None
-            return cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-        return hinton_loss(
-            logits,
-            guide,
-            labels,
-            temperature=config.temperature,
-            alpha=config.alpha,
-            label_smoothing=config.label_smoothing,
-        )
 
     def _validate(self) -> tuple[float | None, float | None]:
         """(loss, accuracy) on the validation split, every process on its share."""

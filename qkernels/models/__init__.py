@@ -4,6 +4,7 @@ from qkernels.models.cifar_resnet import CifarResNet
 from qkernels.models.mobilenet_v2 import MobileNetV2
 from qkernels.models.registry import available, create
 from qkernels.models.resnet import ResNet
+from qkernels.models.transformer import TransformerEncoder, VisionTransformer
 from qkernels.models.tutorial_cnn import TutorialCNN
 from qkernels.models.weights import load_weights
 
@@ -11,7 +12,9 @@ __all__ = [
     "CifarResNet",
     "MobileNetV2",
     "ResNet",
+    "TransformerEncoder",
     "TutorialCNN",
+    "VisionTransformer",
     "available",
     "create",
     "load_weights",

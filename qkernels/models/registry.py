@@ -12,6 +12,7 @@ from torch import nn
 from qkernels.models.cifar_resnet import CifarResNet
 from qkernels.models.mobilenet_v2 import MobileNetV2
 from qkernels.models.resnet import BasicBlock, Bottleneck, ResNet
+from qkernels.models.transformer import VisionTransformer
 from qkernels.models.tutorial_cnn import TutorialCNN
 
 # He et al. 2016: 6n+2 layers are the networks for small images, 18 and 50 those for ImageNet.
@@ -21,7 +22,9 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
     "mobilenet_v2": MobileNetV2,
+    "vit": VisionTransformer,
 }
+_NEED_IMAGE_SIZE = ("tutorial_cnn", "vit")  # others pool over whatever remains
 
 
 def available() -> tuple[str, ...]:
@@ -40,14 +43,14 @@ def create(
     """A model with fresh weights from torch's global random state (seed it before).
 
     What is None stays as published (10 classes of 32x32 or 1000 of 224x224, RGB). `image_size`
-    matters to `tutorial_cnn` alone: the others pool over whatever remains. `options`: width
-    (tutorial_cnn and the ResNets), width_mult and dropout (mobilenet_v2).
+    matters to `tutorial_cnn` and `vit`: the others pool over whatever remains. `options`: width
+    (all but mobilenet_v2), depth, heads and patch (vit), width_mult and dropout (mobilenet_v2).
     Raises ValueError for an unknown name, with the nearest known ones.
     """
     if name not in BUILDERS:
         near = difflib.get_close_matches(name, BUILDERS, n=3, cutoff=0.4) or BUILDERS
         raise ValueError(f"no model {name!r}; the nearest: {', '.join(near)}")
-    if name == "tutorial_cnn":
+    if name in _NEED_IMAGE_SIZE:
         options["image_size"] = image_size
     options.update(num_classes=num_classes, in_channels=in_channels)
     return BUILDERS[name](**{key: value for key, value in options.items() if value is not None})
