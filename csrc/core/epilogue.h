@@ -93,7 +93,8 @@ struct Finisher {
 
   QK_METHOD typename V::F add_residual(typename V::F y, const void* residual) const {
     if (e.residual_type != DType::s8) return V::add(y, load_float<V>(residual, 0, e.residual_type));
-    const auto r = V::subi(V::load_s8(static_cast<const int8_t*>(residual)), V::set1i(e.residual_zero));
+    const auto q = V::xori(V::load_s8(static_cast<const int8_t*>(residual)), V::set1i(e.residual_mask));
+    const auto r = V::subi(q, V::set1i(e.residual_zero));
     return V::add(y, V::mul(V::to_float(r), V::set1(e.residual_scale)));
   }
 
@@ -104,7 +105,7 @@ struct Finisher {
       case DType::f32: V::store_f32(static_cast<float*>(out), clamp(y)); break;
       case DType::f16: V::store_f16(static_cast<uint16_t*>(out), clamp(y)); break;
       case DType::bf16: V::store_bf16(static_cast<uint16_t*>(out), clamp(y)); break;
-      case DType::s8: V::store_s8(static_cast<int8_t*>(out), V::addi(round(y), zero)); break;
+      case DType::s8: V::store_s8(static_cast<int8_t*>(out), V::xori(V::addi(round(y), zero), V::set1i(e.out_mask))); break;
     }
   }
 

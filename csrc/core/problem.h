@@ -1,5 +1,7 @@
 // What a kernel is asked to do: plain structs, every field with its shape and unit.
 // Nothing here knows torch, CUDA or threads, so that a chained model can be a list of these.
+// A mask of -128 turns int8 into unsigned bytes, 128 higher: what some kernels read, so that within a model nobody has
+// to turn them at every step.
 #pragma once
 #include <cstdint>
 
@@ -22,6 +24,7 @@ struct Epilogue {
   const float* bias = nullptr;          // [N] or null
   const void* residual = nullptr;       // [M,N] or null, added before the clamp
   DType residual_type = DType::f32;
+  int8_t residual_mask = 0;             // what an int8 residual is XORed with: 0 or -128
   int64_t residual_stride = 0;          // elements between rows
   float residual_scale = 1.0f;          // of an int8 residual
   int32_t residual_zero = 0;
@@ -30,6 +33,7 @@ struct Epilogue {
   DType out_type = DType::f32;
   float out_inv_scale = 1.0f;           // 1 / scale of an int8 output
   int32_t out_zero = 0;
+  int8_t out_mask = 0;                  // what an int8 output is XORed with
 };
 
 // C[M,N] = epilogue(x[M,K] * w[N,K]^T)
@@ -37,6 +41,7 @@ struct GemmProblem {
   int64_t m = 0, n = 0, k = 0;          // k <= kMaxK
   const void* x = nullptr;              // [M,K], rows contiguous
   DType x_type = DType::s8;
+  int8_t x_mask = 0;                    // what an int8 x is XORed with
   int64_t x_stride = 0;                 // elements between rows
   Range range = Range::given;           // dynamic: one scale a row, found while packing
   const int8_t* weight = nullptr;       // packed, core/layout.h
@@ -56,6 +61,7 @@ struct Conv2dProblem {
   PadMode pad_mode = PadMode::zeros;
   const void* x = nullptr;
   DType x_type = DType::s8;
+  int8_t x_mask = 0;                    // what an int8 x is XORed with
   int64_t x_strides[4] = {0, 0, 0, 0};  // elements, order n, c, h, w; any strides
   Range range = Range::given;           // dynamic: one scale an image
   const int8_t* weight = nullptr;       // packed, core/layout.h
@@ -77,6 +83,7 @@ struct Pool2dProblem {
   bool count_include_pad = true;        // padding counts as real 0, that is x_zero
   int32_t x_zero = 0;
   DType type = DType::s8;
+  int8_t mask = 0;                      // what int8 x and y are XORed with; averages: 0
   const void* x = nullptr;              // [batch,h,w,c]
   void* y = nullptr;                    // [batch,oh,ow,c]
 };

@@ -24,6 +24,7 @@ struct Image {
   const int8_t* data;
   int64_t h, w, c;
   bool slack;                // bytes behind the last pixel may be read
+  int8_t mask;               // what its bytes are XORed with
 };
 
 constexpr int64_t kWorkPerImage = 1 << 19;   // multiply-adds of a worker's images, below which all share each
@@ -59,7 +60,9 @@ struct Reading {
   int64_t channels;          // of one of the layout's groups
 };
 
-// In place where the kernel's pieces allow it. A kernel that wants offset bytes needs an image that was written so.
+int8_t wanted_mask(const Kernels& k) { return k.x_offset ? -128 : 0; }
+
+// In place where the kernel's pieces allow it. A kernel that wants offset bytes needs them so, or an image written so.
 Reading reading(const Conv2dProblem& p, const Kernels& k) {
   const PackedLayout layout = weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups);
   Reading r;
@@ -70,12 +73,12 @@ Reading reading(const Conv2dProblem& p, const Kernels& k) {
   const bool pieces_fit = !padded || (k.piece == 4 && r.together && needs_image(p));
   const bool lines_fit = 5 * p.ow() >= 4 * round_up(p.ow(), k.piece_rows);
   const bool rows_fit = k.piece_rows == 1 || needs_image(p);  // its last tile reads rows behind the image
-  r.in_place = conv2d_path(p) == Conv2dPath::gemm && pieces_fit && lines_fit && rows_fit && (k.x_offset == 0 || needs_image(p));
+  r.in_place = conv2d_path(p) == Conv2dPath::gemm && pieces_fit && lines_fit && rows_fit && (p.x_mask == wanted_mask(k) || needs_image(p));
   return r;
 }
 
 // What image bytes are XORed with: -128 where the kernel reads them in place and wants them offset.
-int8_t image_mask(const Conv2dProblem& p, const Kernels& k) { return k.x_offset && reading(p, k).in_place ? -128 : 0; }
+int8_t image_mask(const Conv2dProblem& p, const Kernels& k) { return reading(p, k).in_place ? wanted_mask(k) : 0; }
 
 // Bytes behind the image that may be read.
 int64_t slack(const Conv2dProblem& p, const Kernels& k) {
@@ -193,6 +196,7 @@ void write_sides(const Conv2dProblem& p, int64_t c, int8_t zero, int8_t* inside)
 void write_image_rows(const Conv2dProblem& p, const Kernels& k, const Scales& s, Share share, int8_t* line, int8_t* out) {
   const int64_t times = repeat(p), c = p.c * times, row_bytes = p.padded_w() * c;
   const int8_t mask = image_mask(p, k);
+  const bool flip = mask != p.x_mask;  // floats: x_mask is 0
   for (int64_t i = share.begin, run; i < share.end; i += run) {
     const int64_t image = i / p.padded_h(), y = i % p.padded_h() - p.pad_top;
     const int64_t h = source_index(y, p.h, p.pad_mode);
@@ -205,11 +209,11 @@ void write_image_rows(const Conv2dProblem& p, const Kernels& k, const Scales& s,
     }
     int8_t* inside = row + p.pad_left * c;
     if (times > 1) {
-      quantize_rows(p, k, image, h, 1, s, mask, line, 0);
+      quantize_rows(p, k, image, h, 1, s, flip, line, 0);
       repeat_channels(line, p.w * p.c, times, inside);
     } else {
       if (y == h) run = std::min(p.h - h, share.end - i);
-      quantize_rows(p, k, image, h, run, s, mask, inside, row_bytes);
+      quantize_rows(p, k, image, h, run, s, flip, inside, row_bytes);
     }
     for (int64_t r = 0; r < run; ++r) write_sides(p, c, zero, inside + r * row_bytes);
   }
@@ -258,7 +262,7 @@ void pack_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const 
   run.columns = how.together ? 1 : p.kw;
   run.piece = how.together ? p.kw * how.channels : how.channels;
   run.row_pitch = kernel_row(how.channels, p.kw);
-  run.flip = plan.kernels->x_offset != 0;
+  run.flip = wanted_mask(*plan.kernels) != x.mask;
   run.slack = x.slack;
   run.lda = plan.lda;
   for (int64_t r = 0; r < at.rows; r += run.pixels) {
@@ -456,7 +460,7 @@ void convolve_images(const Conv2dProblem& p, Isa isa, const Parallel& parallel, 
     find_scales(p, kernels, parallel, memory.scale, memory.zero);
     scales = {memory.scale, memory.zero, 1};
   }
-  Image x{static_cast<const int8_t*>(p.x), p.h, p.w, p.c, false};
+  Image x{static_cast<const int8_t*>(p.x), p.h, p.w, p.c, false, p.x_mask};
   if (needs_image(p)) {
     const int64_t lines = p.batch * p.padded_h();
     const int workers = workers_for(p.batch * p.h * p.w * p.c, parallel.threads);
@@ -464,7 +468,7 @@ void convolve_images(const Conv2dProblem& p, Isa isa, const Parallel& parallel, 
       int8_t* line = memory.lines ? memory.lines + worker * round_up(p.w * p.c, 64) : nullptr;
       write_image_rows(p, kernels, scales, share(lines, workers, worker), line, memory.image);
     });
-    x = {memory.image, p.padded_h(), p.padded_w(), p.c * repeat(p), true};
+    x = {memory.image, p.padded_h(), p.padded_w(), p.c * repeat(p), true, image_mask(p, kernels)};
   }
   if (conv2d_path(p) == Conv2dPath::depthwise) depthwise_path(p, x, scales, isa, parallel, memory.rest);
   else gemm_path(p, x, scales, isa, parallel, memory.rest);

@@ -26,7 +26,8 @@ void pack_rows(const GemmProblem& p, const GemmPlan& plan, const BlockPosition& 
       const Extremes ends = k.extremes(x, p.x_type, p.k);
       sz = dynamic_scale(ends.lo, ends.hi, p.range == Range::dynamic_symmetric);
     }
-    k.quantize(x, p.x_type, p.k, 1.0f / sz.scale, sz.zero, k.x_offset != 0, out.a + r * plan.lda);
+    const bool flip = (k.x_offset != 0) != (p.x_mask != 0);
+    k.quantize(x, p.x_type, p.k, 1.0f / sz.scale, sz.zero, flip, out.a + r * plan.lda);
     out.scale[r] = sz.scale;
     out.offset[r] = sz.zero + k.x_offset;
   }

@@ -8,6 +8,7 @@
 
 #include "../core/layout.h"
 #include "conv2d.h"
+#include "dispatch.h"
 #include "gemm.h"
 #include "move.h"
 #include "pool.h"
@@ -197,6 +198,7 @@ struct Memory {
   const ProgramInput* inputs;
   void* const* outputs;
   char* arena;
+  int8_t mask;  // of int8 values: as the matrix kernel reads them
 
   void* operator()(int32_t v) const {
     const ProgramValue& value = program.values[v];
@@ -219,6 +221,8 @@ struct Memory {
   }
 };
 
+int8_t mask_of(Isa isa) { return kernels_of(isa).x_offset ? -128 : 0; }
+
 Epilogue epilogue_of(const Memory& at, const ProgramStep& s, int64_t rows, int64_t channels) {
   Epilogue e;
   e.x_scale = &s.x_scale;
@@ -229,6 +233,7 @@ Epilogue epilogue_of(const Memory& at, const ProgramStep& s, int64_t rows, int64
   if (s.residual >= 0) {
     e.residual = at(s.residual);
     e.residual_type = at.program.values[s.residual].type;
+    e.residual_mask = at.mask;
     e.residual_stride = channels;
     e.residual_scale = s.residual_scale;
     e.residual_zero = s.residual_zero;
@@ -237,6 +242,7 @@ Epilogue epilogue_of(const Memory& at, const ProgramStep& s, int64_t rows, int64
   e.out_type = at.program.values[s.y].type;
   e.out_inv_scale = s.out_inv_scale;
   e.out_zero = s.out_zero;
+  e.out_mask = at.mask;
   return e;
 }
 
@@ -250,6 +256,7 @@ Conv2dProblem conv2d_problem(const Memory& at, const ProgramStep& s) {
   p.pad_mode = PadMode(s.pad_mode);
   p.x = at(s.x);
   p.x_type = at.program.values[s.x].type;
+  p.x_mask = p.x_type == DType::s8 ? at.mask : 0;
   at.strides(s.x, p.x_strides);
   p.range = Range(s.range);
   p.weight = reinterpret_cast<const int8_t*>(at.program.base + s.weight);
@@ -265,6 +272,7 @@ GemmProblem linear_problem(const Memory& at, const ProgramStep& s) {
   p.m = x.n, p.n = s.oc, p.k = s.kw;
   p.x = at(s.x);
   p.x_type = at.program.values[s.x].type;
+  p.x_mask = p.x_type == DType::s8 ? at.mask : 0;
   p.x_stride = p.k;
   p.range = Range(s.range);
   p.weight = reinterpret_cast<const int8_t*>(at.program.base + s.weight);
@@ -351,7 +359,7 @@ ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa
     const bool image = inputs[i].rank == 4;
     plan.shapes[size_t(program.inputs[i])] = {size[0], image ? size[2] : 1, image ? size[3] : 1, size[1]};
   }
-  const Memory at{program, plan, inputs, nullptr, nullptr};
+  const Memory at{program, plan, inputs, nullptr, nullptr, mask_of(isa)};
   int64_t workspace = 0;
   for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) {
     ProgramShape y;
@@ -393,7 +401,7 @@ void run_step(const Memory& at, const ProgramStep& s, Isa isa, const Parallel& p
       p.batch = x.n, p.h = x.h, p.w = x.w, p.c = x.c, p.oh = y.h, p.ow = y.w;
       p.kh = s.kh, p.kw = s.kw, p.stride_h = s.stride_h, p.stride_w = s.stride_w;
       p.pad_h = s.pad_top, p.pad_w = s.pad_left, p.dilation_h = s.dilation_h, p.dilation_w = s.dilation_w;
-      p.type = type, p.x = at(s.x), p.y = at(s.y);
+      p.type = type, p.mask = at.mask, p.x = at(s.x), p.y = at(s.y);
       return pool2d(p, isa, parallel);
     }
     case StepKind::mean: {
@@ -408,7 +416,7 @@ void run_step(const Memory& at, const ProgramStep& s, Isa isa, const Parallel& p
       p.batch = x.n, p.h = x.h, p.w = x.w, p.c = x.c, p.oh = y.h, p.ow = y.w, p.oc = y.c;
       p.stride_h = s.stride_h, p.stride_w = s.stride_w, p.channel = s.channel;
       p.pad_top = s.pad_top, p.pad_left = s.pad_left, p.pad_bottom = s.pad_bottom, p.pad_right = s.pad_right;
-      p.fill = s.fill, p.fill_value = int8_t(s.x_zero), p.type = type, p.x = at(s.x), p.y = at(s.y);
+      p.fill = s.fill, p.fill_value = int8_t(s.x_zero) ^ at.mask, p.type = type, p.x = at(s.x), p.y = at(s.y);
       return copy(p, parallel);
     }
     case StepKind::planar: return to_planar({x.n, x.h * x.w, x.c, type, at(s.x), at(s.y)}, parallel);
@@ -420,7 +428,7 @@ void run_step(const Memory& at, const ProgramStep& s, Isa isa, const Parallel& p
 void run_program(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, void* const* outputs, Isa isa,
                  const Parallel& parallel, void* arena, double* seconds) {
   using Clock = std::chrono::steady_clock;
-  const Memory at{program, plan, inputs, outputs, static_cast<char*>(arena)};
+  const Memory at{program, plan, inputs, outputs, static_cast<char*>(arena), mask_of(isa)};
   if (plan.shapes[size_t(program.inputs[0])].n == 0) return;
   for (int32_t i = 0; i < program.header->steps; ++i) {
     const auto start = seconds ? Clock::now() : Clock::time_point();
@@ -432,7 +440,7 @@ void run_program(const Program& program, const ProgramPlan& plan, const ProgramI
 StepWork work_of(const Program& program, const ProgramPlan& plan, const ProgramStep& s) {
   const auto bytes = [&](int32_t v) {
     const ProgramShape& shape = plan.shapes[size_t(v)];
-    return v < 0 ? 0 : shape.n * shape.h * shape.w * shape.c * size_of(program.values[v].type);
+    return shape.n * shape.h * shape.w * shape.c * size_of(program.values[v].type);
   };
   const ProgramShape &x = plan.shapes[size_t(s.x)], &y = plan.shapes[size_t(s.y)];
   StepWork work{0, bytes(s.x) + bytes(s.y)};

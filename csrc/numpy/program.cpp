@@ -140,7 +140,7 @@ class LoadedProgram {
   }
 
   static py::array contiguous(const py::array& a) {
-    return py::array_t<float, py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_>::ensure(a);
+    return py::array_t<float, int(py::array::c_style) | int(py::detail::npy_api::NPY_ARRAY_ALIGNED_)>::ensure(a);
   }
 
   // Arrays as the program reads them; copied only where it does not.

@@ -24,8 +24,9 @@ void pause() {
 #endif
 }
 
-// One job at a time. Workers look for the next one for some microseconds before they sleep: the steps of a model follow
-// each other faster than a thread wakes up.
+// One job at a time, at which whoever comes in time takes part: a worker that is not on a core holds nobody up. Workers
+// look for the next job for some microseconds before they sleep: the steps of a model follow each other faster than a
+// thread wakes up.
 class Pool {
   static constexpr uint64_t kMaxThreads = 1024;
 
@@ -40,17 +41,19 @@ class Pool {
     for (; started_ < helpers; ++started_) std::thread(&Pool::work, this, started_, job_.load()).detach();
     body_ = body, context_ = context, count_ = count;
     next_ = 0;
-    busy_ = helpers;
-    {
-      std::lock_guard<std::mutex> lock(sleep_);
-      job_ = (job_ / kMaxThreads + 1) * kMaxThreads + uint64_t(helpers);
-    }
+    post(helpers);
     wake_.notify_all();
     take();
-    while (busy_.load(std::memory_order_acquire)) pause();
+    post(0);  // whoever has not begun by now has nothing left to do
+    while (inside_.load()) pause();
   }
 
  private:
+  void post(int helpers) {
+    std::lock_guard<std::mutex> lock(sleep_);  // so that none falls asleep between looking and sleeping
+    job_ = (job_ / kMaxThreads + 1) * kMaxThreads + uint64_t(helpers);
+  }
+
   void take() {
     for (int64_t i; (i = next_.fetch_add(1)) < count_;) body_(context_, i);
   }
@@ -59,22 +62,23 @@ class Pool {
     constexpr int kLooks = 4000;
     for (;;) {
       for (int look = 0; look < kLooks && job_.load(std::memory_order_acquire) == seen; ++look) pause();
-      if (job_.load(std::memory_order_acquire) == seen) {
+      if (job_.load() == seen) {
         std::unique_lock<std::mutex> lock(sleep_);
-        wake_.wait(lock, [&] { return job_.load() != seen; });
+        wake_.wait(lock, [&] { return job_.load() != seen && job_.load() % kMaxThreads; });
       }
-      seen = job_.load(std::memory_order_acquire);
+      seen = job_.load();
       if (uint64_t(id) >= seen % kMaxThreads) continue;
-      take();
-      busy_.fetch_sub(1, std::memory_order_release);
+      ++inside_;
+      if (job_.load() == seen) take();  // still open: the caller waits for us
+      --inside_;
     }
   }
 
   std::mutex callers_, sleep_;
   std::condition_variable wake_;
-  std::atomic<uint64_t> job_{0};  // its number, and how many help: one value, so that nobody mixes two jobs
+  std::atomic<uint64_t> job_{0};  // its number, and how many may help: one value, so that nobody mixes two jobs
   std::atomic<int64_t> next_{0};
-  std::atomic<int> busy_{0};
+  std::atomic<int> inside_{0};
   int started_ = 0;
   void (*body_)(void*, int64_t) = nullptr;
   void* context_ = nullptr;

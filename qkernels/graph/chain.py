@@ -51,7 +51,7 @@ def compile(
     fused = _fuse(traced)
     if not fused:
         raise ValueError(f"{type(model).__name__} has no int8 layer to chain; quantize it first")
-    wants = _wants(traced, fused, int8_residuals)
+    wants = _settled_wants(traced, fused, int8_residuals)
     report = _apply(traced, fused, wants)
     program = lower(traced, max_batch)
     report.unfused = [node.name for node in left_to_torch(traced)]
@@ -119,11 +119,42 @@ def _reader_wants(
         return module.input if reader.args[0] is value else residual
     if nodes.asks_shape(reader):
         return _ANY
-    return wants[reader][0] if nodes.keeps_scale(traced, reader) else None
+    moves = nodes.keeps_scale(traced, reader) or nodes.joined(reader)
+    return wants[reader][0] if moves else None
+
+
+def _settled_wants(
+    traced: fx.GraphModule, fused: dict[fx.Node, LayerChain], int8_residuals: bool
+) -> dict[fx.Node, tuple[Format, str]]:
+    """As `_wants`, with a join int8 only where all that it joins can be that."""
+    floats: set[fx.Node] = set()
+    while True:
+        wants = _wants(traced, fused, int8_residuals, floats)
+        mixed = {
+            n
+            for n in traced.graph.nodes
+            if n not in floats and any(_is_float(traced, x, fused, wants) for x in nodes.joined(n))
+        }
+        if not mixed:
+            return wants
+        floats |= mixed
+
+
+def _is_float(
+    traced: fx.GraphModule, value: fx.Node, fused: dict[fx.Node, LayerChain], wants: dict
+) -> bool:
+    if wants[value][0] is None:
+        return True
+    if nodes.keeps_scale(traced, value):
+        return _is_float(traced, value.args[0], fused, wants)  # type: ignore[arg-type]
+    return value not in fused and not nodes.joined(value)
 
 
 def _wants(
-    traced: fx.GraphModule, fused: dict[fx.Node, LayerChain], int8_residuals: bool
+    traced: fx.GraphModule,
+    fused: dict[fx.Node, LayerChain],
+    int8_residuals: bool,
+    floats_only: set[fx.Node],
 ) -> dict[fx.Node, tuple[Format, str]]:
     """The format every reader of a value can take, from the last value to the first; and why, where it is float."""
     wants: dict[fx.Node, tuple[Format, str]] = {}
@@ -136,7 +167,9 @@ def _wants(
             for u, f in asked.items()
             if f is None
         ]
-        if not formats:
+        if node in floats_only:
+            wants[node] = (None, "a part of what it joins is float")
+        elif not formats:
             wants[node] = (_ANY, "only a residual add reads it")
         elif floats:
             wants[node] = (None, f"read in float by {', '.join(floats)}")
@@ -157,6 +190,9 @@ def _apply(traced: fx.GraphModule, fused: dict[fx.Node, LayerChain], wants: dict
         elif nodes.keeps_scale(traced, node):
             stored[node] = stored.get(node.args[0])
             _apply_mover(traced, node, stored[node])
+        elif nodes.joined(node):
+            want = wants[node][0]
+            stored[node] = None if want is _ANY else want
         else:
             _give_contiguous(traced, node, stored)
     for node, format in stored.items():

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qkernels.graph.profile import profile
 from qkernels.graph.program import TorchProgram
 from qkernels.graph.report import ChainReport
+from qkernels.program import Profile
 
 
 class CompiledModel(nn.Module):
@@ -40,6 +42,10 @@ class CompiledModel(nn.Module):
 
     @torch.compiler.disable
     def forward(self, *inputs: Any) -> Any:
+        self._check(inputs)
+        return self.graph(*inputs)
+
+    def _check(self, inputs: tuple[Any, ...]) -> None:
         if len(inputs) != len(self._ranks):
             raise ValueError(f"{len(inputs)} inputs were given; {len(self._ranks)} are needed")
         for i, (x, rank) in enumerate(zip(inputs, self._ranks, strict=True)):
@@ -50,7 +56,11 @@ class CompiledModel(nn.Module):
                 raise ValueError(
                     f"input {i} is {got}; a float32 tensor of {rank} dimensions is needed"
                 )
-        return self.graph(*inputs)
+
+    def profile(self, *inputs: Any, runs: int = 20) -> Profile:
+        """Each step's time for these inputs, the median of ``runs`` calls, with its share of the peak."""
+        self._check(inputs)
+        return profile(self.graph, inputs, runs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """As a file for `qkernels.program.Program.load`, which needs no torch.

@@ -31,13 +31,14 @@ def lower(traced: fx.GraphModule, max_batch: int | None = None) -> TorchProgram 
         list(traced.graph.nodes), lambda n: _lowering(traced, n) is not None
     ):
         run = list(group)
-        if lowerable and any(isinstance(nodes.module_of(traced, n), ChainedLayer) for n in run):
+        if lowerable and _is_worth_it(traced, run):
             runs.append(run)
-    programs = [_replace(traced, f"program_{i}", run, max_batch) for i, run in enumerate(runs)]
+    builders = [_Builder(traced, run) for run in runs]
+    programs = [_replace(traced, f"program_{i}", b, max_batch) for i, b in enumerate(builders)]
     traced.graph.lint()
     traced.delete_all_unused_submodules()
     traced.recompile()
-    calls = [n for n in traced.graph.nodes if n.op.startswith("call") and not _is_part(traced, n)]
+    calls = [n for n in traced.graph.nodes if n.op.startswith("call") and not is_part(traced, n)]
     if len(calls) != 1 or not _is_program(traced, call := calls[0]):
         return None
     given = [n for n in traced.graph.nodes if n.op == "placeholder"]
@@ -46,18 +47,26 @@ def lower(traced: fx.GraphModule, max_batch: int | None = None) -> TorchProgram 
     return programs[0] if whole and list(call.args) == given else None
 
 
+def _is_worth_it(traced: fx.GraphModule, run: list[fx.Node]) -> bool:
+    """A run of layers whose ends are float: int8 is at home in programs only, where its bytes suit the kernels."""
+    ends = set(_leaving(run))
+    ends |= {x for n in run for x in n.all_input_nodes} - set(run)
+    holds_layer = any(isinstance(nodes.module_of(traced, n), ChainedLayer) for n in run)
+    return holds_layer and not any(stored(n) for n in ends)
+
+
 def left_to_torch(traced: fx.GraphModule) -> list[fx.Node]:
     """The steps of a lowered graph that compute something outside of every program."""
     return [
         n
         for n in traced.graph.nodes
         if n.op.startswith("call")
-        and not (_is_program(traced, n) or _is_part(traced, n) or nodes.asks_shape(n))
+        and not (_is_program(traced, n) or is_part(traced, n) or nodes.asks_shape(n))
         and n.target != "contiguous"
     ]
 
 
-def _is_part(traced: fx.GraphModule, node: fx.Node) -> bool:
+def is_part(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Whether it is one of a program's outputs."""
     return node.target is operator.getitem and _is_program(traced, node.args[0])
 
@@ -90,9 +99,14 @@ def _lowering(traced: fx.GraphModule, node: fx.Node) -> _Lowering | None:
         return _Builder.mean if len(_shape(node)) == 4 else None
     if node.op == "call_method" and node.target == "contiguous" and len(_shape(node.args[0])) == 4:
         return _Builder.layout
+    if parts := nodes.joined(node):
+        inside = all(part.op != "placeholder" for part in parts)
+        return _Builder.join if inside else None
     if _flattens(traced, node):
         return _Builder.flatten if not _of_input(node) else None
-    if nodes.is_zero_pad(node) or (node.target is F.pad and stored(node)):  # the chain gave it its zero point
+    if nodes.is_zero_pad(node) or (
+        node.target is F.pad and stored(node)
+    ):  # the chain gave it its zero point
         images = len(_shape(node)) == 4 and not _of_input(node)
         return _Builder.pad if images and _borders(node) is not None else None
     if node.target is operator.getitem and len(_shape(node)) == 4 and not _of_input(node):
@@ -151,12 +165,13 @@ def _strides(node: fx.Node) -> tuple[int, int] | None:
 
 class _Builder:
     def __init__(self, traced: fx.GraphModule, run: list[fx.Node]) -> None:
-        self.traced, self.run = traced, set(run)
+        self.traced, self.run = traced, run
+        self.lowerings = [_lowering(traced, node) for node in run]
         self.values: list[Value] = []
         self.steps: list[Step] = []
         self.at: dict[fx.Node, int] = {}
         self.inputs: list[fx.Node] = []
-        self.outputs = [n for n in run if any(user not in self.run for user in n.users)]
+        self.outputs = sorted(_leaving(run), key=_place_among_results)
         self.arrays: dict[int, Any] = {}
 
     def value(self, node: fx.Node, **fields: Any) -> int:
@@ -252,6 +267,13 @@ class _Builder:
             pad_bottom=bottom, channel=before, fill=1, x_zero=format[1] if format else 0,
         )  # fmt: skip
 
+    def join(self, node: fx.Node) -> None:
+        parts = [self.read(part) for part in nodes.joined(node)]
+        y, channel = self.write(node), 0
+        for part in parts:
+            self.add("copy", node, part, y, channel=channel, fill=int(channel == 0))
+            channel += self.values[part].channels
+
     def stride(self, node: fx.Node) -> None:
         h, w = _strides(node) or (1, 1)
         self.add(
@@ -298,12 +320,24 @@ def _window(layer: QuantConv2d) -> dict[str, int]:
     }  # fmt: skip
 
 
+def _leaving(run: list[fx.Node]) -> list[fx.Node]:
+    """The values of a run that others read."""
+    inside = set(run)
+    return [n for n in run if not inside.issuperset(n.users)]
+
+
+def _place_among_results(node: fx.Node) -> int:
+    """Where the model returns a value; those that it does not return come last."""
+    returned = node.graph.output_node().args[0]
+    results = returned if isinstance(returned, list | tuple) else [returned]
+    return next((i for i, result in enumerate(results) if result is node), len(results))
+
+
 def _replace(
-    traced: fx.GraphModule, name: str, run: list[fx.Node], max_batch: int | None
+    traced: fx.GraphModule, name: str, builder: _Builder, max_batch: int | None
 ) -> TorchProgram:
-    builder = _Builder(traced, run)
-    for node in run:
-        lowering = _lowering(traced, node)
+    run = builder.run
+    for node, lowering in zip(run, builder.lowerings, strict=True):
         assert lowering is not None
         lowering(builder, node)
     outputs = [builder.at[n] for n in builder.outputs]
@@ -314,11 +348,14 @@ def _replace(
     with traced.graph.inserting_after(run[-1]):
         call = traced.graph.call_module(name, tuple(builder.inputs))
     if len(outputs) == 1:
+        call.meta = dict(_moved(builder.outputs[0]).meta)
         builder.outputs[0].replace_all_uses_with(call)
     else:
         for i, node in enumerate(builder.outputs):
             with traced.graph.inserting_after(call):
-                node.replace_all_uses_with(traced.graph.call_function(operator.getitem, (call, i)))
+                part = traced.graph.call_function(operator.getitem, (call, i))
+            part.meta = dict(_moved(node).meta)
+            node.replace_all_uses_with(part)
     for node in reversed(run):
         traced.graph.erase_node(node)
     return program

@@ -38,6 +38,7 @@ def trace(model: nn.Module, examples: tuple[Any, ...]) -> fx.GraphModule:
         ShapeProp(traced).propagate(*examples)
     for node in graph.nodes:
         _check_in_place(traced, node)
+        node.type = None  # a pickle would look for what the annotation names
     return traced
 
 
@@ -96,8 +97,22 @@ def keeps_scale(traced: fx.GraphModule, node: fx.Node) -> bool:
     )
 
 
+def joined(node: fx.Node) -> list[fx.Node]:
+    """The images whose channels the node puts one after the other; empty for any other node."""
+    if not _calls(node, (torch.cat, torch.concat)) or not isinstance(node.args[0], list | tuple):
+        return []
+    parts = [x for x in node.args[0] if isinstance(x, fx.Node)]
+    dim = (*node.args[1:], *node.kwargs.values())
+    images = all(len(shape(x) or ()) == 4 for x in [*parts, node])
+    return parts if images and dim in ((1,), (-3,)) and len(parts) == len(node.args[0]) else []
+
+
 def is_zero_pad(node: fx.Node) -> bool:
-    given = {k: v for k, v in node.kwargs.items() if (k, v) not in (("mode", "constant"), ("value", None))}
+    given = {
+        k: v
+        for k, v in node.kwargs.items()
+        if (k, v) not in (("mode", "constant"), ("value", None))
+    }
     return node.target is F.pad and len(node.args) == 2 and not given
 
 

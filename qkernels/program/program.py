@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qkernels import _core
 from qkernels.program.format import checksum, stored_checksum
+from qkernels.program.profile import Profile
 
 
 class Program:
@@ -57,6 +58,15 @@ class Program:
         outputs = self._program.run(list(inputs), self.threads)
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def profile(self, *inputs: NDArray[np.float32], runs: int = 20) -> Profile:
+        """Each step's time, the median of ``runs`` calls after two unseen ones."""
+        seconds: list[list[float]] = []
+        for _ in range(runs + 2):
+            seconds.append([])
+            self._program.run(list(inputs), self.threads, True, seconds[-1])
+        peak = _core.peak_gops(threads=self.threads)
+        return Profile.of(self.steps(*(x.shape for x in inputs)), seconds[2:], peak, self.threads)
+
     def steps(self, *sizes: tuple[int, ...]) -> list[dict[str, Any]]:
         """What a call with inputs of these sizes does: name, kind, x, y, multiply-adds and bytes of each step."""
         steps: list[dict[str, Any]] = self._program.steps([list(s) for s in sizes], self.threads)
@@ -82,10 +92,11 @@ class Program:
         return int(self._program.max_batch) or None
 
     def __repr__(self) -> str:
-        ends = [
-            ", ".join(
-                "[N, C, H, W]"[: 4 if axes == 2 else 12].replace("C", str(c)) for axes, c in e
+        def shown(ends: list[tuple[int, int]]) -> str:
+            return ", ".join(
+                f"[N, {channels or 'C*H*W'}{', H, W' if axes == 4 else ''}]"
+                for axes, channels in ends
             )
-            for e in (self.inputs, self.outputs)
-        ]
-        return f"Program({ends[0]} -> {ends[1]}, {self.data.nbytes / 1e6:.2f} MB)"
+
+        size = f"{self.data.nbytes / 1e6:.2f} MB"
+        return f"Program({shown(self.inputs)} -> {shown(self.outputs)}, {size})"

@@ -129,7 +129,7 @@ struct Depthwise {
       typename V::I q[vectors];
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) q[v] = finish.round(values[v]);
-      V::store_s8_pixels(reinterpret_cast<int8_t*>(y), stride, q, finish.e.out_zero);
+      V::store_s8_pixels(reinterpret_cast<int8_t*>(y), stride, q, finish.e.out_zero, finish.e.out_mask);
     } else {
       constexpr int64_t parts = vectors / windows;
       Floats pixels;

@@ -70,6 +70,7 @@ struct Columns {
     const int64_t step = g.c_stride, item = size_of(f.e.residual_type), column = own.j + v * V::width;
     const int64_t residual_step = f.e.residual_stride * item;
     const int32_t zero = f.e.out_zero;
+    const int8_t mask = f.e.out_mask;
     const float* scale = g.row_scale + r0;
     const int32_t* offset = g.row_offset + r0;
     int8_t* c = static_cast<int8_t*>(g.c) + r0 * step + column;
@@ -93,7 +94,7 @@ struct Columns {
         q[i][0] = f.round(y0);
         q[i][1] = f.round(y1);
       }
-      V::store_s8_rows(c + row[0] * step, c + row[1] * step, q[0][0], q[0][1], q[1][0], q[1][1], zero);
+      V::store_s8_rows(c + row[0] * step, c + row[1] * step, q[0][0], q[0][1], q[1][0], q[1][1], zero, mask);
     }
     if constexpr (!OneScale) {
       own.dequantize[v] = left;

@@ -52,11 +52,11 @@ struct Avx512 {
   QK_INLINE void store_s8(int8_t* p, I v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v));
   }
-  QK_INLINE void store_s8_rows(int8_t* p, int8_t* q, I a0, I a1, I b0, I b1, int32_t zero) {
+  QK_INLINE void store_s8_rows(int8_t* p, int8_t* q, I a0, I a1, I b0, I b1, int32_t zero, int8_t mask) {
     const I z = _mm512_set1_epi16(int16_t(zero));
     const I a = _mm512_add_epi16(_mm512_packs_epi32(a0, a1), z), b = _mm512_add_epi16(_mm512_packs_epi32(b0, b1), z);
     const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const I rows = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
+    const I rows = _mm512_xor_si512(_mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b)), _mm512_set1_epi8(mask));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(rows));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm512_extracti64x4_epi64(rows, 1));
   }
@@ -73,10 +73,10 @@ struct Avx512 {
   QK_INLINE B unpack_words_high(B a, B b) { return _mm512_unpackhi_epi16(a, b); }
   QK_INLINE B next_lane(B a, B b) { return _mm512_alignr_epi64(b, a, 2); }
   QK_INLINE void store_bytes(int8_t* p, B v) { _mm512_storeu_si512(p, v); }
-  QK_INLINE void store_s8_pixels(int8_t* p, int64_t stride, const I (&q)[4], int32_t zero) {
+  QK_INLINE void store_s8_pixels(int8_t* p, int64_t stride, const I (&q)[4], int32_t zero, int8_t mask) {
     const I z = _mm512_set1_epi16(int16_t(zero));
     const I low = _mm512_add_epi16(_mm512_packs_epi32(q[0], q[1]), z), high = _mm512_add_epi16(_mm512_packs_epi32(q[2], q[3]), z);
-    const I pixels = _mm512_packs_epi16(low, high);
+    const I pixels = _mm512_xor_si512(_mm512_packs_epi16(low, high), _mm512_set1_epi8(mask));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_castsi512_si128(pixels));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + stride), _mm512_extracti32x4_epi32(pixels, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 2 * stride), _mm512_extracti32x4_epi32(pixels, 2));

@@ -97,11 +97,11 @@ struct Scalar {
   }
   QK_INLINE void store_s8(int8_t* p, I v) { *p = int8_t(v); }  // v in [-128, 127]
   // [a0 a1] + zero to p, [b0 b1] + zero to q: two vectors of two rows; every sum in [-128, 127].
-  QK_INLINE void store_s8_rows(int8_t* p, int8_t* q, I a0, I a1, I b0, I b1, int32_t zero) {
-    p[0] = int8_t(a0 + zero);
-    p[1] = int8_t(a1 + zero);
-    q[0] = int8_t(b0 + zero);
-    q[1] = int8_t(b1 + zero);
+  QK_INLINE void store_s8_rows(int8_t* p, int8_t* q, I a0, I a1, I b0, I b1, int32_t zero, int8_t mask) {
+    p[0] = int8_t(a0 + zero) ^ mask;
+    p[1] = int8_t(a1 + zero) ^ mask;
+    q[0] = int8_t(b0 + zero) ^ mask;
+    q[1] = int8_t(b1 + zero) ^ mask;
   }
   // For kernels/depthwise.h, whose vectors hold 16 channels of one or more windows, 128 bits each. Columns to quads:
   typedef int8_t B __attribute__((vector_size(16), may_alias));
@@ -124,8 +124,8 @@ struct Scalar {
   QK_INLINE void store_bytes(int8_t* p, B v) { __builtin_memcpy(p, &v, 16); }
   // Sixteen channels + zero to each window's pixel, `stride` bytes apart; and from channels by windows to each pixel's
   // channels side by side. Here a vector is one channel of one window.
-  QK_INLINE void store_s8_pixels(int8_t* p, int64_t, const I (&q)[16], int32_t zero) {
-    for (int i = 0; i < 16; ++i) p[i] = int8_t(q[i] + zero);
+  QK_INLINE void store_s8_pixels(int8_t* p, int64_t, const I (&q)[16], int32_t zero, int8_t mask) {
+    for (int i = 0; i < 16; ++i) p[i] = int8_t(q[i] + zero) ^ mask;
   }
   QK_INLINE void lanes_to_pixels(const F (&in)[16], F (&out)[16]) {
     for (int i = 0; i < 16; ++i) out[i] = in[i];
