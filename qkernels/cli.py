@@ -25,6 +25,7 @@ from qkernels.cli_flags import flags_of, given
 from qkernels.data import ImageData
 from qkernels.distill import TrainConfig, train
 from qkernels.evaluate import evaluate as evaluate_model
+from qkernels.export import export_onnx
 from qkernels.machine import describe_machine
 from qkernels.measure import measure_speed
 from qkernels.pipeline import (
@@ -257,6 +258,19 @@ def evaluate(
             f"batches of {speed.batch}": f"{speed.images_per_second:,.0f} images/s",
         }
     )
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="An int8 checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+) -> None:
+    """Write an int8 checkpoint as an ONNX file in the QDQ form, its batch free."""
+    net = qkernels.load(checkpoint)
+    options = read_metadata(checkpoint)["architecture"]["kwargs"]
+    size = options.get("image_size", 32)
+    export_onnx(net, torch.zeros(1, options.get("in_channels", 3), size, size), out)
+    _print(f"wrote {out}: {_kilobytes(out)}, before {_kilobytes(checkpoint)}")
 
 
 def _open(path: Path, images: ImageData, model: str | None, width: int | None) -> nn.Module:

@@ -148,6 +148,22 @@ def test_quantize_writes_what_evaluate_reads(
     assert "of 359 test images" in said
 
 
+def test_export_writes_an_onnx_file_of_a_checkpoint(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    checkpoint, out = tmp_path / "int8.safetensors", tmp_path / "int8.onnx"
+    model = ["--model", "tutorial_cnn", "--width", 4]
+    assert run("quantize", weights, checkpoint, *model, "--images", 64) == 0
+    assert run("export", checkpoint, out) == 0
+    assert f"wrote {out}" in capsys.readouterr().out
+    nodes = [node.op_type for node in onnx.load(out).graph.node]
+    assert nodes.count("QuantizeLinear") == 4
+    assert run("export", weights, out) == 2
+    assert "not written by qkernels.save" in capsys.readouterr().err
+
+
 def test_quantize_says_what_it_equalized_and_corrected(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

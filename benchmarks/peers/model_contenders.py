@@ -61,8 +61,8 @@ def torch_bf16(problem: ModelProblem, threads: int) -> Call:
 def torch_compile(problem: ModelProblem, threads: int) -> Call:
     """Inductor with frozen weights, which folds batch norms and packs for oneDNN."""
     torch._dynamo.reset()  # else it gives up after eight models
-    model = torch.compile(problem.net, dynamic=False, options={"freezing": True})
-    x = problem.x
+    net, x = _fast_layout(copy.deepcopy(problem.net)), _fast_layout(problem.x)
+    model = torch.compile(net, dynamic=False, options={"freezing": True})
     return lambda: model(x)
 
 

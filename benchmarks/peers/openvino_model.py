@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -47,12 +49,9 @@ def int8_ir(problem: ModelProblem) -> Path:
         nncf.set_log_level(logging.ERROR)
         data = [batch.numpy() for batch in problem.calibration]
         kind = None if problem.is_images else nncf.ModelType.TRANSFORMER
-        model = nncf.quantize(
-            ov.Core().read_model(float_onnx(problem)),
-            nncf.Dataset(data),
-            subset_size=len(data),
-            model_type=kind,
-        )
+        model = ov.Core().read_model(float_onnx(problem))
+        with contextlib.redirect_stdout(io.StringIO()):  # its bars
+            model = nncf.quantize(model, nncf.Dataset(data), subset_size=len(data), model_type=kind)
         part = path.with_name("part.xml")
         ov.save_model(model, part, compress_to_fp16=False)
         part.with_suffix(".bin").replace(path.with_suffix(".bin"))

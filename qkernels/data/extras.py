@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 
-def require(module: str) -> Any:
+def require(module: str, extra: str = "train") -> Any:
     """Import `module` by name, or say which extra of this package brings it.
 
     Raises ImportError with the command that installs it.
@@ -15,4 +15,6 @@ def require(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ImportError(f'{package} is needed for this: pip install "qkernels[train]"') from error
+        raise ImportError(
+            f'{package} is needed for this: pip install "qkernels[{extra}]"'
+        ) from error

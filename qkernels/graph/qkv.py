@@ -1,7 +1,8 @@
 """Query, key and value of an attention block as one product.
 
-Linear layers that read one value quantize it once each, and are too narrow to fill the cores. One layer with their
-output channels side by side does the same sums: bit for bit, since a channel's result depends on its own weights only.
+Linear layers that read one value quantize it once each. One layer with their output channels side by side quantizes it
+once, and returns the same bits: a channel's result depends on its own weights alone. Of an encoder's time (6 layers of
+width 384, 128 tokens, one thread) this saves about 2 %, in larger batches nothing.
 """
 
 from __future__ import annotations
