@@ -36,6 +36,7 @@ from qkernels.pipeline import (
     describe_architecture,
     run_pipeline,
 )
+from qkernels.program import Program
 from qkernels.quantization import CheckpointError, QuantConfig, read_metadata
 from qkernels.report import findings, results_table, write_report
 
@@ -282,6 +283,61 @@ def _open(path: Path, images: ImageData, model: str | None, width: int | None) -
             raise ValueError(f"{error} (if these are float weights, name their --model)") from error
         return models.load_weights(create_model(model, images, width), path)
     return qkernels.load(path)
+
+
+Size = Annotated[
+    str, typer.Option(help="Size of one input, such as 1,3,224,224; its batch is only an example.")
+]
+
+
+@app.command(name="compile")
+def compile_(
+    checkpoint: Annotated[Path, typer.Argument(help="An int8 checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="Program to write; it runs without torch.")],
+    size: Size,
+    int8_residuals: Annotated[
+        bool, typer.Option("--int8-residuals", help="Faster, but not bit for bit the same.")
+    ] = False,
+    max_batch: Annotated[int | None, typer.Option(help="Refuse larger batches.", min=1)] = None,
+) -> None:
+    """Chain the layers of an int8 checkpoint into one program file."""
+    example = torch.zeros(_size(size))
+    model = qkernels.compile(
+        qkernels.load(checkpoint), example, int8_residuals=int8_residuals, max_batch=max_batch
+    )
+    _print(model.report)
+    model.save(out)
+    _print(f"wrote {out}: {_kilobytes(out)}")
+
+
+@app.command()
+def profile(
+    file: Annotated[Path, typer.Argument(help="A program, or an int8 checkpoint to chain first.")],
+    size: Size,
+    threads: Annotated[int, typer.Option(help="Threads of a call.", min=1)] = 1,
+    plot: Annotated[Path | None, typer.Option(help="Picture to draw: .svg, .png, .pdf.")] = None,
+) -> None:
+    """Where the time goes: each step's, the bytes that it moves, its share of the peak."""
+    x = torch.zeros(_size(size))
+    torch.set_num_threads(threads)
+    if file.suffix == ".safetensors":
+        steps = qkernels.compile(qkernels.load(file), x).profile(x)
+    else:
+        steps = Program.load(file, threads).profile(x.numpy())
+    print(steps)
+    if plot is not None:
+        steps.plot(plot)
+        _print(f"wrote {plot}")
+
+
+def _size(text: str) -> list[int]:
+    try:
+        size = [int(part) for part in text.split(",")]
+    except ValueError:
+        size = []
+    if len(size) not in (2, 4) or min(size) < 1:
+        raise ValueError(f"size {text!r} must be N,C,H,W or N,C, such as 1,3,224,224")
+    return size
 
 
 @app.command()

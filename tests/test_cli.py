@@ -211,3 +211,20 @@ def test_multiply_adds_of_a_convolution_are_those_torch_counts(case: bench.ConvC
 def test_case_names_are_unique() -> None:
     names = [(case.kind, case.name) for case in bench.all_cases()]
     assert len(set(names)) == len(names)
+
+
+def test_compile_and_profile_take_a_checkpoint_to_a_program_without_torch(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    int8, program = tmp_path / "int8.safetensors", tmp_path / "model.qkp"
+    model = ["--model", "tutorial_cnn", "--width", 4]
+    assert run("quantize", weights, int8, *model, "--images", 64) == 0
+    assert run("compile", int8, program, "--size", "1,1,8,8") == 0
+    assert "layers write int8" in capsys.readouterr().out
+    for file in (int8, program):
+        picture = tmp_path / "steps.svg"
+        assert run("profile", file, "--size", "2,1,8,8", "--plot", picture) == 0
+        out = capsys.readouterr().out
+        assert "of peak" in out and "conv2" in out and picture.read_text().startswith("<?xml")
+    assert run("profile", program, "--size", "8") == 2
+    assert "size '8' must be N,C,H,W" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qkernels.data.extras import require
 from qkernels.graph import CompiledModel
+from qkernels.nn import MeanPool2d
 from qkernels.nn.module import QuantModule
 from qkernels.quantization.fold import replace_module
 
@@ -78,6 +79,8 @@ def _with_qdq_layers(model: nn.Module) -> nn.Module:
             if layer not in forms:
                 forms[layer] = to_qdq(name, layer)
             model = replace_module(model, name, forms[layer])
+        elif isinstance(layer, MeanPool2d):
+            model = replace_module(model, name, nn.AdaptiveAvgPool2d(1))
     if not forms:
         raise ValueError(f"{type(model).__name__} has no int8 layer to export; quantize it first")
     return model.eval()
