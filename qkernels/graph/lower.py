@@ -118,6 +118,11 @@ def _shape(node: Any) -> torch.Size:
     return nodes.shape(node) or torch.Size()
 
 
+def _source(node: fx.Node) -> fx.Node:
+    assert isinstance(node.args[0], fx.Node)
+    return node.args[0]
+
+
 def _moved(node: fx.Node) -> Any:
     """The value that a change of layout, which the chain put in, is of."""
     return node.args[0] if node.target == "contiguous" and "tensor_meta" not in node.meta else node
@@ -153,9 +158,10 @@ def _strides(node: fx.Node) -> tuple[int, int] | None:
     index = node.args[1]
     if not isinstance(index, tuple) or len(index) != 4:
         return None
-    if not all(isinstance(s, slice) and s.start is None and s.stop is None for s in index):
+    slices = [s for s in index if isinstance(s, slice) and s.start is None and s.stop is None]
+    if len(slices) != 4:
         return None
-    steps = [s.step or 1 for s in index]
+    steps: list[Any] = [s.step or 1 for s in slices]
     known = steps[:2] == [1, 1] and all(isinstance(s, int) and s > 0 for s in steps)
     return (steps[2], steps[3]) if known else None
 
@@ -237,23 +243,23 @@ class _Builder:
         (kh, kw), stride, (ph, pw), (dh, dw) = pool.sizes
         sh, sw = stride or (kh, kw)
         self.add(
-            "max_pool", node, self.read(node.args[0]), self.write(node), kh=kh, kw=kw, stride_h=sh, stride_w=sw,
+            "max_pool", node, self.read(_source(node)), self.write(node), kh=kh, kw=kw, stride_h=sh, stride_w=sw,
             pad_top=ph, pad_bottom=ph, pad_left=pw, pad_right=pw, dilation_h=dh, dilation_w=dw,
             ceil_mode=int(pool.ceil_mode),
         )  # fmt: skip
 
     def mean(self, node: fx.Node) -> None:
-        self.add("mean", node, self.read(node.args[0]), self.write(node))
+        self.add("mean", node, self.read(_source(node)), self.write(node))
 
     def flatten(self, node: fx.Node) -> None:
-        x = self.read(node.args[0])
+        x = self.read(_source(node))
         y = self.write(node)
         self.values[y].channels = 0
         self.add("planar", node, x, y)
 
     def layout(self, node: fx.Node) -> None:
         """Before a layer, which reads any layout, nothing; before torch or the caller, planes."""
-        source = node.args[0]
+        source = _source(node)
         if node in self.outputs:
             self.add("planar", node, self.read(source), self.write(node, planar=True))
         else:
@@ -263,7 +269,7 @@ class _Builder:
         left, right, top, bottom, before, _ = _borders(node) or [0] * 6
         format = stored(node)
         self.add(
-            "copy", node, self.read(node.args[0]), self.write(node), pad_left=left, pad_right=right, pad_top=top,
+            "copy", node, self.read(_source(node)), self.write(node), pad_left=left, pad_right=right, pad_top=top,
             pad_bottom=bottom, channel=before, fill=1, x_zero=format[1] if format else 0,
         )  # fmt: skip
 
@@ -277,7 +283,7 @@ class _Builder:
     def stride(self, node: fx.Node) -> None:
         h, w = _strides(node) or (1, 1)
         self.add(
-            "copy", node, self.read(node.args[0]), self.write(node), stride_h=h, stride_w=w, fill=1
+            "copy", node, self.read(_source(node)), self.write(node), stride_h=h, stride_w=w, fill=1
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qkernels import _core
+import qkernels._core as kernel_core
 from qkernels.graph import trace as nodes
 from qkernels.graph.lower import is_part
 from qkernels.graph.program import TorchProgram
@@ -23,7 +23,7 @@ def profile(graph: fx.GraphModule, inputs: tuple[Any, ...], runs: int) -> Profil
             timer.run(*inputs)
     threads = torch.get_num_threads()
     seconds = [timer.seconds for timer in timers[2:]]
-    return Profile.of(timers[-1].steps, seconds, _core.peak_gops(threads=threads), threads)
+    return Profile.of(timers[-1].steps, seconds, kernel_core.peak_gops(threads=threads), threads)
 
 
 class _Timer(fx.Interpreter):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qkernels import _core
+import qkernels._core as kernel_core
 
 MAGIC = b"qkprog\r\n"
 KINDS = ("conv2d", "linear", "max_pool", "mean", "copy", "planar")
@@ -109,8 +109,8 @@ def assemble(
     data = np.zeros(_up(used, 64), np.uint8)
     header = data[: HEADER.itemsize].view(HEADER)[0]
     counts = (len(values), len(steps), len(inputs), len(outputs), max(slots, default=-1) + 1)
-    header["magic"], header["version"] = MAGIC, _core.PROGRAM_VERSION
-    header["layout"], header["bytes"] = _core.LAYOUT_VERSION, data.nbytes
+    header["magic"], header["version"] = MAGIC, kernel_core.PROGRAM_VERSION
+    header["layout"], header["bytes"] = kernel_core.LAYOUT_VERSION, data.nbytes
     for key, count in zip(("values", "steps", "inputs", "outputs", "slots"), counts, strict=True):
         header[key] = count
     header["max_batch"] = max_batch or 0
@@ -125,7 +125,7 @@ def assemble(
 
 def checksum(data: NDArray[np.uint8]) -> int:
     """CRC-32 of everything behind the header."""
-    return zlib.crc32(data[HEADER.itemsize :])
+    return zlib.crc32(memoryview(data[HEADER.itemsize :]))
 
 
 def stored_checksum(data: NDArray[np.uint8]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qkernels import _core
+import qkernels._core as kernel_core
 from qkernels.program.format import checksum, stored_checksum
 from qkernels.program.profile import Profile
 
@@ -27,7 +27,7 @@ class Program:
     def __init__(self, data: NDArray[np.uint8], threads: int = 1) -> None:
         """``data``: from `qkernels.compile` or a file. Raises ValueError for bytes that are no whole program."""
         self.data, self.threads = data, threads
-        self._program = _core.Program(data)  # checks everything but the checksum
+        self._program = kernel_core.Program(data)  # checks everything but the checksum
         if checksum(data) != stored_checksum(data):
             raise ValueError("the program's checksum is not that of its bytes: it was altered")
 
@@ -64,7 +64,7 @@ class Program:
         for _ in range(runs + 2):
             seconds.append([])
             self._program.run(list(inputs), self.threads, True, seconds[-1])
-        peak = _core.peak_gops(threads=self.threads)
+        peak = kernel_core.peak_gops(threads=self.threads)
         return Profile.of(self.steps(*(x.shape for x in inputs)), seconds[2:], peak, self.threads)
 
     def steps(self, *sizes: tuple[int, ...]) -> list[dict[str, Any]]:
