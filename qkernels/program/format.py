@@ -125,7 +125,7 @@ def assemble(
 
 def checksum(data: NDArray[np.uint8]) -> int:
     """CRC-32 of everything behind the header."""
-    return zlib.crc32(memoryview(data[HEADER.itemsize :]))
+    return zlib.crc32(data[HEADER.itemsize :].data)
 
 
 def stored_checksum(data: NDArray[np.uint8]) -> int:
