@@ -61,6 +61,7 @@ LAYERS = {
     "depthwise": lambda: nn.Conv2d(3, 6, 3, groups=3),
     "same, odd": lambda: nn.Conv2d(3, 8, (2, 3), padding="same"),
     "reflect": lambda: nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"),
+    "circular": lambda: nn.Conv2d(3, 8, 3, padding=(1, 2), padding_mode="circular"),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 81, 7)),
 }
 
