@@ -54,6 +54,8 @@ def export_onnx(
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {reason}") from error
     assert program is not None
+    for node in program.model.graph:  # stack traces, with the paths of this machine
+        node.metadata_props.clear()
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:
