@@ -269,8 +269,10 @@ def export(
     """Write an int8 checkpoint as an ONNX file in the QDQ form, its batch free."""
     net = qkernels.load(checkpoint)
     options = read_metadata(checkpoint)["architecture"]["kwargs"]
-    size = options.get("image_size", 32)
-    export_onnx(net, torch.zeros(1, options.get("in_channels", 3), size, size), out)
+    if not {"in_channels", "image_size"} <= options.keys():
+        raise ValueError(f"{checkpoint} does not say its image size: use qkernels.export in Python")
+    size = options["image_size"]
+    export_onnx(net, torch.zeros(1, options["in_channels"], size, size), out)
     _print(f"wrote {out}: {_kilobytes(out)}, before {_kilobytes(checkpoint)}")
 
 

@@ -1,4 +1,4 @@
-"""Quantized models as ONNX files in the QDQ form, which ONNX Runtime, OpenVINO and TensorRT run as int8."""
+"""Quantized models as ONNX files in the QDQ form, which ONNX Runtime and OpenVINO run as int8."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ def export_onnx(
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {reason}") from error
     assert program is not None
+    for node in program.model.graph:  # stack traces, with the paths of this machine
+        node.metadata_props.clear()
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:
@@ -68,7 +70,7 @@ def export_onnx(
 def _with_qdq_layers(model: nn.Module) -> nn.Module:
     from qkernels.export.qdq import to_qdq  # torch.onnx, which few need, takes long to import
 
-    if isinstance(model, CompiledModel):
+    if any(isinstance(module, CompiledModel) for module in model.modules()):
         raise ValueError(
             "a chained model has no QDQ form: export the quantized model it is made of"
         )
