@@ -30,8 +30,10 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
         raise ValueError(
             f"{_shapes(student, teacher)} must be [N, C, H, W] of one height and width"
         )
-    maps = [x.float().square().mean(1).flatten(1) for x in (student, teacher.detach())]
-    return mse_loss(*(normalize(x, dim=1) for x in maps))
+    mine, theirs = (
+        normalize(x.float().square().mean(1).flatten(1), dim=1) for x in (student, teacher.detach())
+    )
+    return mse_loss(mine, theirs)
 
 
 def rkd_loss(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from qkernels.distill.features import (
     Attention,
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 # (settings, teacher, student, shape of an image) -> objective
 Builder = Callable[["TrainConfig", nn.Module, nn.Module, tuple[int, int, int]], Objective]
 
+
+def _dkd(student: Tensor, teacher: Tensor, labels: Tensor | None, temperature: float) -> Tensor:
+    if labels is None:
+        raise ValueError("loss='dkd' needs labels: it parts the labelled class from the others")
+    return dkd_loss(student, teacher, labels, temperature=temperature)
+
+
 SOFT_LOSSES: dict[str, SoftLoss] = {
     "hinton": lambda s, t, labels, T: hinton_loss(s, t, temperature=T, alpha=1.0),
     # Its gradient is Hinton's: the two differ by the entropy of the teacher alone.
@@ -32,7 +39,7 @@ SOFT_LOSSES: dict[str, SoftLoss] = {
         T**2 * soft_cross_entropy(s, (t.float() / T).softmax(1), temperature=T)
     ),
     "logit_mse": lambda s, t, labels, T: logit_mse(s, t),
-    "dkd": lambda s, t, labels, T: dkd_loss(s, t, labels, temperature=T),
+    "dkd": _dkd,
 }
 # The weights are those of the papers or, for the mean forms, of Tian et al. 2020 (1910.10699).
 CONNECTORS: dict[str, tuple[Connector, float]] = {

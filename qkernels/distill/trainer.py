@@ -50,7 +50,7 @@ def train(
     description = _describe(model, data, config, teacher, objective)
     objective = _objective(model, data, config, teacher, objective)
     loop = Loop(model, data, config, objective, after_step, accelerator)
-    defaults = TrainConfig().model_dump()
+    defaults = TrainConfig.model_validate({}).model_dump()
     folder = None if run_dir is None else RunFolder(run_dir, description, resume=resume, defaults=defaults)  # fmt: skip
     loop.check()
     loop.restore(folder)
