@@ -17,6 +17,7 @@ from torch import nn
 
 from qkernels import data as datasets
 from qkernels import models
+from qkernels.data import hold_out
 from qkernels.distill.run_folder import RunFolder
 from qkernels.pipeline import create_model
 from techniques import results
@@ -143,9 +144,11 @@ class _Settings:
 def _limited(data: datasets.ImageData, images: int | None) -> datasets.ImageData:
     if images is None:
         return data
-    return replace(
-        data, train=data.train.head(images), val=data.val.head(images), test=data.test.head(images)
-    )
+    parts = {}
+    for name in ("train", "val", "test"):
+        split = data.split(name)  # of all classes: the files are sorted by class
+        parts[name] = hold_out(split, images / len(split))[1] if images < len(split) else split
+    return replace(data, **parts)
 
 
 def outcomes(plan: Plan) -> Iterator[tuple[str, list[tuple[Row, list[Result]]]]]:

@@ -68,12 +68,9 @@ def write(plan: Plan, out: Path, command: str) -> None:
 
 def _line(row: Row, found: list[Result], out: Path) -> str:
     good = [result for result in found if not result.error]
-    cells = [row.name, ", ".join(row.technique)]
-    if good:
-        cells += [*_float_cells(good), *_int8_cells(good), _notes(good)]
-    else:
-        cells += [""] * 8 + [f"**failed**: {found[0].error}".replace("|", "/")]
-    return "| " + " | ".join([*cells, _links(row, out)]) + " |"
+    cells = [row.name, ", ".join(row.technique), *_float_cells(good), *_int8_cells(good)]
+    notes = "; ".join(filter(None, [_notes(good), _failures(found)])).replace("|", "/")
+    return "| " + " | ".join([*cells, notes, _links(row, out)]) + " |"
 
 
 def _float_cells(found: list[Result]) -> list[str]:
@@ -113,12 +110,24 @@ def _kilobytes(models: list[Measured]) -> str:
     return f"{statistics.mean(model.bytes for model in models) / 1e3:,.1f}"
 
 
+def _failures(found: list[Result]) -> str:
+    errors = [result.error for result in found if result.error]
+    if not errors:
+        return ""
+    some = (
+        f"{len(errors)} of {len(found)} seeds failed" if len(errors) < len(found) else "**failed**"
+    )
+    return f"{some}: {errors[0]}"
+
+
 def _notes(found: list[Result]) -> str:
+    if not found:
+        return ""
     figures = [
         f"{name} {statistics.mean(result.figures[name] for result in found):.4g}"
         for name in found[0].figures
     ]
-    return "; ".join(filter(None, [found[0].note, *figures])).replace("|", "/")
+    return "; ".join(filter(None, [found[0].note, *figures]))
 
 
 def _links(row: Row, out: Path) -> str:
