@@ -17,7 +17,10 @@ Connector = Callable[[torch.Size, torch.Size], nn.Module]
 
 
 class Hint(nn.Module):
-    """`hint_loss` behind a regressor to the teacher's width: 1x1 convolution, or Linear for [N, D] features."""
+    """`hint_loss` behind a regressor to the teacher's width: 1x1 convolution, or Linear for [N, D] features.
+
+    A batch norm behind it, as in the code of Tian et al. 2020, keeps large features from blowing up large weights.
+    """
 
     def __init__(self, mine: torch.Size, theirs: torch.Size) -> None:
         super().__init__()
@@ -25,8 +28,12 @@ class Hint(nn.Module):
             raise ValueError(
                 f"a hint needs features of one height and width, not {list(mine)} and {list(theirs)}"
             )
-        flat = len(mine) == 1
-        self.regressor = nn.Linear(mine[0], theirs[0]) if flat else nn.Conv2d(mine[0], theirs[0], 1)
+        width = theirs[0]
+        if len(mine) == 1:
+            regressor = [nn.Linear(mine[0], width, bias=False), nn.BatchNorm1d(width)]
+        else:
+            regressor = [nn.Conv2d(mine[0], width, 1, bias=False), nn.BatchNorm2d(width)]
+        self.regressor = nn.Sequential(*regressor)
 
     def forward(self, mine: Tensor, theirs: Tensor, truth: Tensor) -> Tensor:
         return hint_loss(self.regressor(mine), theirs)

@@ -11,7 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from distill_toys import toy_data, toy_model
 
-from qkernels.distill import DeepSupervision, TrainConfig, soft_objective, train
+from qkernels.distill import CachedTeacher, DeepSupervision, TrainConfig, soft_objective, train
 
 pytest.importorskip("accelerate")
 CONFIG = TrainConfig(epochs=2, batch_size=16, lr=0.05, alpha=0.5)
@@ -20,7 +20,8 @@ CONFIG = TrainConfig(epochs=2, batch_size=16, lr=0.05, alpha=0.5)
 def run(folder: Path) -> None:
     torch.set_num_threads(1)
     model = toy_model(batch_norm=False)  # batch statistics are per process, by definition
-    base = soft_objective("hinton", CONFIG, toy_model(8, seed=3, batch_norm=True))
+    teacher = CachedTeacher(toy_model(8, seed=3, batch_norm=True), folder / "answers.sqlite")
+    base = soft_objective("hinton", CONFIG, teacher)
     heads = DeepSupervision(base, model, ["2"], image_shape=(1, 4, 4), num_classes=2)
     result = train(model, toy_data(), CONFIG, objective=heads, run_dir=folder / "run")
     name = f"result{os.environ.get('RANK', '')}.pt"

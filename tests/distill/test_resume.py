@@ -133,7 +133,7 @@ def test_a_loss_that_is_no_number_leaves_the_objective_of_the_last_epoch(tmp_pat
 
     def break_it(_: nn.Module, lr: float) -> None:
         if len((tmp_path / "history.jsonl").read_text().splitlines()) == 2:
-            made.connectors[0].regressor.weight.data.fill_(float("nan"))
+            made.connectors[0].regressor[0].weight.data.fill_(float("nan"))
 
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 3, step 2"):
         train(student, toy_data(), CONFIG, objective=made, run_dir=tmp_path, after_step=break_it)
