@@ -1,4 +1,4 @@
-"""Where the others start from"""
+"""Rows of the table: where the others start from."""
 
 from __future__ import annotations
 

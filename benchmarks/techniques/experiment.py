@@ -53,7 +53,9 @@ def sections() -> dict[str, list[Row]]:
 
 
 def _heading(module: ModuleType) -> str:
-    return (module.__doc__ or module.__name__).splitlines()[0].rstrip(".")
+    """What the module says its rows are: the first line of "Rows of the table: something." is "Something"."""
+    said = (module.__doc__ or module.__name__).splitlines()[0].rpartition(": ")[2].rstrip(".")
+    return said[0].upper() + said[1:]
 
 
 def result_path(plan: Plan, row: Row, seed: int) -> Path:
