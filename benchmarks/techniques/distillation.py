@@ -13,11 +13,9 @@ from qkernels.distill import (
     DeepSupervision,
     LabelObjective,
     Regularised,
-    SoftObjective,
     confidence_penalty,
     soft_objective,
 )
-from qkernels.distill.registry import SOFT_LOSSES
 from qkernels.pipeline import create_model
 from techniques.row import Outcome, Row, Setting
 
@@ -67,17 +65,8 @@ def two_teachers(setting: Setting) -> Outcome:
         torch.manual_seed(setting.seed)
         fresh = create_model("resnet14", setting.data)
     second = setting.fit(fresh, "second", teacher=cached(setting))
-    config = setting.training()
-    answers = CachedTeacher(second, setting.run_dir / "second.sqlite")
-    objective = SoftObjective(
-        cached(setting),
-        answers,
-        soft=SOFT_LOSSES["hinton"],
-        name="hinton",
-        alpha=config.alpha,
-        temperature=config.temperature,
-        weights=[2, 1],
-    )
+    teachers = cached(setting), CachedTeacher(second, setting.run_dir / "second.sqlite")
+    objective = soft_objective("hinton", setting.training(), *teachers, weights=[2, 1])
     return outcome(setting, objective=objective, note="weights 2 : 1, the second a ResNet-14")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -50,8 +50,10 @@ CONNECTORS: dict[str, tuple[Connector, float]] = {
 }
 
 
-def soft_objective(name: str, config: TrainConfig, *teachers: nn.Module) -> SoftObjective:
-    """The logit loss `name` with the settings of `config`."""
+def soft_objective(
+    name: str, config: TrainConfig, *teachers: nn.Module, weights: Sequence[float] | None = None
+) -> SoftObjective:
+    """The logit loss `name` with the settings of `config`; of several teachers, their weighted `mean_answer`."""
     return SoftObjective(
         *teachers,
         soft=SOFT_LOSSES[name],
@@ -59,6 +61,7 @@ def soft_objective(name: str, config: TrainConfig, *teachers: nn.Module) -> Soft
         alpha=config.alpha,
         temperature=config.temperature,
         label_smoothing=config.label_smoothing,
+        weights=weights,
         needs_labels=name == "dkd",
     )
 

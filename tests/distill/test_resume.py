@@ -72,6 +72,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from distill_toys import toy_data, toy_model
 from qkernels.distill import TrainConfig, train
 from qkernels.distill.run_folder import RunFolder
+from test_resume import objective
 save = RunFolder.save
 def save_and_die(self, checkpoint):
     save(self, checkpoint)
@@ -79,7 +80,8 @@ def save_and_die(self, checkpoint):
         os.kill(os.getpid(), signal.SIGKILL)
 RunFolder.save = save_and_die
 config = TrainConfig.model_validate_json({CONFIG.model_dump_json()!r})
-train(toy_model(), toy_data(), config, run_dir={str(tmp_path / "run")!r})
+student = toy_model()
+train(student, toy_data(), config, objective=objective("fitnets", student), run_dir={str(tmp_path / "run")!r})
 """
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=env, check=False)
@@ -87,12 +89,13 @@ train(toy_model(), toy_data(), config, run_dir={str(tmp_path / "run")!r})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        undisturbed, resumed = toy_model(), toy_model()
-        train(undisturbed, toy_data(), CONFIG)
-        train(resumed, toy_data(), CONFIG, run_dir=tmp_path / "run")
+        undisturbed, resumed = toy_model(), toy_model(seed=1)
+        expected, found = objective("fitnets", undisturbed), objective("fitnets", resumed, seed=1)
+        train(undisturbed, toy_data(), CONFIG, objective=expected)
+        train(resumed, toy_data(), CONFIG, objective=found, run_dir=tmp_path / "run")
     finally:
         torch.set_num_threads(threads)
-    assert same_state(undisturbed, resumed)
+    assert same_state(undisturbed, resumed) and same_state(expected, found)
 
 
 def objective(name: str, student: nn.Module, seed: int = 0) -> Objective:
