@@ -23,7 +23,7 @@ from qkernels import models, recovery
 from qkernels.bench import BenchRow, bench_results, geometric_means, run_bench
 from qkernels.cli_flags import flags_of, given
 from qkernels.data import ImageData
-from qkernels.distill import TrainConfig, train
+from qkernels.distill import CachedTeacher, TrainConfig, train
 from qkernels.evaluate import evaluate as evaluate_model
 from qkernels.export import export_onnx
 from qkernels.machine import describe_machine
@@ -150,6 +150,9 @@ def pipeline(**flags: Any) -> None:
 
 
 TRAIN_HELP = {
+    "feature_weight": "Weight of a loss on features, else as published.",
+    "until": "Stop at this validation accuracy, 0..1.",
+    "patience": "Stop after so many validations without a new best.",
     "momentum": "Momentum of sgd.",
     "label_smoothing": "Share of each label spread over all classes.",
     "clip_grad_norm": "Longest gradient.",
@@ -173,16 +176,22 @@ def distill(
     teacher_weights: Annotated[
         Path | None, typer.Option(help="safetensors file of the teacher.")
     ] = None,
+    teacher_cache: Annotated[
+        Path | None, typer.Option(help="File that keeps the teacher's answers for later runs.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on where a stopped run was.")] = True,
     **flags: Any,
 ) -> None:
-    """Train a model, on a teacher's soft answers if there is a --teacher (Hinton et al. 2015)."""
+    """Train a model, and learn from a --teacher if there is one, by --loss."""
     if (teacher is None) != (teacher_weights is None):
         raise ValueError("--teacher and --teacher-weights go together: give both or neither")
+    if teacher_cache is not None and teacher is None:
+        raise ValueError("--teacher-cache keeps the answers of a --teacher: give one")
     config, images = TrainConfig(**given(flags)), datasets.load(data, data_root)
     guide = None
     if teacher is not None and teacher_weights is not None:
         guide = models.load_weights(create_model(teacher, images, teacher_width), teacher_weights)
+        guide = guide if teacher_cache is None else CachedTeacher(guide, teacher_cache)
     torch.manual_seed(config.seed)
     model = create_model(student, images, student_width)
     train(model, images, config, teacher=guide, run_dir=run, resume=resume)

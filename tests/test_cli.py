@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from qkernels import bench, data
 from qkernels.cli import main
+from qkernels.distill import CachedTeacher
 from qkernels.measure import count_macs
 from qkernels.pipeline import PipelineConfig, create_model
 
@@ -68,6 +69,10 @@ def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["pipeline", "--data", "imagefolder", "--data-root", "/no/folder"], "/no/folder"),
         (["distill"], "RUN"),
         (["distill", "--run", "x", "--teacher", "resnet56"], "--teacher-weights"),
+        (["distill", "--run", "x", "--teacher-cache", "y"], "--teacher"),
+        (["distill", "--run", "x", "--loss", "hintn"], "nearest: hinton"),
+        (["distill", "--run", "x", "--until", "91"], "--until=91"),
+        (["pipeline", "--loss", "nope"], "--loss='nope'"),
         (["quantize", "/no/file", "x", "--model", "tutorial_cnn"], "/no/file"),
         (["evaluate", "/no/file"], "/no/file"),
         (["evaluate", __file__], "--model"),
@@ -125,6 +130,19 @@ def test_distill_needs_no_teacher_and_takes_one(weights: Path, tmp_path: Path) -
     assert run("distill", "--run", tmp_path / "alone", *student, *TINY) == 0
     assert run("distill", "--run", tmp_path / "taught", *student, *teacher, *TINY) == 0
     assert json.loads((tmp_path / "taught" / "config.json").read_text())["teacher"]
+
+
+def test_distill_takes_a_loss_a_cache_and_a_target(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["distill", "--student", "tutorial_cnn", "--student-width", 2, "--no-augment"]
+    words += ["--teacher", "tutorial_cnn", "--teacher-width", 4, "--teacher-weights", weights]
+    words += [*TINY, "--loss", "logit_mse", "--teacher-cache", tmp_path / "answers.sqlite"]
+    assert run(*words, "--run", tmp_path / "a", "--until", "0.01") == 0
+    assert len(CachedTeacher(None, tmp_path / "answers.sqlite")) > 1000
+    assert run(*words, "--run", tmp_path / "b", "--until", "1") == 2
+    assert "until=1.0 was not reached in 1 epochs: the best was 0." in capsys.readouterr().err
+    assert (tmp_path / "b" / "model.safetensors").exists()
 
 
 def test_distill_refuses_the_folder_of_another_run(

@@ -56,6 +56,14 @@ def test_a_teacher_without_weights_is_trained_like_the_students() -> None:
     assert (teacher.temperature, student.temperature) == (TrainConfig().temperature, 9.0)
 
 
+def test_the_loss_is_the_students_alone() -> None:
+    config = PipelineConfig(loss="attention", features="layer2")
+    teacher, student = config.teacher_training(), config.student_training()
+    assert teacher is not None
+    assert (student.loss, student.features) == ("attention", "layer2")
+    assert (teacher.loss, teacher.features) == ("hinton", "")
+
+
 def test_a_teacher_that_would_know_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="teacher_weights"):
         PipelineConfig(teacher_epochs=0).teacher_training()

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
+import qkernels
 from qkernels.data import ImageData
+from qkernels.distill import TrainConfig, train
+from qkernels.pipeline import calibration_batches
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,30 @@ class Setting:
     alone: nn.Module  # that student trained on labels for `epochs`
     epochs: int  # what one training may take
     run_dir: Path  # this row's own folder; whatever is in it is continued
+    seed: int = 0  # of the batches; rows of one seed see the same ones
+
+    def training(self, **changes: Any) -> TrainConfig:
+        """The settings of every training in the table, with what a row must have otherwise."""
+        shared = {
+            "epochs": self.epochs,
+            "warmup_epochs": 0.1 * self.epochs,
+            "weight_decay": 5e-4,
+            "precision": "bf16",
+            "channels_last": True,
+            "seed": self.seed,
+        }
+        return TrainConfig(**{**shared, **changes})
+
+    def fit(self, model: nn.Module, folder: str = "training", **how: Any) -> nn.Module:
+        """Train `model` in `run_dir/folder` as `train(**how)` does, by `training()` unless told otherwise."""
+        config = how.pop("config", self.training())
+        train(model, how.pop("data", self.data), config, run_dir=self.run_dir / folder, **how)
+        return model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def int8(self, model: nn.Module) -> nn.Module:
+        """`model` by the default static int8, calibrated on 512 training images."""
+        batches = calibration_batches(self.data, 512, self.seed)
+        return qkernels.quantize(model, calibration=batches)[0]
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,55 @@
 """Training and knowledge distillation."""
 
+from qkernels.distill.cache import CachedTeacher
+from qkernels.distill.composed import DeepSupervision, Regularised
 from qkernels.distill.config import TrainConfig, learning_rate
-from qkernels.distill.losses import hinton_loss, soft_cross_entropy
-from qkernels.distill.objective import Objective, StepLoss
-from qkernels.distill.trainer import EpochRecord, TrainResult, train
+from qkernels.distill.feature_losses import attention_loss, crd_loss, hint_loss, rkd_loss
+from qkernels.distill.features import Attention, Contrast, FeatureObjective, Hint, Relations
+from qkernels.distill.history import EpochRecord, TargetError, TrainResult
+from qkernels.distill.losses import (
+    confidence_penalty,
+    dkd_loss,
+    hinton_loss,
+    logit_mse,
+    mean_answer,
+    soft_cross_entropy,
+)
+from qkernels.distill.objective import LabelObjective, Objective, SoftObjective, StepLoss
+from qkernels.distill.registry import OBJECTIVES, soft_objective
+from qkernels.distill.taps import feature_shapes, tap
+from qkernels.distill.trainer import train
 
 __all__ = [
+    "OBJECTIVES",
+    "Attention",
+    "CachedTeacher",
+    "Contrast",
+    "DeepSupervision",
     "EpochRecord",
+    "FeatureObjective",
+    "Hint",
+    "LabelObjective",
     "Objective",
+    "Regularised",
+    "Relations",
+    "SoftObjective",
     "StepLoss",
+    "TargetError",
     "TrainConfig",
     "TrainResult",
+    "attention_loss",
+    "confidence_penalty",
+    "crd_loss",
+    "dkd_loss",
+    "feature_shapes",
+    "hint_loss",
     "hinton_loss",
     "learning_rate",
+    "logit_mse",
+    "mean_answer",
+    "rkd_loss",
     "soft_cross_entropy",
+    "soft_objective",
+    "tap",
     "train",
 ]

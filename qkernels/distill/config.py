@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from qkernels.distill.registry import OBJECTIVES
 
 
 class TrainConfig(BaseModel):
@@ -28,13 +31,26 @@ class TrainConfig(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     clip_grad_norm: float | None = Field(None, gt=0)
     augment: bool = True
+    loss: str = "hinton"  # with a teacher: a name in OBJECTIVES
     temperature: float = Field(4.0, gt=0)  # with a teacher
     alpha: float = Field(0.9, ge=0, le=1)  # share of the teacher's loss, with labels
+    features: str = ""  # layers of a feature loss, "layer2,layer3=block4": student=teacher
+    feature_weight: float | None = Field(None, ge=0)  # None: as published
     precision: Literal["no", "bf16"] = "no"  # bf16: autocast; weights stay float32
     channels_last: bool = False
     seed: int = Field(0, ge=0)
     eval_every: int = Field(1, ge=1)  # epochs
     checkpoint_every: int = Field(1, ge=1)  # epochs
+    until: float | None = Field(None, gt=0, le=1)  # stop at this validation accuracy
+    patience: int | None = Field(None, ge=1)  # validations without a new best, then stop
+
+    @field_validator("loss")
+    @classmethod
+    def _known(cls, loss: str) -> str:
+        if loss not in OBJECTIVES:
+            near = difflib.get_close_matches(loss, OBJECTIVES, n=3, cutoff=0.0)
+            raise ValueError(f"no loss {loss!r}; the nearest: {', '.join(near)}")
+        return loss
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainConfig:

@@ -1,9 +1,12 @@
-"""What a student learns from: the teacher's soft answers and the true labels."""
+"""What a student can learn from a teacher's answers (logits) and from the labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
 
 
 def soft_cross_entropy(
@@ -48,7 +51,81 @@ def hinton_loss(
     return alpha * soft + (1 - alpha) * hard
 
 
-def _check(student: Tensor, teacher: Tensor, temperature: float) -> None:
+def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """1/2 * sum over classes of (s - t)^2, averaged over the N images; a scalar.
+
+    Ba, Caruana 2014 (1312.6184), equation 1. Unlike the others it also fixes the level of the logits, not only their
+    differences. Logits float [N, K]; the teacher gets no gradient. Raises ValueError for differing shapes.
+    """
+    _check(student_logits, teacher_logits)
+    difference = student_logits.float() - teacher_logits.detach().float()
+    return 0.5 * difference.square().sum(1).mean()
+
+
+def dkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float,
+    target_weight: float = 1.0,
+    other_weight: float = 8.0,
+) -> Tensor:
+    """T^2 * (target_weight * TCKD + other_weight * NCKD); a scalar.
+
+    Zhao et al. 2022 (2203.08679), equation 7. Hinton's KL is TCKD + (1 - p) * NCKD, p the teacher's probability of the
+    labelled class: a sure teacher silences what it knows of the other classes. Here both parts are weighed freely.
+    TCKD: KL of the two probabilities (labelled class, all others). NCKD: KL over the other classes alone. Softened by
+    T, averaged over images. Logits float [N, K], K > 1, labels int64 [N]; the teacher gets no gradient.
+    Raises ValueError for differing shapes or temperature <= 0.
+    """
+    _check(student_logits, teacher_logits, temperature)
+    target = one_hot(labels, student_logits.shape[1]).bool()
+    parts = []
+    for logits in (student_logits.float(), teacher_logits.detach().float()):
+        softened = logits / temperature
+        # log(1 - p) as a log-sum over the other classes: exact where p is close to 1.
+        others = softened[~target].view(len(logits), -1)
+        log_total = softened.logsumexp(1)
+        log_pair = torch.stack([softened[target], others.logsumexp(1)], dim=1) - log_total[:, None]
+        parts.append((log_pair, log_softmax(others, dim=1)))
+    (pair, rest), (teacher_pair, teacher_rest) = parts
+    tckd = kl_div(pair, teacher_pair, reduction="batchmean", log_target=True)
+    nckd = kl_div(rest, teacher_rest, reduction="batchmean", log_target=True)
+    return temperature**2 * (target_weight * tckd + other_weight * nckd)
+
+
+def mean_answer(
+    logits: Sequence[Tensor], *, temperature: float, weights: Sequence[float] | None = None
+) -> Tensor:
+    """Logits [N, K] whose softmax(. / T) is the weighted mean of the softmax(l / T) of several teachers.
+
+    The mean of softened probabilities (Hinton, Vinyals, Dean 2015) in a form that every logit loss takes.
+    `weights` are >= 0, one a teacher, and are scaled to sum to 1; None: equal. One teacher's logits come back as they
+    are. Raises ValueError for differing shapes, bad weights or temperature <= 0.
+    """
+    for other in logits[1:]:
+        _check(logits[0], other, temperature)
+    shares = torch.tensor([1.0] * len(logits) if weights is None else list(weights))
+    if len(shares) != len(logits) or not (shares >= 0).all() or not 0 < shares.sum() < torch.inf:
+        raise ValueError(f"{len(logits)} teachers cannot have the weights {weights}")
+    if len(logits) == 1:
+        return logits[0]
+    log_probs = torch.stack([log_softmax(one.float() / temperature, dim=1) for one in logits])
+    log_shares = (shares / shares.sum()).log().to(log_probs.device)
+    return temperature * (log_probs + log_shares[:, None, None]).logsumexp(0)
+
+
+def confidence_penalty(logits: Tensor) -> Tensor:
+    """sum over classes of p log p, p = softmax(logits), averaged over images: minus the entropy; in [-log K, 0].
+
+    Pereyra et al. 2017 (1701.06548). As a regulariser it keeps a student from being surer than it should be.
+    """
+    log_probs = log_softmax(logits.float(), dim=1)
+    return (log_probs.exp() * log_probs).sum(1).mean()
+
+
+def _check(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> None:
     if student.ndim != 2 or student.shape != teacher.shape:
         raise ValueError(
             f"student {list(student.shape)} and teacher {list(teacher.shape)} must both be [N, K]"

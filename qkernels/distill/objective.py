@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qkernels.distill.losses import hinton_loss
+from qkernels.distill.losses import mean_answer
+
+# (student logits, teacher logits, labels, temperature) -> scalar
+SoftLoss = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
+Regulariser = Callable[[Tensor], Tensor]  # student logits -> scalar
 
 
 class StepLoss(NamedTuple):
@@ -20,21 +25,32 @@ class StepLoss(NamedTuple):
     truth: Tensor
 
 
+def frozen(teacher: nn.Module) -> nn.Module:
+    """A twin of `teacher` in eval mode without gradients that shares its memory and leaves its flags alone."""
+    shared: dict[int, Tensor] = {id(b): b for b in teacher.buffers()}
+    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in teacher.parameters()}
+    return copy.deepcopy(teacher, shared).eval()  # deepcopy takes what its memo holds
+
+
 class Objective(nn.Module):
     """Turns a batch into a `StepLoss`; called as objective(model, images, labels).
 
-    Parameters registered here are trained together with the model and saved with the run.
+    Parameters registered here are trained together with the model and saved with the run. `repr` tells two objectives
+    apart when a run is continued: name the settings in `extra_repr`.
     """
 
     needs_labels = True
 
     def __init__(self, *teachers: nn.Module) -> None:
-        """`teachers` are copied, frozen and kept in eval mode; they are no part of `parameters` or `state_dict`."""
+        """`teachers` are held `frozen`; they are no part of `parameters` or `state_dict`."""
         super().__init__()
-        self.teachers = tuple(copy.deepcopy(t).eval().requires_grad_(False) for t in teachers)
+        self.teachers = tuple(frozen(teacher) for teacher in teachers)
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> StepLoss:
         raise NotImplementedError
+
+    def check(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> None:
+        """Called once before training, in eval mode, without gradients: ValueError if model or data do not fit."""
 
 
 class LabelObjective(Objective):
@@ -51,20 +67,48 @@ class LabelObjective(Objective):
         return StepLoss(loss, logits, labels)
 
 
-class HintonObjective(Objective):
-    """`hinton_loss` with one teacher; without labels the student is counted against the teacher's answers."""
+class SoftObjective(Objective):
+    """alpha * soft(student, teacher, labels, T) + (1 - alpha) * cross-entropy with the labels, all on logits.
 
-    needs_labels = False
+    Of several teachers the student learns `mean_answer`. Without labels only the soft loss remains, and the student is
+    counted against the teachers' answers.
+    """
 
     def __init__(
-        self, teacher: nn.Module, temperature: float, alpha: float, label_smoothing: float = 0.0
+        self,
+        *teachers: nn.Module,
+        soft: SoftLoss,
+        name: str,
+        alpha: float,
+        temperature: float,
+        label_smoothing: float = 0.0,
+        weights: Sequence[float] | None = None,
+        needs_labels: bool = False,
     ) -> None:
-        super().__init__(teacher)
-        self.settings = {"temperature": temperature, "alpha": alpha, "label_smoothing": label_smoothing}  # fmt: skip
+        """`name` is that of `soft`; `weights` has one a teacher. Raises ValueError for an alpha outside [0, 1]."""
+        super().__init__(*teachers)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be in [0, 1], not {alpha}")
+        self.soft, self.name, self.alpha, self.temperature = soft, name, alpha, temperature
+        self.label_smoothing, self.weights = label_smoothing, weights
+        self.needs_labels = needs_labels
+
+    def extra_repr(self) -> str:
+        return ", ".join(
+            f"{key}={getattr(self, key)!r}"
+            for key in ("name", "alpha", "temperature", "label_smoothing", "weights")
+        )
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> StepLoss:
         with torch.no_grad():
-            guide = self.teachers[0](images)
+            answers = [teacher(images) for teacher in self.teachers]
+            guide = mean_answer(answers, temperature=self.temperature, weights=self.weights)
         logits = model(images)
-        loss = hinton_loss(logits, guide, labels, **self.settings)
-        return StepLoss(loss, logits, guide.argmax(1) if labels is None else labels)
+        soft = self.soft(logits, guide, labels, self.temperature)
+        if labels is None:
+            return StepLoss(soft, logits, guide.argmax(1))
+        hard = cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        return StepLoss(self.alpha * soft + (1 - self.alpha) * hard, logits, labels)
+
+    def check(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> None:
+        self(model, images, labels)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,18 @@ class RunFolder:
     Raises ValueError naming the first field that differs.
     """
 
-    def __init__(self, path: str | Path, description: dict[str, Any], *, resume: bool) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        description: dict[str, Any],
+        *,
+        resume: bool,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`defaults`: values of settings that a folder of an earlier version does not name."""
         self.path = Path(path)
         self.description = description
-        self.resume = resume
+        self.resume, self.defaults = resume, defaults or {}
         if resume and (self.path / "config.json").exists():
             self._refuse_other_run(json.loads((self.path / "config.json").read_text()))
 
@@ -64,7 +72,7 @@ class RunFolder:
 
     def _refuse_other_run(self, found: dict[str, Any]) -> None:
         for name in sorted(found.keys() | self.description.keys()):
-            old, new = found.get(name), self.description.get(name)
+            old, new = found.get(name, self.defaults.get(name)), self.description.get(name)
             if old != new:
                 raise ValueError(
                     f"{self.path} holds a run with {name}={old!r}, not {new!r}: "

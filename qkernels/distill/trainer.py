@@ -2,58 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
-from qkernels.data.batches import Batches, epoch_seed
 from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
-from qkernels.data.progress import Advance
 from qkernels.data.progress import progress as progress_bar
-from qkernels.distill.config import TrainConfig, learning_rate
-from qkernels.distill.objective import HintonObjective, LabelObjective, Objective
+from qkernels.distill.cache import describe
+from qkernels.distill.config import TrainConfig
+from qkernels.distill.history import TrainResult, check_target, is_over
+from qkernels.distill.loop import AfterStep, Loop
+from qkernels.distill.objective import LabelObjective, Objective
+from qkernels.distill.registry import OBJECTIVES
 from qkernels.distill.run_folder import RunFolder
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One finished epoch. Accuracies are shares 0..1; `val_*` are None where not evaluated.
-
-    Without labels, `accuracy` is the share of images on which student and teacher agree.
-    """
-
-    epoch: int
-    loss: float
-    accuracy: float
-    val_loss: float | None
-    val_accuracy: float | None
-    lr: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """History of a finished run, epochs before a resume included."""
-
-    history: tuple[EpochRecord, ...]
-
-    @property
-    def val_accuracy(self) -> float | None:
-        """Validation accuracy after the last epoch, or None without validation images."""
-        return self.history[-1].val_accuracy
-
-    @property
-    def seconds(self) -> float:
-        """Time of all epochs together."""
-        return sum(record.seconds for record in self.history)
 
 
 def train(
@@ -63,46 +26,56 @@ def train(
     *,
     teacher: nn.Module | None = None,
     objective: Objective | None = None,
-    after_step: Callable[[nn.Module, float], object] | None = None,
+    after_step: AfterStep | None = None,
     run_dir: str | Path | None = None,
     resume: bool = True,
     progress: bool = True,
 ) -> TrainResult:
-    """Train `model` in place on `data.train`; with a `teacher`, distil it (see `hinton_loss`).
+    """Train `model` in place on `data.train`; with a `teacher`, distil it by `config.loss`.
 
     `objective` says what to minimise instead of either. `after_step(model, lr)` runs after every optimizer step and
     may change weights in place (masks, proximal steps).
 
-    The teacher is copied, frozen and kept in eval mode. With a `run_dir` the run may be killed at
-    any moment and called again with the same arguments: the final weights are those of a run never
+    The teacher stays as it is: its weights are read by a twin in eval mode without gradients. With a `run_dir` the run
+    may be killed at any moment and called again with the same arguments: the final weights are those of a run never
     interrupted, bit for bit. Under `accelerate launch` every process takes its share of each batch.
 
-    Raises ValueError for settings that do not fit the data or the run folder, FloatingPointError
-    when the loss is no longer finite (the last good checkpoint stays).
+    Raises ValueError for settings that do not fit the data, the models or the run folder; FloatingPointError
+    when the loss is no longer finite (the last good checkpoint stays); TargetError when the run ends below
+    `config.until` (everything is kept).
     """
     accelerator = require("accelerate").Accelerator(mixed_precision="no")
+    if config.until is not None and (len(data.val) == 0 or data.val.labels is None):
+        raise ValueError(f"until={config.until}: {data.name} has no labelled validation images")
     description = _describe(model, data, config, teacher, objective)
-    loop = _Loop(
-        model, data, config, _objective(config, teacher, objective), after_step, accelerator
-    )
-    folder = None if run_dir is None else RunFolder(run_dir, description, resume=resume)
+    objective = _objective(model, data, config, teacher, objective)
+    loop = Loop(model, data, config, objective, after_step, accelerator)
+    defaults = TrainConfig.model_validate({}).model_dump()
+    folder = None if run_dir is None else RunFolder(run_dir, description, resume=resume, defaults=defaults)  # fmt: skip
+    loop.check()
     loop.restore(folder)
     total, done = config.epochs * len(loop.batches), len(loop.history) * len(loop.batches)
     show = progress and accelerator.is_main_process
     with progress_bar("training", total, done=done, enabled=show) as advance:
-        for epoch in range(len(loop.history), config.epochs):
-            loop.run_epoch(epoch, advance)
-            last = epoch + 1 == config.epochs
-            if folder is not None and (last or (epoch + 1) % config.checkpoint_every == 0):
+        while not is_over(config, loop.history):
+            loop.run_epoch(len(loop.history), advance)
+            due = len(loop.history) % config.checkpoint_every == 0
+            if folder is not None and (due or is_over(config, loop.history)):
                 loop.save(folder)
     if folder is not None and accelerator.is_main_process:
         folder.save_weights(loop.model.state_dict())
     accelerator.wait_for_everyone()
-    return TrainResult(tuple(loop.history))
+    result = TrainResult(tuple(loop.history))
+    check_target(config, result)
+    return result
 
 
 def _objective(
-    config: TrainConfig, teacher: nn.Module | None, objective: Objective | None
+    model: nn.Module,
+    data: ImageData,
+    config: TrainConfig,
+    teacher: nn.Module | None,
+    objective: Objective | None,
 ) -> Objective:
     if objective is not None:
         if teacher is not None:
@@ -110,7 +83,7 @@ def _objective(
         return objective
     if teacher is None:
         return LabelObjective(config.label_smoothing)
-    return HintonObjective(teacher, config.temperature, config.alpha, config.label_smoothing)
+    return OBJECTIVES[config.loss](config, teacher, model, data.image_shape)
 
 
 def _describe(
@@ -124,182 +97,7 @@ def _describe(
     return {
         **config.model_dump(),
         "data": f"{data.name}, {len(data.train)} images of {list(data.image_shape)}",
-        "model": _fingerprint(model),
-        "teacher": None if teacher is None else _fingerprint(teacher),
+        "model": describe(model),
+        "teacher": None if teacher is None else describe(teacher),
         "objective": None if objective is None else repr(objective),
     }
-
-
-def _fingerprint(model: nn.Module) -> str:
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return f"{type(model).__name__}, {count} parameters"
-
-
-class _Loop:
-    """State of a run: model, optimizer, objective, batches and the epochs so far."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data: ImageData,
-        config: TrainConfig,
-        objective: Objective,
-        after_step: Callable[[nn.Module, float], object] | None,
-        accelerator: Any,
-    ) -> None:
-        if objective.needs_labels and data.train.labels is None:
-            raise ValueError(f"{data.name}: training images without labels need a teacher")
-        self.config, self.accelerator = config, accelerator
-        self.batches = _train_batches(data, config, accelerator)
-        self.val_batches = _val_batches(data, config, accelerator)
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
-        self.objective, self.after_step = objective.to(accelerator.device), after_step
-        for teacher in self.objective.teachers:
-            teacher.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
-        self.optimizer = _optimizer(nn.ModuleList([self.model, self.objective]), config)
-        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
-        self.history: list[EpochRecord] = []
-
-    def restore(self, folder: RunFolder | None) -> None:
-        """Continue from the folder's checkpoint, or make a first one of the untrained model."""
-        checkpoint = None if folder is None else folder.load()
-        self.accelerator.wait_for_everyone()  # nobody writes before all have looked
-        if checkpoint is not None:
-            self.model.load_state_dict(checkpoint["model"])
-            self.objective.load_state_dict(checkpoint.get("objective", {}))
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            self.history = [EpochRecord(**record) for record in checkpoint["history"]]
-        elif folder is not None:
-            if self.accelerator.is_main_process:
-                folder.create()
-            self.save(folder)
-
-    def save(self, folder: RunFolder) -> None:
-        """Write the checkpoint from the first process; refuse weights that are not finite."""
-        for name, value in self.model.state_dict().items():
-            if not value.isfinite().all():
-                epoch = len(self.history)
-                raise FloatingPointError(f"{name} is not finite after epoch {epoch}: lower the lr")
-        if self.accelerator.is_main_process:
-            folder.save(
-                {
-                    "model": self.model.state_dict(),
-                    "objective": self.objective.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "history": [asdict(record) for record in self.history],
-                }
-            )
-        self.accelerator.wait_for_everyone()
-
-    def run_epoch(self, epoch: int, advance: Advance) -> None:
-        """Train one epoch, validate if it is due, and append the record."""
-        started = time.perf_counter()
-        # Seeding per epoch (dropout) makes an epoch independent of what ran before it.
-        torch.manual_seed(epoch_seed(self.config.seed, epoch) + self.accelerator.process_index)
-        self.wrapped.train()
-        loss, accuracy, count, rate = 0.0, 0.0, 0.0, 0.0
-        for step, batch in enumerate(self.batches.epoch(epoch)):
-            rate = learning_rate(self.config, epoch * len(self.batches) + step, len(self.batches))
-            sums = self._step(*batch, rate)
-            if not math.isfinite(sums[0]):
-                raise FloatingPointError(
-                    f"the loss is {sums[0]} in epoch {epoch + 1}, step {step + 1}: lower the lr"
-                )
-            loss, accuracy, count = loss + sums[0], accuracy + sums[1], count + sums[2]
-            note = f"epoch {epoch + 1} loss {loss / count:.3f} acc {accuracy / count:.1%}"
-            advance(1, note)
-        due = (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.epochs
-        val_loss, val_accuracy = self._validate() if due else (None, None)
-        seconds = time.perf_counter() - started
-        record = EpochRecord(
-            epoch + 1, loss / count, accuracy / count, val_loss, val_accuracy, rate, seconds
-        )
-        self.history.append(record)
-
-    def _step(self, images: Tensor, labels: Tensor | None, rate: float) -> list[float]:
-        """One optimizer step; [summed loss, right answers, images] over all processes."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with self._autocast():
-            loss, logits, truth = self.objective(self.wrapped, images, labels)
-        self.stepper.zero_grad()
-        self.accelerator.backward(loss)
-        if self.config.clip_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad_norm)
-        self.stepper.step()
-        if self.after_step is not None:
-            self.after_step(self.model, rate)
-        return self._sum(loss.detach() * len(truth), logits, truth)
-
-    def _validate(self) -> tuple[float | None, float | None]:
-        """(loss, accuracy) on the validation split, every process on its share."""
-        if self.val_batches is None:
-            return None, None
-        if self.accelerator.num_processes > 1:
-            for buffer in self.model.buffers():  # batch statistics differ between processes
-                require("accelerate.utils").broadcast(buffer)
-        self.model.eval()
-        totals = [0.0, 0.0, 0.0]
-        for images, labels in self.val_batches:
-            with torch.no_grad(), self._autocast():
-                logits = self.model(images).float()
-            assert labels is not None
-            loss = cross_entropy(logits, labels, reduction="sum")
-            totals = [a + b for a, b in zip(totals, self._sum(loss, logits, labels), strict=True)]
-        loss_sum, correct, count = totals
-        return loss_sum / count, correct / count
-
-    def _sum(self, loss: Tensor, logits: Tensor, truth: Tensor) -> list[float]:
-        correct = (logits.argmax(1) == truth).sum()
-        sums = torch.stack([loss.double(), correct.double(), loss.new_tensor(len(truth)).double()])
-        total: list[float] = self.accelerator.reduce(sums, "sum").tolist()
-        return total
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision == "bf16"
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
-
-
-def _train_batches(data: ImageData, config: TrainConfig, accelerator: Any) -> Batches:
-    """Full batches only: all steps weigh the same and all processes get equal shares."""
-    size, processes = min(config.batch_size, len(data.train)), accelerator.num_processes
-    if size == 0 or size % processes:
-        raise ValueError(f"a batch of {size} images cannot be shared by {processes} processes")
-    return data.batches(
-        "train",
-        size,
-        shuffle=True,
-        augment=config.augment,
-        drop_last=True,
-        **_placement(config, accelerator),
-    )
-
-
-def _val_batches(data: ImageData, config: TrainConfig, accelerator: Any) -> Batches | None:
-    if len(data.val) == 0 or data.val.labels is None:
-        return None
-    return data.batches("val", config.batch_size, **_placement(config, accelerator))
-
-
-def _placement(config: TrainConfig, accelerator: Any) -> dict[str, Any]:
-    return {
-        "seed": config.seed,
-        "channels_last": config.channels_last,
-        "device": accelerator.device,
-        "rank": accelerator.process_index,
-        "world_size": accelerator.num_processes,
-    }
-
-
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(learned, config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        learned,
-        config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )

@@ -45,6 +45,8 @@ class PipelineConfig(BaseModel):
     warmup_epochs: float = Field(1, ge=0, description="Epochs of linear warm-up.")
     temperature: float = Field(4.0, gt=0, description="T of the distillation.")
     alpha: float = Field(0.9, ge=0, le=1, description="Share of the teacher in the loss.")
+    loss: str = Field("hinton", description="How the student learns from the teacher.")
+    features: str = Field("", description="Layers that a loss on features compares: layer2,layer3.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer of each training.")
     batch_size: int = Field(128, ge=1, description="Images of one training step.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay.")
@@ -92,7 +94,7 @@ class PipelineConfig(BaseModel):
                 raise ValueError("teacher_epochs=0 needs teacher_weights: it would know nothing")
             return None
         settings = self.student_training().model_dump()
-        for name in ("temperature", "alpha"):  # no teacher teaches the teacher
+        for name in ("loss", "features", "temperature", "alpha"):  # no teacher teaches the teacher
             del settings[name]
         settings["epochs"] = epochs
         settings["lr"] = self.teacher_lr or (0.02 if tuned else self.lr)

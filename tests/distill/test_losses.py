@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from qkernels.distill import hinton_loss, soft_cross_entropy
+from qkernels.distill import (
+    confidence_penalty,
+    dkd_loss,
+    hinton_loss,
+    logit_mse,
+    mean_answer,
+    soft_cross_entropy,
+)
+from qkernels.distill.registry import SOFT_LOSSES
 
 T = 3.0
 
@@ -102,3 +110,112 @@ def test_faults_are_named() -> None:
         hinton_loss(logits(0), logits(1), temperature=0, alpha=1)
     with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\], not 2"):
         hinton_loss(logits(0), logits(1), temperature=1, alpha=2)
+
+
+LABELS = torch.tensor([0, 1, 2, 3, 0])
+
+
+def test_logit_mse_by_hand() -> None:
+    student, teacher = (
+        torch.tensor([[1.0, 2.0], [0.0, 0.0]]),
+        torch.tensor([[0.0, 4.0], [3.0, 0.0]]),
+    )
+    assert logit_mse(student, teacher).item() == pytest.approx((0.5 * (1 + 4) + 0.5 * 9) / 2)
+
+
+def test_dkd_by_hand() -> None:
+    student, teacher = logits(0), logits(1)
+    tckd = nckd = 0.0
+    for s, t, y in zip(student.tolist(), teacher.tolist(), LABELS.tolist(), strict=True):
+        p, q = probabilities(t, T), probabilities(s, T)
+        tckd += p[y] * math.log(p[y] / q[y])
+        tckd += (1 - p[y]) * math.log((1 - p[y]) / (1 - q[y]))
+        for k in set(range(4)) - {y}:
+            a, b = p[k] / (1 - p[y]), q[k] / (1 - q[y])
+            nckd += a * math.log(a / b)
+    result = dkd_loss(student, teacher, LABELS, temperature=T, target_weight=2, other_weight=5)
+    assert result.item() == pytest.approx(T * T * (2 * tckd + 5 * nckd) / 5, rel=1e-5)
+
+
+def test_dkd_weighed_as_the_paper_derives_is_hintons_loss() -> None:
+    """Equation 5: KL = TCKD + (1 - p) NCKD, image by image."""
+    for row in range(5):
+        student, teacher, label = logits(0)[row, None], logits(1)[row, None], LABELS[row, None]
+        rest = 1 - (teacher / T).softmax(1)[0, label].item()
+        decoupled = dkd_loss(student, teacher, label, temperature=T, other_weight=rest)
+        whole = hinton_loss(student, teacher, temperature=T, alpha=1.0)
+        assert decoupled.item() == pytest.approx(whole.item(), rel=1e-4)
+
+
+def test_dkd_of_a_teacher_that_is_all_but_certain_is_finite() -> None:
+    teacher, student = logits(1) + 200 * torch.eye(4)[LABELS], logits(0).requires_grad_()
+    loss = dkd_loss(student, teacher, LABELS, temperature=1.0)
+    loss.backward()
+    assert loss.isfinite() and student.grad is not None and student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SOFT_LOSSES)
+def test_every_soft_loss_is_at_its_least_where_the_student_is_the_teacher(name: str) -> None:
+    loss, teacher = SOFT_LOSSES[name], logits(1)
+    student = teacher.clone().requires_grad_()
+    least = loss(student, teacher, LABELS, T)
+    least.backward()
+    assert student.grad is not None and student.grad.abs().max() < 1e-5
+    if name != "soft_cross_entropy":  # that one is the teacher's entropy there
+        assert least.item() == pytest.approx(0, abs=1e-5)
+    assert loss(logits(0), teacher, LABELS, T) > least + 0.1
+
+
+@pytest.mark.parametrize("name", SOFT_LOSSES)
+def test_every_soft_loss_is_a_mean_over_images_with_gradients_for_the_student_alone(
+    name: str,
+) -> None:
+    loss = SOFT_LOSSES[name]
+    student, teacher = logits(0).requires_grad_(), logits(1).requires_grad_()
+    once = loss(student, teacher, LABELS, T)
+    once.backward()
+    assert teacher.grad is None and student.grad is not None and student.grad.abs().max() > 0
+    twice = loss(logits(0).repeat(2, 1), logits(1).repeat(2, 1), LABELS.repeat(2), T)
+    assert twice.item() == pytest.approx(once.item(), rel=1e-5)
+    assert loss(student.bfloat16(), teacher.bfloat16(), LABELS, T).dtype == torch.float32
+
+
+def test_t_squared_makes_soft_cross_entropy_pull_like_hintons_loss() -> None:
+    gradients = []
+    for name in ("hinton", "soft_cross_entropy"):
+        student = logits(0).requires_grad_()
+        SOFT_LOSSES[name](student, logits(1), None, T).backward()
+        gradients.append(student.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_mean_answer_is_the_mean_of_softened_probabilities() -> None:
+    teachers = [logits(0), logits(1), logits(2)]
+    expected = sum(w * (t / T).softmax(1) for w, t in zip((0.5, 0.3, 0.2), teachers, strict=True))
+    mean = mean_answer(teachers, temperature=T, weights=[5, 3, 2])
+    torch.testing.assert_close((mean / T).softmax(1), expected)
+    equal = mean_answer(teachers, temperature=T)
+    torch.testing.assert_close(
+        (equal / T).softmax(1), sum((t / T).softmax(1) for t in teachers) / 3
+    )
+    assert mean_answer([logits(0)], temperature=T) is not None
+    assert torch.equal(mean_answer([logits(0)], temperature=T), logits(0))
+    silent = mean_answer([logits(0), logits(1)], temperature=T, weights=[1, 0])
+    torch.testing.assert_close(silent.softmax(1), logits(0).softmax(1))
+
+
+def test_the_confidence_penalty_is_minus_the_entropy() -> None:
+    assert confidence_penalty(torch.zeros(3, 4)).item() == pytest.approx(-math.log(4))
+    assert confidence_penalty(torch.tensor([[100.0, 0.0]])).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_more_faults_are_named() -> None:
+    with pytest.raises(ValueError, match=r"student \[5, 4\] and teacher \[5, 3\]"):
+        logit_mse(logits(0), logits(0, classes=3))
+    with pytest.raises(ValueError, match="temperature must be positive, not -1"):
+        dkd_loss(logits(0), logits(1), LABELS, temperature=-1)
+    for weights in ([1.0], [0, 0], [1, -1], [1, math.inf], [1, math.nan]):
+        with pytest.raises(ValueError, match="2 teachers cannot have the weights"):
+            mean_answer([logits(0), logits(1)], temperature=T, weights=weights)
+    with pytest.raises(ValueError, match="0 teachers"):
+        mean_answer([], temperature=T)

@@ -11,7 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from distill_toys import toy_data, toy_model
 
-from qkernels.distill import TrainConfig, train
+from qkernels.distill import CachedTeacher, DeepSupervision, TrainConfig, soft_objective, train
 
 pytest.importorskip("accelerate")
 CONFIG = TrainConfig(epochs=2, batch_size=16, lr=0.05, alpha=0.5)
@@ -20,11 +20,14 @@ CONFIG = TrainConfig(epochs=2, batch_size=16, lr=0.05, alpha=0.5)
 def run(folder: Path) -> None:
     torch.set_num_threads(1)
     model = toy_model(batch_norm=False)  # batch statistics are per process, by definition
-    teacher = toy_model(8, seed=3, batch_norm=True)
-    result = train(model, toy_data(), CONFIG, teacher=teacher, run_dir=folder / "run")
+    teacher = CachedTeacher(toy_model(8, seed=3, batch_norm=True), folder / "answers.sqlite")
+    base = soft_objective("hinton", CONFIG, teacher)
+    heads = DeepSupervision(base, model, ["2"], image_shape=(1, 4, 4), num_classes=2)
+    result = train(model, toy_data(), CONFIG, objective=heads, run_dir=folder / "run")
     name = f"result{os.environ.get('RANK', '')}.pt"
     history = [(r.loss, r.accuracy, r.val_loss, r.val_accuracy) for r in result.history]
-    torch.save({"history": history, "state": model.state_dict()}, folder / name)
+    state = {**model.state_dict(), **heads.state_dict()}
+    torch.save({"history": history, "state": state}, folder / name)
 
 
 def run_with_batch_norm(folder: Path) -> None:

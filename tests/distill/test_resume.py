@@ -13,7 +13,15 @@ from distill_toys import same_state, toy_data, toy_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qkernels.distill import TrainConfig, train, trainer
+from qkernels.distill import (
+    OBJECTIVES,
+    DeepSupervision,
+    Objective,
+    TrainConfig,
+    loop,
+    soft_objective,
+    train,
+)
 from qkernels.distill.run_folder import RunFolder
 
 pytest.importorskip("accelerate")
@@ -26,14 +34,14 @@ class KilledError(Exception):
 
 def kill_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     calls = iter(range(step))
-    original = trainer._Loop._step
+    original = loop.Loop._step
 
-    def stepping(self: trainer._Loop, *args: object) -> list[float]:
+    def stepping(self: loop.Loop, *args: object) -> list[float]:
         if next(calls, None) is None:
             raise KilledError
         return original(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer._Loop, "_step", stepping)
+    monkeypatch.setattr(loop.Loop, "_step", stepping)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -64,6 +72,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from distill_toys import toy_data, toy_model
 from qkernels.distill import TrainConfig, train
 from qkernels.distill.run_folder import RunFolder
+from test_resume import objective
 save = RunFolder.save
 def save_and_die(self, checkpoint):
     save(self, checkpoint)
@@ -71,7 +80,8 @@ def save_and_die(self, checkpoint):
         os.kill(os.getpid(), signal.SIGKILL)
 RunFolder.save = save_and_die
 config = TrainConfig.model_validate_json({CONFIG.model_dump_json()!r})
-train(toy_model(), toy_data(), config, run_dir={str(tmp_path / "run")!r})
+student = toy_model()
+train(student, toy_data(), config, objective=objective("fitnets", student), run_dir={str(tmp_path / "run")!r})
 """
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=env, check=False)
@@ -79,12 +89,72 @@ train(toy_model(), toy_data(), config, run_dir={str(tmp_path / "run")!r})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        undisturbed, resumed = toy_model(), toy_model()
-        train(undisturbed, toy_data(), CONFIG)
-        train(resumed, toy_data(), CONFIG, run_dir=tmp_path / "run")
+        undisturbed, resumed = toy_model(), toy_model(seed=1)
+        expected, found = objective("fitnets", undisturbed), objective("fitnets", resumed, seed=1)
+        train(undisturbed, toy_data(), CONFIG, objective=expected)
+        train(resumed, toy_data(), CONFIG, objective=found, run_dir=tmp_path / "run")
     finally:
         torch.set_num_threads(threads)
+    assert same_state(undisturbed, resumed) and same_state(expected, found)
+
+
+def objective(name: str, student: nn.Module, seed: int = 0) -> Objective:
+    """One with weights of its own: regressors and momentum for them, or heads."""
+    teacher, shape = toy_model(8, seed=9), (1, 4, 4)
+    if name == "heads":
+        base = soft_objective("hinton", CONFIG, teacher)
+        return DeepSupervision(base, student, ["2"], image_shape=shape, num_classes=2, seed=seed)
+    config = CONFIG.model_copy(
+        update={"loss": name, "features": "0,2", "feature_weight": 1.0, "seed": seed}
+    )
+    return OBJECTIVES[name](config, teacher, student, shape)
+
+
+@pytest.mark.parametrize("name", ["fitnets", "crd", "heads"])
+@pytest.mark.parametrize("step", [0, 3, 6, 16])
+def test_an_objective_is_resumed_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, step: int
+) -> None:
+    undisturbed, killed, resumed = toy_model(), toy_model(), toy_model(seed=77)
+    expected = objective(name, undisturbed)
+    train(undisturbed, toy_data(), CONFIG, objective=expected)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        kill_at_step(patch, step)
+        train(killed, toy_data(), CONFIG, objective=objective(name, killed), run_dir=tmp_path)
+    found = objective(name, resumed, seed=5)  # its weights must not matter
+    train(resumed, toy_data(), CONFIG, objective=found, run_dir=tmp_path)
     assert same_state(undisturbed, resumed)
+    assert len(found.state_dict()) > 0 and same_state(expected, found)
+    with pytest.raises(ValueError, match="with objective="):
+        other = soft_objective("hinton", CONFIG, toy_model(8))
+        train(toy_model(), toy_data(), CONFIG, objective=other, run_dir=tmp_path)
+
+
+def test_a_loss_that_is_no_number_leaves_the_objective_of_the_last_epoch(tmp_path: Path) -> None:
+    student = toy_model()
+    made = objective("fitnets", student)
+
+    def break_it(_: nn.Module, lr: float) -> None:
+        if len((tmp_path / "history.jsonl").read_text().splitlines()) == 2:
+            made.connectors[0].regressor[0].weight.data.fill_(float("nan"))
+
+    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 3, step 2"):
+        train(student, toy_data(), CONFIG, objective=made, run_dir=tmp_path, after_step=break_it)
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert len(checkpoint["history"]) == 2
+    saved = {**checkpoint["model"], **checkpoint["objective"]}
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_a_folder_without_a_later_setting_had_its_default(tmp_path: Path) -> None:
+    train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["loss"], settings["until"], settings["objective"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path)
+    with pytest.raises(ValueError, match="with loss='hinton', not 'dkd'"):
+        other = CONFIG.model_copy(update={"loss": "dkd"})
+        train(toy_model(), toy_data(), other, run_dir=tmp_path)
 
 
 def test_run_folder_holds_settings_history_and_weights(tmp_path: Path) -> None:

@@ -1,0 +1,226 @@
+"""The state of a training run and its steps, on one process or many."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from qkernels.data.batches import Batches, epoch_seed
+from qkernels.data.extras import require
+from qkernels.data.image_data import ImageData
+from qkernels.data.progress import Advance
+from qkernels.distill.config import TrainConfig, learning_rate
+from qkernels.distill.history import EpochRecord
+from qkernels.distill.objective import Objective
+from qkernels.distill.run_folder import RunFolder
+
+AfterStep = Callable[[nn.Module, float], object]  # model, lr
+
+
+class Loop:
+    """State of a run: model, optimizer, objective, batches and the epochs so far."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageData,
+        config: TrainConfig,
+        objective: Objective,
+        after_step: AfterStep | None,
+        accelerator: Any,
+    ) -> None:
+        if objective.needs_labels and data.train.labels is None:
+            raise ValueError(
+                f"{data.name}: training images without labels need a teacher and a loss that goes without them"
+            )
+        for teacher in objective.teachers:
+            _check_apart(model, teacher)
+        self.config, self.accelerator = config, accelerator
+        self.batches = _train_batches(data, config, accelerator)
+        self.val_batches = _val_batches(data, config, accelerator)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+        self.objective, self.after_step = objective.to(accelerator.device), after_step
+        for teacher in self.objective.teachers:
+            teacher.to(accelerator.device)  # in its own layout: another one would be a second copy
+        self.learned = nn.ModuleList([self.model, self.objective])
+        self.optimizer = _optimizer(self.learned, config)
+        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
+        self.history: list[EpochRecord] = []
+
+    def restore(self, folder: RunFolder | None) -> None:
+        """Continue from the folder's checkpoint, or make a first one of the untrained model."""
+        checkpoint = None if folder is None else folder.load()
+        self.accelerator.wait_for_everyone()  # nobody writes before all have looked
+        if checkpoint is not None:
+            self.model.load_state_dict(checkpoint["model"])
+            self.objective.load_state_dict(checkpoint.get("objective", {}))
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.history = [EpochRecord(**record) for record in checkpoint["history"]]
+        elif folder is not None:
+            if self.accelerator.is_main_process:
+                folder.create()
+            self.save(folder)
+
+    def check(self) -> None:
+        """Show the objective a few images, so that what does not fit is said before training."""
+        self.model.eval()
+        self.objective.eval()
+        images, labels = next(self.batches.epoch(len(self.history)))
+        with torch.no_grad(), self._autocast():
+            self.objective.check(self.model, images[:4], None if labels is None else labels[:4])
+
+    def save(self, folder: RunFolder) -> None:
+        """Write the checkpoint from the first process; refuse weights that are not finite."""
+        for name, value in self.model.state_dict().items():
+            if not value.isfinite().all():
+                epoch = len(self.history)
+                raise FloatingPointError(f"{name} is not finite after epoch {epoch}: lower the lr")
+        if self.accelerator.is_main_process:
+            folder.save(
+                {
+                    "model": self.model.state_dict(),
+                    "objective": self.objective.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "history": [asdict(record) for record in self.history],
+                }
+            )
+        self.accelerator.wait_for_everyone()
+
+    def run_epoch(self, epoch: int, advance: Advance) -> None:
+        """Train one epoch, validate if it is due, and append the record."""
+        started = time.perf_counter()
+        # Seeding per epoch (dropout) makes an epoch independent of what ran before it.
+        torch.manual_seed(epoch_seed(self.config.seed, epoch) + self.accelerator.process_index)
+        self.wrapped.train()
+        self.objective.train()
+        loss, accuracy, count, rate = 0.0, 0.0, 0.0, 0.0
+        for step, batch in enumerate(self.batches.epoch(epoch)):
+            rate = learning_rate(self.config, epoch * len(self.batches) + step, len(self.batches))
+            sums = self._step(*batch, rate)
+            if not math.isfinite(sums[0]):
+                raise FloatingPointError(
+                    f"the loss is {sums[0]} in epoch {epoch + 1}, step {step + 1}: lower the lr"
+                )
+            loss, accuracy, count = loss + sums[0], accuracy + sums[1], count + sums[2]
+            note = f"epoch {epoch + 1} loss {loss / count:.3f} acc {accuracy / count:.1%}"
+            advance(1, note)
+        due = (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.epochs
+        val_loss, val_accuracy = self._validate() if due else (None, None)
+        seconds = time.perf_counter() - started
+        record = EpochRecord(
+            epoch + 1, loss / count, accuracy / count, val_loss, val_accuracy, rate, seconds
+        )
+        self.history.append(record)
+
+    def _step(self, images: Tensor, labels: Tensor | None, rate: float) -> list[float]:
+        """One optimizer step; [summed loss, right answers, images] over all processes."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with self._autocast():
+            loss, logits, truth = self.objective(self.wrapped, images, labels)
+        self.stepper.zero_grad()
+        self.accelerator.backward(loss)
+        self._average_objective()
+        if self.config.clip_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.learned.parameters(), self.config.clip_grad_norm)
+        self.stepper.step()
+        if self.after_step is not None:
+            self.after_step(self.model, rate)
+        return self._sum(loss.detach() * len(truth), logits, truth)
+
+    def _average_objective(self) -> None:
+        """The wrapped model averages its gradients over the processes, the objective's are left to us."""
+        if self.accelerator.num_processes > 1:
+            for parameter in self.objective.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+
+    def _validate(self) -> tuple[float | None, float | None]:
+        """(loss, accuracy) on the validation split, every process on its share."""
+        if self.val_batches is None:
+            return None, None
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.buffers():  # batch statistics differ between processes
+                require("accelerate.utils").broadcast(buffer)
+        self.model.eval()
+        totals = [0.0, 0.0, 0.0]
+        for images, labels in self.val_batches:
+            with torch.no_grad(), self._autocast():
+                logits = self.model(images).float()
+            assert labels is not None
+            loss = cross_entropy(logits, labels, reduction="sum")
+            totals = [a + b for a, b in zip(totals, self._sum(loss, logits, labels), strict=True)]
+        loss_sum, correct, count = totals
+        return loss_sum / count, correct / count
+
+    def _sum(self, loss: Tensor, logits: Tensor, truth: Tensor) -> list[float]:
+        correct = (logits.argmax(1) == truth).sum()
+        sums = torch.stack([loss.double(), correct.double(), loss.new_tensor(len(truth)).double()])
+        total: list[float] = self.accelerator.reduce(sums, "sum").tolist()
+        return total
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
+
+
+def _check_apart(model: nn.Module, teacher: nn.Module) -> None:
+    """A teacher is read where it lies: it must not be what is trained."""
+    own = {parameter.data_ptr() for parameter in model.parameters() if parameter.numel()}
+    if any(parameter.data_ptr() in own for parameter in teacher.parameters()):
+        raise ValueError(
+            f"the teacher ({type(teacher).__name__}) shares weights with the model that is trained: "
+            "give copy.deepcopy of it"
+        )
+
+
+def _train_batches(data: ImageData, config: TrainConfig, accelerator: Any) -> Batches:
+    """Full batches only: all steps weigh the same and all processes get equal shares."""
+    size, processes = min(config.batch_size, len(data.train)), accelerator.num_processes
+    if size == 0 or size % processes:
+        raise ValueError(f"a batch of {size} images cannot be shared by {processes} processes")
+    return data.batches(
+        "train",
+        size,
+        shuffle=True,
+        augment=config.augment,
+        drop_last=True,
+        **_placement(config, accelerator),
+    )
+
+
+def _val_batches(data: ImageData, config: TrainConfig, accelerator: Any) -> Batches | None:
+    if len(data.val) == 0 or data.val.labels is None:
+        return None
+    return data.batches("val", config.batch_size, **_placement(config, accelerator))
+
+
+def _placement(config: TrainConfig, accelerator: Any) -> dict[str, Any]:
+    return {
+        "seed": config.seed,
+        "channels_last": config.channels_last,
+        "device": accelerator.device,
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+    }
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(learned, config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        learned,
+        config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+    )
