@@ -15,4 +15,7 @@ def require(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ImportError(f'{package} is needed for this: pip install "qkernels[train]"') from error
+        extra = "prune" if package == "torch_pruning" else "train"
+        raise ImportError(
+            f'{package} is needed for this: pip install "qkernels[{extra}]"'
+        ) from error
