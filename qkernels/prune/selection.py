@@ -39,7 +39,8 @@ def channel_scores(group: ChannelGroup, scores: Scores) -> Tensor:
 
 
 def _per_entry(score: Tensor, side: Side) -> Tensor:
-    return score.flatten(1).sum(1) if side == "out" else score.transpose(0, 1).flatten(1).sum(1)
+    sides = score if side == "out" else score.transpose(0, 1)
+    return sides.reshape(len(sides), -1).sum(1)
 
 
 @dataclass(frozen=True)

@@ -33,15 +33,15 @@ def test_amount_is_met_to_the_weight_and_nothing_kept_scores_below_what_went(
         assert not len(gone) or gone.max() <= kept.min()
 
 
-@given(st.floats(0, 0.45), st.integers(0, 9))
+@given(st.floats(0, 0.7), st.integers(0, 9))
 def test_a_global_amount_has_one_threshold_for_all_layers(amount: float, seed: int) -> None:
-    scores = random_scores([[7, 5], [40], [3, 3, 4]], seed, ties=False)
+    scores = random_scores([[7], [40], [3, 3]], seed, ties=False)
     scores["0"] += 5  # layers of large weights stay whole as long as others have smaller ones
     scores["2"] += 5
     masks = Masks.of(scores, amount=amount, scope="global")
     flat = torch.cat([score.flatten() for score in scores.values()])
     kept = torch.cat([mask.flatten() for mask in masks.kept.values()])
-    assert int((~kept).sum()) == int(amount * 88 + 1e-6)
+    assert int((~kept).sum()) == int(amount * 56 + 1e-6)
     assert kept.all() or flat[~kept].max() < flat[kept].min()
     assert masks.kept["0"].all() and masks.kept["2"].all()
 
@@ -118,7 +118,7 @@ def test_masks_of_zeros_are_those_that_made_them() -> None:
     masks = Masks.of(magnitude(weights(net)), amount=0.3)
     masks(net)
     assert Masks.of_zeros(weights(net)) == masks
-    assert "30.0% of 3 tensors pruned" in repr(masks) and "0.weight" in repr(masks)
+    assert "29.9% of 3 tensors pruned" in repr(masks) and "0.weight" in repr(masks)
 
 
 def test_a_growing_amount_keeps_what_was_pruned() -> None:
