@@ -21,11 +21,12 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.BatchNorm2d: ("num_features",),
     nn.PReLU: ("num_parameters",),
     ZeroPadShortcut: ("before", "in_channels", "after"),
+    nn.Identity: (),
 }
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """The channel counts of every module that `narrow` knows."""
+    """The channel counts of every module that `narrow` knows; an Identity has none."""
     return {
         name: {attribute: int(getattr(module, attribute)) for attribute in _SIZES[type(module)]}
         for name, module in model.named_modules()
@@ -33,16 +34,22 @@ def sizes(model: nn.Module) -> Sizes:
     }
 
 
+def changes(before: Sizes, model: nn.Module) -> Sizes:
+    """The sizes of `model` that are not those of before: what `narrow` needs to make it from the first model."""
+    return {name: size for name, size in sizes(model).items() if size != before.get(name)}
+
+
 def narrow(model: Model, channels: Mapping[str, Mapping[str, int]]) -> Model:
     """Give modules other channel counts, in place, with fresh weights of torch's own initialization; returns the model.
 
-    `channels`: some entries of `sizes`. Whether the new counts fit each other shows at the first call.
+    `channels`: some entries of `sizes`; where one is empty, an Identity takes the module's place. Whether the new
+    counts fit each other shows at the first call.
     Raises ValueError for an unknown module (naming the nearest), an unknown attribute, or a count below its least.
     """
     modules = dict(model.named_modules())
     for name, wanted in channels.items():
         known = _SIZES.get(type(modules.get(name)), ())  # type: ignore[arg-type]
-        if set(wanted) - set(known) or not known:
+        if name not in modules or set(wanted) - set(known):
             near = difflib.get_close_matches(name, sizes(model), n=3, cutoff=0.4)
             raise ValueError(f"no module {name!r} with {', '.join(wanted)}; the nearest: {near}")
         for attribute, count in wanted.items():
@@ -51,7 +58,10 @@ def narrow(model: Model, channels: Mapping[str, Mapping[str, int]]) -> Model:
     for name, wanted in channels.items():
         for attribute, count in wanted.items():
             setattr(modules[name], attribute, count)
-        _remake(modules[name])
+        if wanted:
+            _remake(modules[name])
+        else:
+            model.set_submodule(name, nn.Identity())
     return model
 
 

@@ -1,7 +1,8 @@
 """Pruning: single weights that stay 0 (`Masks`), and channels that disappear (`prune_channels`)."""
 
 from qkernels.prune.ablation import dropout
-from qkernels.prune.channels import prune_channels
+from qkernels.prune.blocks import block_losses, drop_blocks, find_blocks
+from qkernels.prune.channels import PANEL, prune_channels
 from qkernels.prune.dead import remove_dead_channels
 from qkernels.prune.gradual import Prune, cubic, prune_gradually
 from qkernels.prune.masks import Masks
@@ -21,6 +22,7 @@ from qkernels.prune.scores import (
 from qkernels.prune.speed import compare_speed
 
 __all__ = [
+    "PANEL",
     "ChannelReport",
     "LayerChannels",
     "Masks",
@@ -28,11 +30,14 @@ __all__ = [
     "Prune",
     "Scores",
     "average",
+    "block_losses",
     "compare_speed",
     "cubic",
     "draw",
+    "drop_blocks",
     "dropout",
     "entropy",
+    "find_blocks",
     "gammas",
     "gradient",
     "magnitude",

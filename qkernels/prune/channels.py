@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qkernels.measure import count_parameters
-from qkernels.models.narrow import sizes
+from qkernels.models.narrow import Sizes, changes, sizes
 from qkernels.prune.groups import ChannelGraph, ChannelGroup
 from qkernels.prune.parameters import within
 from qkernels.prune.report import ChannelReport, LayerChannels
@@ -24,6 +24,8 @@ from qkernels.prune.selection import (
     layer_macs,
 )
 
+PANEL = 16  # output channels that the kernels compute at once: kPanel in csrc/core/layout.h
+
 
 def prune_channels(
     model: nn.Module,
@@ -34,7 +36,7 @@ def prune_channels(
     macs: int | None = None,
     scope: Scope = "global",
     order: Order = "lowest",
-    multiple: int = 1,
+    multiple: int = PANEL,
     relative: bool = True,
     ignore: Collection[str] = (),
 ) -> tuple[nn.Module, ChannelReport]:
@@ -46,10 +48,11 @@ def prune_channels(
         example: an input [N, C, H, W] or [N, K] that the model takes.
         scores: from `magnitude`, `gradient`, `taylor`, `entropy`, `dropout`, or several of one kind by `average`.
         amount: share of the channels to drop, in [0, 1); or
-        macs: drop until at most so many multiply-adds an image are left.
+        macs: drop until at most so many multiply-adds an image are left; every layer keeps its last `multiple`.
         scope: the least scores within each group, or over all.
         order: "highest" drops what scores most; of use to see that the default is right.
-        multiple: what is left of a group is rounded up to a multiple of this.
+        multiple: what is left of a group is rounded up to a multiple of this. The int8 kernels compute panels of 16
+            output channels, and 17 to 31 of them cost what 32 do, or more (docs/pruning.md).
         relative: over all groups, divide scores by their group's mean first; network slimming does not.
         ignore: layers, or modules around layers, whose output channels stay.
 
@@ -64,16 +67,18 @@ def prune_channels(
     selector = Selector.of(
         groups, values, scope=scope, multiple=multiple, relative=relative, order=order
     )
-    if amount is None:
+    if amount is not None:
+        wanted = selector.wanted(amount)
+        emptied = selector.empties(wanted)
+        if emptied is not None:
+            raise ValueError(
+                f"amount={amount} would take all {emptied.channels} channels of {emptied.name}: lower it, or prune "
+                "every layer alike with scope='layer'"
+            )
+    else:
         assert macs is not None
-        amount = amount_for(selector, Macs(layer_macs(graph.model, example), groups), macs)
-    wanted = selector.wanted(amount)
-    emptied = selector.empties(wanted)
-    if emptied is not None:
-        raise ValueError(
-            f"amount={amount} would take all {emptied.channels} channels of {emptied.name}: lower it, or prune "
-            "every layer alike with scope='layer'"
-        )
+        cost = Macs(layer_macs(graph.model, example), groups)
+        wanted = selector.wanted(amount_for(selector, cost, macs))
     counts = selector.rounded(wanted)
     smaller, report = remove(model, graph, selector.dropped(counts), example)
     report.multiple, report.held = multiple, sum(wanted) - sum(counts)
@@ -118,35 +123,49 @@ def remove(
     shape = outputs(graph.model, example).shape
     smaller = graph.remove(dropped)
     try:
-        after, found = layer_macs(smaller, example), outputs(smaller, example).shape
+        found = outputs(smaller, example).shape
     except Exception as error:  # whatever a forward raises when its shapes no longer fit
         raise ValueError(f"{type(model).__name__} does not run pruned: {error}") from error
     if found != shape:
         raise ValueError(f"pruned, {type(model).__name__} returns {list(found)}, not {list(shape)}")
     for old, new in zip(model.parameters(), smaller.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
-    return smaller, ChannelReport(
+    report = describe(model, smaller, before, layer_macs(smaller, example), old_sizes)
+    report.notes += graph.notes
+    return smaller, report
+
+
+def describe(
+    model: nn.Module,
+    smaller: nn.Module,
+    before: Mapping[str, LayerMacs],
+    after: Mapping[str, LayerMacs],
+    old_sizes: Sizes,
+) -> ChannelReport:
+    """What became of each layer; `before` and `old_sizes` are those of `model`."""
+    gone = LayerMacs(0, 0, 0)
+    return ChannelReport(
         layers=[
             LayerChannels(
                 name,
-                type(smaller.get_submodule(name)).__name__,
+                type(model.get_submodule(name)).__name__,
                 (layer.outputs, layer.inputs),
-                (after[name].outputs, after[name].inputs),
+                (after.get(name, gone).outputs, after.get(name, gone).inputs),
             )
             for name, layer in before.items()
         ],
         macs=(_total(before), _total(after)),
         parameters=(count_parameters(model), count_parameters(smaller)),
-        channels={n: size for n, size in sizes(smaller).items() if size != old_sizes[n]},
-        notes=list(graph.notes),
+        channels=changes(old_sizes, smaller),
     )
+
+
+def outputs(model: nn.Module, example: Tensor) -> Tensor:
+    """Of a model in eval mode, without a graph."""
+    with torch.no_grad():
+        y: Tensor = model(example)
+    return y
 
 
 def _total(layers: Mapping[str, LayerMacs]) -> int:
     return sum(layer.macs for layer in layers.values())
-
-
-def outputs(model: nn.Module, example: Tensor) -> Tensor:
-    with torch.no_grad():
-        y: Tensor = model(example)
-    return y

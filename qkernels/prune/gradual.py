@@ -14,7 +14,7 @@ from torch import nn
 from qkernels.data.image_data import ImageData
 from qkernels.distill.config import TrainConfig
 from qkernels.distill.trainer import TrainResult, train
-from qkernels.models.narrow import narrow, sizes
+from qkernels.models.narrow import changes, narrow, sizes
 from qkernels.prune.masks import Masks
 
 Prune = Callable[[nn.Module, float], tuple[nn.Module, Any]]
@@ -84,7 +84,7 @@ def _pruned(
     torch.save(
         {
             "model": model.state_dict(),
-            "channels": {n: size for n, size in sizes(model).items() if size != before[n]},
+            "channels": changes(before, model),
             "masks": None if masks is None else masks.kept,
         },
         aside,

@@ -79,8 +79,8 @@ class Selector:
         return torch.bincount(first, minlength=len(self.groups)).tolist()
 
     def rounded(self, wanted: Sequence[int]) -> list[int]:
-        """The same with what remains rounded up to the multiple: those channels cost the kernels nothing."""
-        left = [g.channels - w for g, w in zip(self.groups, wanted, strict=True)]
+        """The same with what is left, at least 1, rounded up to the multiple: those channels cost the kernels nothing."""
+        left = [max(1, g.channels - w) for g, w in zip(self.groups, wanted, strict=True)]
         up = [-(-count // self.multiple) * self.multiple for count in left]
         return [max(0, g.channels - count) for g, count in zip(self.groups, up, strict=True)]
 
@@ -148,21 +148,19 @@ class Macs:
 
 
 def amount_for(selector: Selector, macs: Macs, target: int) -> float:
-    """The least amount that leaves at most `target` multiply-adds, rounding included.
-
-    Raises ValueError if no amount does, or only one that would empty a layer.
-    """
+    """The least amount that leaves at most `target` multiply-adds, rounding included; ValueError if none does."""
     steps = len(selector.turns)
 
     def left(step: int) -> int:
         return macs(selector.rounded(selector.wanted(step / steps)))
 
-    low, high = 0, steps - 1
+    if left(steps) > target:
+        raise ValueError(
+            f"macs={target:,} cannot be reached: {left(steps):,} are left when every layer keeps its last "
+            f"{selector.multiple} channels"
+        )
+    low, high = 0, steps
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if left(middle) <= target else (middle + 1, high)
-    emptied = selector.empties(selector.wanted(low / steps))
-    if left(low) > target or emptied is not None:
-        where = "" if emptied is None else f" without emptying {emptied.name}"
-        raise ValueError(f"macs={target:,} cannot be reached{where}: ask for more")
     return low / steps

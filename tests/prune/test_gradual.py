@@ -26,7 +26,7 @@ def test_cubic_is_that_of_zhu_and_gupta() -> None:
 def channels(net: nn.Module, amount: float):
     macs = int((1 - amount) * count_macs(toy_net(16), IMAGES))
     scores = prune.magnitude(prune.weights(net))
-    return prune.prune_channels(net, torch.zeros(1, *IMAGES), scores, macs=macs)
+    return prune.prune_channels(net, torch.zeros(1, *IMAGES), scores, macs=macs, multiple=1)
 
 
 def masks(net: nn.Module, amount: float):
