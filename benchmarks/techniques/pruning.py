@@ -22,7 +22,6 @@ from qkernels.pipeline import calibration_batches
 
 WEIGHTS = 0.8  # share of single weights that goes
 MACS = 0.4  # share of the multiply-adds that goes with channels
-MULTIPLE = 8  # of the channels left: docs/pruning.md
 IMAGES = 1024  # training images that scores look at
 LR = 0.05
 
@@ -86,6 +85,18 @@ def slimmed(setting: Setting) -> Outcome:
     return _fine_tuned(setting, net.eval(), choose, MACS, steps=1, share=0.5)
 
 
+def without_blocks(setting: Setting) -> Outcome:
+    """Whole residual blocks, those without which the loss is least, fine-tuned with the teacher."""
+    full = count_macs(copy.deepcopy(setting.alone), setting.data.image_shape)
+
+    def choose(net: nn.Module, amount: float) -> tuple[nn.Module, prune.ChannelReport]:
+        example = _example(setting)
+        losses = prune.block_losses(net, prune.find_blocks(net, example), labelled(setting))
+        return prune.drop_blocks(net, example, losses, macs=int((1 - amount) * full))
+
+    return _fine_tuned(setting, setting.alone, choose, MACS, steps=1, guided=True)
+
+
 def by_magnitude(net: nn.Module, setting: Setting) -> prune.Scores:
     return prune.magnitude(prune.weights(net))
 
@@ -122,7 +133,6 @@ def _drop(setting: Setting, score: Score, *, relative: bool = True) -> prune.Pru
             _example(setting),
             score(net, setting),
             macs=int((1 - amount) * full),
-            multiple=MULTIPLE,
             relative=relative,
         )
 
@@ -187,4 +197,5 @@ ROWS = (
     _row("channels: dropout", "S3-12", "ablation", "test_scores", channels(by_dropout)),
     _row("channels: network slimming", "S3-12", "proximal", "test_channels", slimmed),
     _row("channels: cubic, distilled", "S2-15", "gradual", "test_gradual", DISTILLED),
+    _row("blocks, distilled", "S2-4 S2-15", "blocks", "test_blocks", without_blocks),
 )  # fmt: skip

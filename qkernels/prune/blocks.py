@@ -19,7 +19,7 @@ from qkernels.quantization.calibration import evaluating
 
 
 def find_blocks(model: nn.Module, example: Tensor) -> list[str]:
-    """Modules that an Identity could replace: elements of an nn.Sequential that hold layers and keep their input's shape.
+    """What an Identity could replace: elements of an nn.Sequential that hold layers and keep their input's shape.
 
     The outermost of those that lie in each other; `block_losses` says which of them matter.
     """

@@ -44,7 +44,10 @@ def within(names: Iterable[str], layers: Collection[str]) -> set[str]:
 
 
 def _parameters(
-    model: nn.Module, types: tuple[type, ...], kinds: tuple[str, ...], layers: Collection[str]
+    model: nn.Module,
+    types: tuple[type[nn.Module], ...],
+    kinds: tuple[str, ...],
+    layers: Collection[str],
 ) -> dict[str, nn.Parameter]:
     owners = {name: module for name, module in model.named_modules() if isinstance(module, types)}
     chosen = within(owners, layers) if layers else owners.keys()

@@ -79,7 +79,7 @@ class Selector:
         return torch.bincount(first, minlength=len(self.groups)).tolist()
 
     def rounded(self, wanted: Sequence[int]) -> list[int]:
-        """The same with what is left, at least 1, rounded up to the multiple: those channels cost the kernels nothing."""
+        """The same with what is left, at least 1, rounded up: the channels that fill a multiple cost nothing."""
         left = [max(1, g.channels - w) for g, w in zip(self.groups, wanted, strict=True)]
         up = [-(-count // self.multiple) * self.multiple for count in left]
         return [max(0, g.channels - count) for g, count in zip(self.groups, up, strict=True)]
