@@ -2,6 +2,7 @@
 
 from qkernels.models.cifar_resnet import CifarResNet
 from qkernels.models.mobilenet_v2 import MobileNetV2
+from qkernels.models.narrow import changes, narrow, sizes
 from qkernels.models.registry import available, create
 from qkernels.models.resnet import ResNet
 from qkernels.models.tutorial_cnn import TutorialCNN
@@ -13,6 +14,9 @@ __all__ = [
     "ResNet",
     "TutorialCNN",
     "available",
+    "changes",
     "create",
     "load_weights",
+    "narrow",
+    "sizes",
 ]

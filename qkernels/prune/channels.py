@@ -107,8 +107,8 @@ def _allowed(graph: ChannelGraph, ignore: Collection[str]) -> list[ChannelGroup]
         if not any(m.side == "out" and m.layer in stay for m in group.members)
     ]
     if not groups:
-        why = "; ".join(graph.notes[:3]) or "it holds no Conv2d or Linear"
-        raise ValueError(f"{type(graph.model).__name__} has no channels to prune ({why})")
+        why = "; ".join(graph.notes[:3]) or "those of its inputs and outputs stay"
+        raise ValueError(f"{type(graph.model).__name__} has no channels to prune: {why}")
     return groups
 
 

@@ -102,7 +102,7 @@ class ChannelGraph:
             why = self._why_not(items)
             if why is None:
                 yield from self._split(items, free)
-            else:
+            elif why:
                 self.notes.append(f"{self._names[module]} keeps its channels: {why}")
 
     def _roots(self) -> list[nn.Module]:
@@ -119,12 +119,12 @@ class ChannelGraph:
         return "out" if self._graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
 
     def _why_not(self, items: Any) -> str | None:
-        """Why these channels cannot be taken out, if so."""
+        """Why these channels cannot be taken out; None if they can."""
         root = items[0].dep.target.module
         for item in items:
             node, module = item.dep.target, item.dep.target.module
             if not node.outputs and self._side(item) == "out":
-                return "the model returns them"
+                return ""  # the model returns them: no surprise
             if None in item.root_idxs or (module is root and item.idxs != item.root_idxs):
                 return "they are coupled with each other"
             name, kind = self._names.get(module), type(module).__name__

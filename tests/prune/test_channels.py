@@ -285,11 +285,15 @@ def grouped() -> nn.Module:
             {"macs": 100},
             r"macs=100 cannot be reached: 2,432 are left when every layer keeps its last 1",
         ),
-        (toy_net, {"amount": 0.5, "ignore": ["0", "3"]}, "has no channels to prune"),
+        (
+            toy_net,
+            {"amount": 0.5, "ignore": ["0", "3"]},
+            "has no channels to prune: those of its inputs and outputs stay",
+        ),
         (
             grouped,
             {"amount": 0.5},
-            r"has no channels to prune \(0 keeps its channels: 1 has 2 groups",
+            r"has no channels to prune: 0 keeps its channels: 1 has 2 groups",
         ),
     ],
 )
