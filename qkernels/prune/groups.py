@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qkernels.data.extras import require
 from qkernels.models.cifar_resnet import ZeroPadShortcut
 from qkernels.models.narrow import sizes
+from qkernels.nn import QuantModule
 
 Side = Literal["out", "in"]
 
@@ -75,14 +76,19 @@ class ChannelGraph:
 
     def _trace(self, example: Tensor) -> Any:
         """The library's graph, taught how a zero-padded shortcut moves channels."""
-        library = require("torch_pruning")
-        with torch.enable_grad():
-            graph = library.DependencyGraph().build_dependency(
-                self.model,
-                example_inputs=(example,),
-                customized_pruners={ZeroPadShortcut: _ShortcutPruner()},
-                verbose=False,
-            )
+        library, kind = require("torch_pruning"), type(self.model).__name__
+        if any(isinstance(module, QuantModule) for module in self.model.modules()):
+            raise ValueError(f"{kind} has int8 layers: prune the float model, then quantize it")
+        try:
+            with torch.enable_grad():
+                graph = library.DependencyGraph().build_dependency(
+                    self.model,
+                    example_inputs=(example,),
+                    customized_pruners={ZeroPadShortcut: _ShortcutPruner()},
+                    verbose=False,
+                )
+        except Exception as error:  # whatever the model's forward or the library raises
+            raise ValueError(f"{kind} cannot be traced to prune it: {error}") from error
         for module, node in graph.module2node.items():
             if isinstance(module, ZeroPadShortcut):
                 _shift_indices(node, module)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qkernels.data.extras import require
-from qkernels.prune.scores import Scores
+from qkernels.prune.scores import Scores, largest
 
 
 class Masks:
@@ -49,10 +49,10 @@ class Masks:
         if threshold is not None:
             kept = {name: score >= threshold for name, score in scores.items()}
         elif scope == "layer":
-            kept = {name: _largest(score, amount or 0.0) for name, score in scores.items()}
+            kept = {name: largest(score, amount or 0.0) for name, score in scores.items()}
         else:
             flat = torch.cat([score.flatten() for score in scores.values()])
-            parts = _largest(flat, amount or 0.0).split([s.numel() for s in scores.values()])
+            parts = largest(flat, amount or 0.0).split([s.numel() for s in scores.values()])
             kept = {n: p.view_as(s) for (n, s), p in zip(scores.items(), parts, strict=True)}
         for name, mask in kept.items():
             if not mask.any():
@@ -108,11 +108,3 @@ class Masks:
             bar = "#" * round(20 * share)
             rows.append(f"  {name:32} {bar:20} {share:6.1%} of {mask.numel():,}")
         return "\n".join(rows)
-
-
-def _largest(score: Tensor, amount: float) -> Tensor:
-    """True for all but the `amount` of least score."""
-    kept = torch.ones(score.numel(), dtype=torch.bool, device=score.device)
-    order = score.flatten().argsort(stable=True)
-    kept[order[: int(amount * score.numel() + 1e-6)]] = False
-    return kept.view_as(score)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from qkernels.data.progress import progress as progress_bar
 from qkernels.prune.parameters import weights
 from qkernels.quantization.calibration import Calibration, calibrate
 
@@ -74,23 +75,27 @@ def average(scores: Sequence[Scores]) -> Scores:
 
 
 def stability(scores: Sequence[Scores], amount: float) -> Scores:
-    """In which share of the scores, 0..1, a value is among those kept when `amount` of its tensor goes.
+    """How many of the scores, as a share, would keep a value when the share `amount` of its tensor goes.
 
-    Stability selection: Meinshausen, Bühlmann 2010. Ties, which are many, are ordered by the mean.
+    Stability selection: Meinshausen, Bühlmann 2010. Among equal shares, which are many, the mean score decides.
     """
     if not 0 <= amount < 1:
         raise ValueError(f"amount={amount} must be in [0, 1)")
     mean = average(scores)
     result = {}
     for name, tie in mean.items():
-        dropped = int(amount * tie.numel())
-        kept = torch.zeros_like(tie)
-        for each in scores:
-            order = each[name].flatten().argsort(stable=True)
-            kept.view(-1)[order[dropped:]] += 1
-        largest = tie.abs().max().clamp(min=torch.finfo(tie.dtype).tiny)
-        result[name] = kept / len(scores) + tie / largest * (0.5 / len(scores))
+        kept = torch.stack([largest(each[name], amount).to(tie) for each in scores]).mean(0)
+        smaller = tie / tie.max().clamp(min=torch.finfo(tie.dtype).tiny) / 2  # than one more vote
+        result[name] = kept + smaller / len(scores)
     return result
+
+
+def largest(score: Tensor, amount: float) -> Tensor:
+    """True for all but the share `amount` of least score, rounded down; of equal scores the first go first."""
+    kept = torch.ones(score.numel(), dtype=torch.bool, device=score.device)
+    order = score.flatten().argsort(stable=True)
+    kept[order[: int(amount * score.numel() + 1e-6)]] = False
+    return kept.view_as(score)
 
 
 def split(batches: Iterable[Any], parts: int) -> list[list[Any]]:
@@ -109,21 +114,22 @@ def _gradients(
     frozen = {name: value.requires_grad for name, value in parameters.items()}
     sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
     training = [(module, module.training) for module in model.modules()]
-    count = 0
+    batches, count = list(batches), 0
     model.eval()
     try:
         for value in parameters.values():
             value.requires_grad_(True)
-        for inputs, labels in batches:
-            with torch.enable_grad():
-                total = loss(model(inputs), labels) * len(labels)
-            for name, g in zip(
-                sums,
-                torch.autograd.grad(total, list(parameters.values()), materialize_grads=True),
-                strict=True,
-            ):
-                sums[name] += g
-            count += len(labels)
+        with progress_bar("gradients", len(batches)) as advance:
+            for inputs, labels in batches:
+                with torch.enable_grad():
+                    total = loss(model(inputs), labels) * len(labels)
+                found = torch.autograd.grad(
+                    total, list(parameters.values()), materialize_grads=True
+                )
+                for name, g in zip(sums, found, strict=True):
+                    sums[name] += g
+                count += len(labels)
+                advance()
     finally:
         for module, flag in training:
             module.training = flag

@@ -306,6 +306,21 @@ def test_bad_input_is_one_sentence_and_the_model_is_whole(make, settings, messag
     net(torch.randn(2, 3, 8, 8))
 
 
+def test_an_int8_model_is_sent_back_to_its_float_form() -> None:
+    net = toy_net().eval()
+    int8, _ = qkernels.quantize(net, calibration=torch.randn(4, 3, 8, 8))
+    with pytest.raises(
+        ValueError, match="has int8 layers: prune the float model, then quantize it"
+    ):
+        prune_channels(int8, torch.randn(1, 3, 8, 8), magnitudes(net), amount=0.5)
+
+
+def test_an_example_that_the_model_does_not_take_is_named() -> None:
+    net = toy_net()
+    with pytest.raises(ValueError, match="Sequential cannot be traced to prune it"):
+        prune_channels(net, torch.randn(1, 4, 8, 8), magnitudes(net), amount=0.5)
+
+
 def test_scores_that_say_nothing_about_a_group_are_refused() -> None:
     net = toy_net()
     with pytest.raises(ValueError, match="the scores say nothing about 3"):

@@ -76,8 +76,12 @@ def test_dropout_finds_the_channel_that_the_loss_needs() -> None:
     net.weight.data = torch.tensor([[0.0, 1.0, 3.0]])
     x = torch.randn(256, 3)
     batches = [(x, net(x).detach())]
-    scores = prune.dropout(nn.Sequential(net), batches, half_square, p=0.3, rounds=64)["0"]
-    assert scores[2] > 3 * scores[1] > 3 * scores[0]
+    scores = prune.dropout(nn.Sequential(net), batches, half_square, parts=3)["0"]
+    # alone dropped, channel c costs w^2 E[x^2] / 2; against the mean of the two other passes
+    cost = 0.5 * (net.weight.detach().flatten() * x).square().mean(0)
+    expected = (cost - (cost.sum() - cost) / 2).clamp(min=0)
+    torch.testing.assert_close(scores, expected)
+    assert scores.tolist()[:2] == [0, 0] and scores[2] > 3
 
 
 def test_average_and_stability_over_splits() -> None:
@@ -113,7 +117,7 @@ def test_biases_and_batch_norms_have_no_score_unless_asked_for() -> None:
         (lambda net: prune.magnitude(prune.weights(net), p=3), "p=3 must be 1 or 2"),
         (lambda net: prune.taylor(net, []), "no batches"),
         (lambda net: prune.dropout(net, []), "no batches"),
-        (lambda net: prune.dropout(net, [], p=1.0), r"p=1.0 must be in \(0, 1\)"),
+        (lambda net: prune.dropout(net, [], parts=1), "parts=1 must be at least 2"),
         (lambda net: prune.entropy(net, torch.randn(2, 3, 8, 8), bins=1), "bins=1"),
         (lambda net: prune.average([]), "at least one score"),
         (lambda net: prune.stability([prune.magnitude(prune.weights(net))], 1.0), "amount=1.0"),
