@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,7 @@ def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["distill"], "RUN"),
         (["distill", "--run", "x", "--teacher", "resnet56"], "--teacher-weights"),
         (["quantize", "/no/file", "x", "--model", "tutorial_cnn"], "/no/file"),
+        (["prune", "/no/file", "x", "--model", "resnet8", "--run", "x"], "/no/file"),
         (["evaluate", "/no/file"], "/no/file"),
         (["evaluate", __file__], "--model"),
         (["bench", "--only", "nope"], "'nope'"),
@@ -145,6 +147,22 @@ def test_quantize_writes_what_evaluate_reads(
     assert run("evaluate", out) == 0
     said = capsys.readouterr().out
     assert "4 of 4 layers" in said
+    assert "of 359 test images" in said
+
+
+@pytest.mark.parametrize("drop", ["channels", "blocks"])
+def test_a_pruned_model_is_trained_on_and_quantized_from_its_file(
+    drop: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, pruned, int8 = (tmp_path / name for name in ("whole", "pruned", "int8"))
+    save_file(create_model("resnet14", data.load("digits"), 4).state_dict(), weights)
+    words = ["--model", "resnet14", "--width", 4, "--drop", drop, "--multiple", 1, "--epochs", 1]
+    assert run("prune", weights, pruned, *words, "--run", tmp_path / "run") == 0
+    assert run("quantize", pruned, int8, "--images", 64) == 0
+    assert run("evaluate", int8) == 0
+    said = capsys.readouterr().out
+    before, after = (int(n.replace(",", "")) for n in re.findall(r"[\d,]{6,}", said)[:2])
+    assert 0.4 * before < after <= 0.6 * before
     assert "of 359 test images" in said
 
 
