@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qkernels.data.progress import progress as progress_bar
-from qkernels.prune.scores import Labelled, Loss, Scores
+from qkernels.prune.scores import Labelled, Loss, Scores, labelled
 from qkernels.quantization.calibration import evaluating
 
 
@@ -32,9 +32,7 @@ def dropout(
     """
     if parts < 2:
         raise ValueError(f"parts={parts} must be at least 2")
-    batches = list(batches)
-    if not batches:
-        raise ValueError("no batches to measure losses on")
+    batches = labelled(batches)
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     sums: dict[
         str, Tensor

@@ -13,7 +13,7 @@ from qkernels.models.narrow import sizes
 from qkernels.prune.channels import describe
 from qkernels.prune.parameters import within
 from qkernels.prune.report import ChannelReport
-from qkernels.prune.scores import Labelled, Loss
+from qkernels.prune.scores import Labelled, Loss, labelled
 from qkernels.prune.selection import layer_macs
 from qkernels.quantization.calibration import evaluating
 
@@ -51,11 +51,11 @@ def find_blocks(model: nn.Module, example: Tensor) -> list[str]:
 def block_losses(
     model: nn.Module, blocks: Iterable[str], batches: Labelled, loss: Loss = cross_entropy
 ) -> dict[str, float]:
-    """Mean loss of the model without each block, by block name; without fine-tuning. `batches` is read again and again.
+    """Mean loss of the model without each block, by block name; without fine-tuning.
 
     That residual networks survive this, and which blocks matter: Veit et al. 2016 (1605.06431).
     """
-    batches, names, losses = list(batches), list(blocks), {}
+    batches, names, losses = labelled(batches), list(blocks), {}
     model = copy.deepcopy(model)
     with progress_bar("blocks", len(names)) as advance, evaluating(model):
         for name in names:

@@ -18,7 +18,7 @@ from qkernels.prune.parameters import weights
 from qkernels.quantization.calibration import Calibration, calibrate
 
 Scores = dict[str, Tensor]
-Labelled = Iterable[tuple[Tensor, Tensor]]  # batches of (inputs, labels)
+Labelled = Iterable[tuple[Tensor, Any]]  # batches of (inputs, labels)
 Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) -> the mean over the batch
 
 
@@ -106,6 +106,14 @@ def split(batches: Iterable[Any], parts: int) -> list[list[Any]]:
     return [dealt[part::parts] for part in range(parts)]
 
 
+def labelled(batches: Labelled) -> list[tuple[Tensor, Tensor]]:
+    """The batches as a list; ValueError if there are none, or none with labels."""
+    kept = list(batches)
+    if not kept or any(labels is None for _, labels in kept):
+        raise ValueError("there are no batches with labels to score on")
+    return kept
+
+
 def _gradients(
     model: nn.Module, batches: Labelled, loss: Loss, which: Mapping[str, Any]
 ) -> dict[str, Tensor]:
@@ -114,7 +122,7 @@ def _gradients(
     frozen = {name: value.requires_grad for name, value in parameters.items()}
     sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
     training = [(module, module.training) for module in model.modules()]
-    batches, count = list(batches), 0
+    batches, count = labelled(batches), 0
     model.eval()
     try:
         for value in parameters.values():
@@ -135,8 +143,6 @@ def _gradients(
             module.training = flag
         for name, value in parameters.items():
             value.requires_grad_(frozen[name])
-    if count == 0:
-        raise ValueError("no batches to take gradients from")
     return {name: value / count for name, value in sums.items()}
 
 

@@ -115,8 +115,8 @@ def test_biases_and_batch_norms_have_no_score_unless_asked_for() -> None:
     ("call", "message"),
     [
         (lambda net: prune.magnitude(prune.weights(net), p=3), "p=3 must be 1 or 2"),
-        (lambda net: prune.taylor(net, []), "no batches"),
-        (lambda net: prune.dropout(net, []), "no batches"),
+        (lambda net: prune.taylor(net, []), "no batches with labels"),
+        (lambda net: prune.dropout(net, [(torch.zeros(1), None)]), "no batches with labels"),
         (lambda net: prune.dropout(net, [], parts=1), "parts=1 must be at least 2"),
         (lambda net: prune.entropy(net, torch.randn(2, 3, 8, 8), bins=1), "bins=1"),
         (lambda net: prune.average([]), "at least one score"),
