@@ -181,7 +181,7 @@ def _example(setting: Setting) -> Tensor:
 
 
 def _row(name: str, ids: str, module: str, test: str, run: Callable[[Setting], Outcome]) -> Row:
-    paths = (f"qkernels/prune/{module}.py", f"tests/prune/{test}.py", "docs/pruning.md")
+    paths = (f"qkernels/prune/{module}.py", f"tests/prune/{test}.py", "examples/pruning.py")
     return Row(name, tuple(ids.split()), *paths, run)
 
 
