@@ -20,6 +20,7 @@ import qkernels
 import qkernels._core as kernel_core
 from qkernels import data as datasets
 from qkernels import models, recovery
+from qkernels import prune as pruning
 from qkernels.bench import BenchRow, bench_results, geometric_means, run_bench
 from qkernels.cli_flags import flags_of, given
 from qkernels.data import ImageData
@@ -27,7 +28,7 @@ from qkernels.distill import CachedTeacher, TrainConfig, train
 from qkernels.evaluate import evaluate as evaluate_model
 from qkernels.export import export_onnx
 from qkernels.machine import describe_machine
-from qkernels.measure import measure_speed
+from qkernels.measure import count_macs, measure_speed
 from qkernels.pipeline import (
     RECIPES,
     PipelineConfig,
@@ -200,10 +201,56 @@ def distill(
 
 
 @app.command()
-def quantize(
+def prune(
     weights: Annotated[Path, typer.Argument(help="safetensors file of the float model.")],
-    out: Annotated[Path, typer.Argument(help="int8 checkpoint to write.")],
+    out: Annotated[Path, typer.Argument(help="float checkpoint to write, for quantize.")],
     model: Annotated[str, typer.Option(help="Which model the weights are of.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run.")],
+    width: Width = None,
+    data: Data = "digits",
+    data_root: Root = None,
+    drop: Annotated[
+        Literal["channels", "blocks"], typer.Option(help="What goes: blocks save calls as well.")
+    ] = "channels",
+    share: Annotated[float, typer.Option(help="Share of the multiply-adds to drop.")] = 0.4,
+    multiple: Annotated[
+        int, typer.Option(help="Channels left are multiples of this.", min=1)
+    ] = pruning.PANEL,
+    epochs: Annotated[int, typer.Option(help="Epochs of training afterwards.")] = 10,
+    lr: Annotated[float, typer.Option(help="Its learning rate.")] = 0.05,
+) -> None:
+    """Drop channels or blocks, then train on with the unpruned model as the teacher; stopped, it goes on."""
+    dataset = datasets.load(data, data_root)
+    full = models.load_weights(create_model(model, dataset, width), weights).eval()
+    example = torch.zeros(1, *dataset.image_shape)
+    sample = dataset.batches("train", 64, shuffle=True).head(1024)
+    macs = count_macs(full, dataset.image_shape)
+
+    def smaller(net: nn.Module, amount: float) -> tuple[nn.Module, pruning.ChannelReport]:
+        left = int((1 - amount) * macs)
+        if drop == "blocks":
+            losses = pruning.block_losses(net, pruning.find_blocks(net, example), sample)
+            return pruning.drop_blocks(net, example, losses, macs=left)
+        scores = pruning.magnitude(pruning.weights(net))
+        return pruning.prune_channels(net, example, scores, macs=left, multiple=multiple)
+
+    config = TrainConfig.model_validate({"epochs": epochs, "lr": lr})
+    net, _ = pruning.prune_gradually(
+        full, dataset, config, smaller, final=share, steps=1, run_dir=run, teacher=full
+    )
+    architecture = describe_architecture(model, dataset, width)
+    architecture["kwargs"]["channels"] = models.changes(models.sizes(full), net)
+    qkernels.save(net, out, architecture=architecture)
+    _print(f"multiply-adds {macs:,} -> {count_macs(net, dataset.image_shape):,}")
+    _print(f"test accuracy {evaluate_model(net, dataset)}, before {evaluate_model(full, dataset)}")
+    _print(f"wrote {out}: {_kilobytes(out)}, before {_kilobytes(weights)}")
+
+
+@app.command()
+def quantize(
+    weights: Annotated[Path, typer.Argument(help="Float weights, or a pruned checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="int8 checkpoint to write.")],
+    model: Annotated[str | None, typer.Option(help="Which model float weights are of.")] = None,
     width: Width = None,
     data: Data = "digits",
     data_root: Root = None,
@@ -228,7 +275,11 @@ def quantize(
 ) -> None:
     """Turn trained float weights into an int8 checkpoint that needs nothing else to be loaded."""
     dataset = datasets.load(data, data_root)
-    net = models.load_weights(create_model(model, dataset, width), weights)
+    net = _open(weights, dataset, model, width)
+    if model is None:
+        architecture = read_metadata(weights)["architecture"]
+    else:
+        architecture = describe_architecture(model, dataset, width)
     config = QuantConfig(activation=activation, weight=weight, observer=observer)
     needs_data = activation == "static" or correct_bias
     batches = list(calibration_batches(dataset, images, seed)) if needs_data else None
@@ -241,7 +292,7 @@ def quantize(
         shifts = recovery.correct_bias(net, exact, batches)
         _print(f"biases of {len(shifts)} layers corrected, by up to {max(shifts.values()):.3g}")
     extra = {"data": dataset.name, "mean": dataset.mean, "std": dataset.std}
-    qkernels.save(net, out, architecture=describe_architecture(model, dataset, width), extra=extra)
+    qkernels.save(net, out, architecture=architecture, extra=extra)
     _print(report)
     _print(f"wrote {out}: {_kilobytes(out)}, before {_kilobytes(weights)}")
 
@@ -286,7 +337,7 @@ def export(
 
 
 def _open(path: Path, images: ImageData, model: str | None, width: int | None) -> nn.Module:
-    """An int8 checkpoint rebuilds itself; float weights need the name of their model."""
+    """A checkpoint rebuilds itself; float weights need the name of their model."""
     try:
         read_metadata(path)
     except CheckpointError as error:

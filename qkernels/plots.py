@@ -61,7 +61,7 @@ def draw_all(result: PipelineResult) -> dict[str, str]:
 
 def _accuracy(rows: list[Row]) -> str:
     """Points with 95 % intervals: an accuracy axis need not start at 0."""
-    with _chart(height=_height(rows)) as (axes, svg):
+    with chart(height=_height(rows)) as (axes, svg):
         places = _name_rows(axes, rows)
         for place, row in zip(places, rows, strict=True):
             low, high = (100 * end for end in row.accuracy.interval)
@@ -76,7 +76,7 @@ def _accuracy(rows: list[Row]) -> str:
 def _bars(
     rows: list[Row], values: Sequence[float], unit: str, whiskers: Sequence[float] | None = None
 ) -> str:
-    with _chart(height=_height(rows)) as (axes, svg):
+    with chart(height=_height(rows)) as (axes, svg):
         places = _name_rows(axes, rows)
         ends = [v + w for v, w in zip(values, whiskers or [0] * len(rows), strict=True)]
         axes.barh(places, values, height=0.56, color=[_color(row) for row in rows])
@@ -93,7 +93,7 @@ def _bars(
 
 def _curves(result: PipelineResult) -> str:
     """Validation accuracy by epoch, and what the network got right while training, thin."""
-    with _chart(height=3.4) as (axes, svg):
+    with chart(height=3.4) as (axes, svg):
         for name, history in result.curves.items():
             color = LINES[name]
             epochs = [record.epoch for record in history]
@@ -112,7 +112,7 @@ def _curves(result: PipelineResult) -> str:
 
 def _layers(result: PipelineResult) -> str:
     """Signal to noise of each layer's output; one line a variant."""
-    with _chart(height=3.4) as (axes, svg):
+    with chart(height=3.4) as (axes, svg):
         names: list[str] = []
         for color, (row, errors) in zip(VARIANTS, result.layers.items(), strict=False):
             names = [error.name for error in errors]
@@ -127,7 +127,7 @@ def _layers(result: PipelineResult) -> str:
 
 
 @contextmanager
-def _chart(height: float) -> Iterator[tuple[Any, list[str]]]:
+def chart(height: float) -> Iterator[tuple[Any, list[str]]]:
     """Axes to draw on; afterwards the list holds the SVG."""
     figure = require("matplotlib.figure").Figure(figsize=(5.8, height), layout="constrained")
     svg: list[str] = []

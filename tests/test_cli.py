@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,7 @@ def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["distill", "--run", "x", "--until", "91"], "--until=91"),
         (["pipeline", "--loss", "nope"], "--loss='nope'"),
         (["quantize", "/no/file", "x", "--model", "tutorial_cnn"], "/no/file"),
+        (["prune", "/no/file", "x", "--model", "resnet8", "--run", "x"], "/no/file"),
         (["evaluate", "/no/file"], "/no/file"),
         (["evaluate", __file__], "--model"),
         (["bench", "--only", "nope"], "'nope'"),
@@ -180,6 +182,22 @@ def test_export_writes_an_onnx_file_of_a_checkpoint(
     assert nodes.count("QuantizeLinear") == 4
     assert run("export", weights, out) == 2
     assert "not written by qkernels.save" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("drop", ["channels", "blocks"])
+def test_a_pruned_model_is_trained_on_and_quantized_from_its_file(
+    drop: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, pruned, int8 = (tmp_path / name for name in ("whole", "pruned", "int8"))
+    save_file(create_model("resnet14", data.load("digits"), 4).state_dict(), weights)
+    words = ["--model", "resnet14", "--width", 4, "--drop", drop, "--multiple", 1, "--epochs", 1]
+    assert run("prune", weights, pruned, *words, "--run", tmp_path / "run") == 0
+    assert run("quantize", pruned, int8, "--images", 64) == 0
+    assert run("evaluate", int8) == 0
+    said = capsys.readouterr().out
+    before, after = (int(n.replace(",", "")) for n in re.findall(r"[\d,]{6,}", said)[:2])
+    assert 0.4 * before < after <= 0.6 * before
+    assert "of 359 test images" in said
 
 
 def test_quantize_says_what_it_equalized_and_corrected(

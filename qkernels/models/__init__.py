@@ -2,6 +2,7 @@
 
 from qkernels.models.cifar_resnet import CifarResNet
 from qkernels.models.mobilenet_v2 import MobileNetV2
+from qkernels.models.narrow import changes, narrow, sizes
 from qkernels.models.registry import available, create
 from qkernels.models.resnet import ResNet
 from qkernels.models.transformer import TransformerEncoder, VisionTransformer
@@ -16,6 +17,9 @@ __all__ = [
     "TutorialCNN",
     "VisionTransformer",
     "available",
+    "changes",
     "create",
     "load_weights",
+    "narrow",
+    "sizes",
 ]

@@ -12,7 +12,7 @@ class ZeroPadShortcut(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.in_channels = stride, in_channels
         self.before = (out_channels - in_channels) // 2
         self.after = out_channels - in_channels - self.before
 

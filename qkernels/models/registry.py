@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from qkernels.models.cifar_resnet import CifarResNet
 from qkernels.models.mobilenet_v2 import MobileNetV2
+from qkernels.models.narrow import narrow
 from qkernels.models.resnet import BasicBlock, Bottleneck, ResNet
 from qkernels.models.transformer import VisionTransformer
 from qkernels.models.tutorial_cnn import TutorialCNN
@@ -38,13 +39,15 @@ def create(
     num_classes: int | None = None,
     in_channels: int | None = None,
     image_size: int | None = None,
+    channels: Mapping[str, Mapping[str, int]] | None = None,
     **options: Any,
 ) -> nn.Module:
     """A model with fresh weights from torch's global random state (seed it before).
 
     What is None stays as published (10 classes of 32x32 or 1000 of 224x224, RGB). `image_size`
     matters to `tutorial_cnn` and `vit`: the others pool over whatever remains. `options`: width
-    (all but mobilenet_v2), depth, heads and patch (vit), width_mult and dropout (mobilenet_v2).
+    (all but mobilenet_v2), depth, heads and patch (vit), width_mult and dropout (mobilenet_v2). `channels`: the counts
+    of a pruned model, see `qkernels.models.narrow`.
     Raises ValueError for an unknown name, with the nearest known ones.
     """
     if name not in BUILDERS:
@@ -53,4 +56,5 @@ def create(
     if name in _NEED_IMAGE_SIZE:
         options["image_size"] = image_size
     options.update(num_classes=num_classes, in_channels=in_channels)
-    return BUILDERS[name](**{key: value for key, value in options.items() if value is not None})
+    model = BUILDERS[name](**{key: value for key, value in options.items() if value is not None})
+    return narrow(model, channels or {})

@@ -1,0 +1,77 @@
+"""Channels that the model can do without, found by doing without them: dropout as a measure of importance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from qkernels.data.progress import progress as progress_bar
+from qkernels.prune.scores import Labelled, Loss, Scores, labelled
+from qkernels.quantization.calibration import evaluating
+
+
+def dropout(
+    model: nn.Module,
+    batches: Labelled,
+    loss: Loss = cross_entropy,
+    *,
+    parts: int = 10,
+    seed: int = 0,
+) -> Scores:
+    """How much larger the loss is with an input channel dropped than with it kept, by layer name, at least 0.
+
+    Every batch runs `parts` times, each time without another random part of every layer's input channels, so that each
+    channel is dropped once a batch; its score is the difference of the mean losses. Small scores are mostly noise: more
+    batches, less of it. Seeded; `model` is not changed.
+
+    Raises ValueError for fewer than 2 parts and if there are no batches.
+    """
+    if parts < 2:
+        raise ValueError(f"parts={parts} must be at least 2")
+    batches = labelled(batches)
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    sums: dict[
+        str, Tensor
+    ] = {}  # by layer: [2, channels], summed losses with the channel dropped and kept
+    part_of: dict[str, Tensor] = {}  # by layer: the pass that drops a channel
+    with ExitStack() as stack:
+        turn = _Turn(torch.Generator().manual_seed(seed), parts, part_of)
+        for name in names:
+            handle = model.get_submodule(name).register_forward_pre_hook(turn.hook(name))
+            stack.callback(handle.remove)
+        stack.enter_context(evaluating(model))
+        advance = stack.enter_context(progress_bar("dropout", parts * len(batches)))
+        for inputs, labels in batches:
+            part_of.clear()
+            for turn.now in range(parts):
+                value = float(loss(model(inputs), labels)) * len(labels)
+                for name, part in part_of.items():
+                    dropped = torch.stack([part == turn.now, part != turn.now]).double()
+                    sums[name] = sums.get(name, 0) + dropped * value
+                advance()
+    count = sum(len(labels) for _, labels in batches)
+    each = torch.tensor([1, parts - 1]).view(2, 1) * count
+    means = {name: total / each for name, total in sums.items()}
+    return {name: (mean[0] - mean[1]).clamp(min=0).float() for name, mean in means.items()}
+
+
+class _Turn:
+    """Drops the channels whose part it is `now`; deals them to parts when a layer is first seen in a batch."""
+
+    def __init__(self, generator: torch.Generator, parts: int, part_of: dict[str, Tensor]) -> None:
+        self.generator, self.parts, self.part_of, self.now = generator, parts, part_of, 0
+
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor]:
+        def drop(layer: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+            x = args[0]
+            if name not in self.part_of:
+                order = torch.randperm(x.shape[1], generator=self.generator)
+                self.part_of[name] = order % self.parts
+            kept = self.part_of[name] != self.now
+            return x * kept.to(x).view(1, -1, *[1] * (x.dim() - 2))
+
+        return drop

@@ -1,0 +1,96 @@
+"""Whole blocks disappear, and with them the calls of their layers, where networks for small images spend their time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from qkernels.data.progress import progress as progress_bar
+from qkernels.models.narrow import sizes
+from qkernels.prune.channels import describe
+from qkernels.prune.parameters import within
+from qkernels.prune.report import ChannelReport
+from qkernels.prune.scores import Labelled, Loss, labelled
+from qkernels.prune.selection import layer_macs
+from qkernels.quantization.calibration import evaluating
+
+
+def find_blocks(model: nn.Module, example: Tensor) -> list[str]:
+    """What an Identity could replace: elements of an nn.Sequential that hold layers and keep their input's shape.
+
+    The outermost of those that lie in each other; `block_losses` says which of them matter.
+    """
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(block: nn.Module, args: tuple[Tensor, ...], y: object) -> None:
+            if len(args) == 1 and isinstance(y, Tensor) and y.shape == args[0].shape:
+                found.append(name)
+
+        return hook
+
+    handles = [
+        block.register_forward_hook(watch(f"{name}.{key}".lstrip(".")))
+        for name, sequence in model.named_modules()
+        if isinstance(sequence, nn.Sequential)
+        for key, block in sequence.named_children()
+        if any(True for _ in block.children())
+    ]
+    try:
+        with evaluating(model):
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
+
+
+def block_losses(
+    model: nn.Module, blocks: Iterable[str], batches: Labelled, loss: Loss = cross_entropy
+) -> dict[str, float]:
+    """Mean loss of the model without each block, by block name; without fine-tuning.
+
+    That residual networks survive this, and which blocks matter: Veit et al. 2016 (1605.06431).
+    """
+    batches, names, losses = labelled(batches), list(blocks), {}
+    model = copy.deepcopy(model)
+    with progress_bar("blocks", len(names)) as advance, evaluating(model):
+        for name in names:
+            block = model.get_submodule(name)
+            model.set_submodule(name, nn.Identity())
+            total = sum(float(loss(model(x), labels)) * len(labels) for x, labels in batches)
+            model.set_submodule(name, block)
+            losses[name] = total / sum(len(labels) for _, labels in batches)
+            advance(1, name)
+    return losses
+
+
+def drop_blocks(
+    model: nn.Module, example: Tensor, losses: dict[str, float], *, macs: int
+) -> tuple[nn.Module, ChannelReport]:
+    """A model in eval mode without the blocks of least `losses`, as many as it takes to leave at most `macs`.
+
+    Args:
+        example: an input [N, C, H, W] that the model takes.
+        losses: from `block_losses`; blocks that are not in it stay.
+        macs: multiply-adds of one image.
+
+    Raises ValueError for an unknown block (naming the nearest), or if not even dropping all of them is enough.
+    """
+    within([name for name, _ in model.named_modules()], losses)
+    smaller, old_sizes = copy.deepcopy(model).eval(), sizes(model)
+    before = after = layer_macs(smaller, example)
+    for name in sorted(losses, key=lambda name: losses[name]):
+        if sum(layer.macs for layer in after.values()) <= macs:
+            break
+        smaller.set_submodule(name, nn.Identity())
+        after = layer_macs(smaller, example)
+    report = describe(model, smaller, before, after, old_sizes)
+    if report.macs[1] > macs:
+        raise ValueError(
+            f"macs={macs:,} cannot be reached: {report.macs[1]:,} are left without all {len(losses)} blocks"
+        )
+    return smaller, report

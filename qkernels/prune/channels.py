@@ -1,0 +1,171 @@
+"""Structured pruning: channels disappear, and with them the work of computing them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from qkernels.measure import count_parameters
+from qkernels.models.narrow import Sizes, changes, sizes
+from qkernels.prune.groups import ChannelGraph, ChannelGroup
+from qkernels.prune.parameters import within
+from qkernels.prune.report import ChannelReport, LayerChannels
+from qkernels.prune.scores import Scores
+from qkernels.prune.selection import (
+    LayerMacs,
+    Macs,
+    Order,
+    Scope,
+    Selector,
+    amount_for,
+    channel_scores,
+    layer_macs,
+)
+
+PANEL = 16  # output channels that the kernels compute at once: kPanel in csrc/core/layout.h
+
+
+def prune_channels(
+    model: nn.Module,
+    example: Tensor,
+    scores: Scores,
+    *,
+    amount: float | None = None,
+    macs: int | None = None,
+    scope: Scope = "global",
+    order: Order = "lowest",
+    multiple: int = PANEL,
+    relative: bool = True,
+    ignore: Collection[str] = (),
+) -> tuple[nn.Module, ChannelReport]:
+    """A smaller model, in eval mode, and a report; `model` stays as it is.
+
+    Channels go in groups (see `ChannelGraph`); a channel's score is the sum over all weights that go with it.
+
+    Args:
+        example: an input [N, C, H, W] or [N, K] that the model takes.
+        scores: from `magnitude`, `gradient`, `taylor`, `entropy`, `dropout`, or several of one kind by `average`.
+        amount: share of the channels to drop, in [0, 1); or
+        macs: drop until at most so many multiply-adds an image are left; every layer keeps its last `multiple`.
+        scope: the least scores within each group, or over all.
+        order: "highest" drops what scores most; of use to see that the default is right.
+        multiple: what is left of a group is rounded up to a multiple of this. The int8 kernels compute panels of 16
+            output channels, and 17 to 31 of them cost what 32 do, or more (docs/pruning.md).
+        relative: over all groups, divide scores by their group's mean first; network slimming does not.
+        ignore: layers, or modules around layers, whose output channels stay.
+
+    Raises:
+        ValueError: for an amount outside [0, 1), an unknown layer, if a layer would be emptied, or if there is
+            nothing to prune.
+    """
+    _check(amount, macs, multiple, scope, order)
+    graph = ChannelGraph(model, example)
+    groups = _allowed(graph, ignore)
+    values = [channel_scores(group, scores) for group in groups]
+    selector = Selector.of(
+        groups, values, scope=scope, multiple=multiple, relative=relative, order=order
+    )
+    if amount is not None:
+        wanted = selector.wanted(amount)
+        emptied = selector.empties(wanted)
+        if emptied is not None:
+            raise ValueError(
+                f"amount={amount} would take all {emptied.channels} channels of {emptied.name}: lower it, or prune "
+                "every layer alike with scope='layer'"
+            )
+    else:
+        assert macs is not None
+        cost = Macs(layer_macs(graph.model, example), groups)
+        wanted = selector.wanted(amount_for(selector, cost, macs))
+    counts = selector.rounded(wanted)
+    smaller, report = remove(model, graph, selector.dropped(counts), example)
+    report.multiple, report.held = multiple, sum(wanted) - sum(counts)
+    return smaller, report
+
+
+def _check(amount: float | None, macs: int | None, multiple: int, scope: str, order: str) -> None:
+    if (amount is None) == (macs is None):
+        raise ValueError("give either an amount or macs")
+    if amount is not None and not 0 <= amount < 1:
+        raise ValueError(f"amount={amount} must be in [0, 1)")
+    if multiple < 1:
+        raise ValueError(f"multiple={multiple} must be at least 1")
+    if scope not in ("layer", "global"):
+        raise ValueError(f"scope={scope!r} must be 'layer' or 'global'")
+    if order not in ("lowest", "highest"):
+        raise ValueError(f"order={order!r} must be 'lowest' or 'highest'")
+
+
+def _allowed(graph: ChannelGraph, ignore: Collection[str]) -> list[ChannelGroup]:
+    layers = [n for n, m in graph.model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    stay = within(layers, ignore)
+    groups = [
+        group
+        for group in graph.groups
+        if not any(m.side == "out" and m.layer in stay for m in group.members)
+    ]
+    if not groups:
+        why = "; ".join(graph.notes[:3]) or "those of its inputs and outputs stay"
+        raise ValueError(f"{type(graph.model).__name__} has no channels to prune: {why}")
+    return groups
+
+
+def remove(
+    model: nn.Module,
+    graph: ChannelGraph,
+    dropped: Mapping[ChannelGroup, Tensor],
+    example: Tensor,
+) -> tuple[nn.Module, ChannelReport]:
+    """The graph's model without the dropped channels, tried on the example, and what is left of each layer."""
+    before, old_sizes = layer_macs(graph.model, example), sizes(graph.model)
+    shape = outputs(graph.model, example).shape
+    smaller = graph.remove(dropped)
+    try:
+        found = outputs(smaller, example).shape
+    except Exception as error:  # whatever a forward raises when its shapes no longer fit
+        raise ValueError(f"{type(model).__name__} does not run pruned: {error}") from error
+    if found != shape:
+        raise ValueError(f"pruned, {type(model).__name__} returns {list(found)}, not {list(shape)}")
+    for old, new in zip(model.parameters(), smaller.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    report = describe(model, smaller, before, layer_macs(smaller, example), old_sizes)
+    report.notes += graph.notes
+    return smaller, report
+
+
+def describe(
+    model: nn.Module,
+    smaller: nn.Module,
+    before: Mapping[str, LayerMacs],
+    after: Mapping[str, LayerMacs],
+    old_sizes: Sizes,
+) -> ChannelReport:
+    """What became of each layer; `before` and `old_sizes` are those of `model`."""
+    gone = LayerMacs(0, 0, 0)
+    return ChannelReport(
+        layers=[
+            LayerChannels(
+                name,
+                type(model.get_submodule(name)).__name__,
+                (layer.outputs, layer.inputs),
+                (after.get(name, gone).outputs, after.get(name, gone).inputs),
+            )
+            for name, layer in before.items()
+        ],
+        macs=(_total(before), _total(after)),
+        parameters=(count_parameters(model), count_parameters(smaller)),
+        channels=changes(old_sizes, smaller),
+    )
+
+
+def outputs(model: nn.Module, example: Tensor) -> Tensor:
+    """Of a model in eval mode, without a graph."""
+    with torch.no_grad():
+        y: Tensor = model(example)
+    return y
+
+
+def _total(layers: Mapping[str, LayerMacs]) -> int:
+    return sum(layer.macs for layer in layers.values())

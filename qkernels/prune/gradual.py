@@ -1,0 +1,93 @@
+"""Prune a little, train, prune more: gradual schedules, resumable at every epoch."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qkernels.data.image_data import ImageData
+from qkernels.distill.config import TrainConfig
+from qkernels.distill.trainer import TrainResult, train
+from qkernels.models.narrow import changes, narrow, sizes
+from qkernels.prune.masks import Masks
+
+Prune = Callable[[nn.Module, float], tuple[nn.Module, Any]]
+
+
+def cubic(step: int, steps: int, final: float, initial: float = 0.0) -> float:
+    """The amount after `step` of `steps`: final + (initial - final) (1 - step / steps)^3.
+
+    Fast while there is much to prune, slow at the end. Zhu, Gupta 2017 (1710.01878), equation 1.
+    """
+    if not 0 <= step <= steps or steps < 1:
+        raise ValueError(f"step={step} must be in 0..{steps}")
+    return final + (initial - final) * (1 - step / steps) ** 3
+
+
+def prune_gradually(
+    model: nn.Module,
+    data: ImageData,
+    config: TrainConfig,
+    prune: Prune,
+    *,
+    final: float,
+    steps: int,
+    run_dir: str | Path,
+    **training: Any,
+) -> tuple[nn.Module, list[TrainResult]]:
+    """Prune in `steps` steps up to the amount `final` (`cubic`), each followed by training as `config` says.
+
+    Args:
+        model: stays as it is.
+        prune: called as prune(model, amount) with the amount reached so far, counted from the first model; returns
+            (model, done). Where `done` is `Masks`, they are kept while training. `prune_channels` with
+            macs=int((1 - amount) * macs of the first model) fits as it is.
+        run_dir: one folder a step. Killed at any moment and called again, it goes on from the last whole epoch with
+            the choices it had made.
+        training: teacher, objective and progress, as `train` takes them.
+
+    Returns:
+        (model, one `TrainResult` a step)
+    """
+    if not 0 <= final < 1:
+        raise ValueError(f"final={final} must be in [0, 1)")
+    results = []
+    for step in range(1, steps + 1):
+        folder = Path(run_dir) / f"step-{step}"
+        model, masks = _pruned(model, prune, cubic(step, steps, final), folder / "pruned.pt")
+        results.append(train(model, data, config, run_dir=folder, after_step=masks, **training))
+    return model, results
+
+
+def _pruned(
+    model: nn.Module, prune: Prune, amount: float, file: Path
+) -> tuple[nn.Module, Masks | None]:
+    """What `prune` makes of the model, or made of it when this step was begun."""
+    if file.exists():
+        kept = torch.load(file, map_location="cpu", weights_only=True)
+        model = narrow(copy.deepcopy(model), kept["channels"])
+        model.load_state_dict(kept["model"])
+        return model, None if kept["masks"] is None else Masks(kept["masks"])
+    before = sizes(model)
+    model, done = prune(copy.deepcopy(model), amount)
+    masks = done if isinstance(done, Masks) else None
+    if masks is not None:
+        masks(model)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".writing")
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "channels": changes(before, model),
+            "masks": None if masks is None else masks.kept,
+        },
+        aside,
+    )
+    os.replace(aside, file)
+    return model, masks

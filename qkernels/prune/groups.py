@@ -1,0 +1,209 @@
+"""Channels that can only go together: through residual adds, batch norms, depthwise layers, concatenation, flattening.
+
+From torch-pruning's dependency graph (Fang et al. 2023, "DepGraph: Towards Any Structural Pruning", 2301.12900).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qkernels.data.extras import require
+from qkernels.models.cifar_resnet import ZeroPadShortcut
+from qkernels.models.narrow import sizes
+from qkernels.nn import QuantModule
+
+Side = Literal["out", "in"]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One side of a layer in a group: entry `index[i]` of that side goes with channel `channel[i]` of the group."""
+
+    layer: str
+    side: Side
+    index: Tensor  # int64 [entries]
+    channel: Tensor  # int64 [entries], 0 .. the group's channels - 1
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """`name` is the first layer that makes these channels."""
+
+    name: str
+    channels: int
+    members: tuple[Member, ...]
+
+
+class ChannelGraph:
+    """A copy of `model` in eval mode, which groups of channels it has, and how they are taken out of it.
+
+    Attributes:
+        model: the copy; `remove` changes it.
+        groups: those that may go, in model order. The channels of the inputs and outputs never do.
+        notes: which layers must stay as they are, and why.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(True)
+        self.notes: list[str] = []
+        self._graph = self._trace(example)
+        self._names = {module: name for name, module in self.model.named_modules()}
+        self._known = sizes(self.model)
+        self.groups = sorted(self._find(), key=lambda group: list(self._known).index(group.name))
+
+    def remove(self, dropped: Mapping[ChannelGroup, Tensor]) -> nn.Module:
+        """Take the channels (int64 positions in each group) out of `model`; it is of no further use to this graph."""
+        gone: dict[tuple[str, Side], list[Tensor]] = defaultdict(list)
+        for group, positions in dropped.items():
+            for member in group.members:
+                chosen = torch.isin(member.channel, positions)
+                gone[member.layer, member.side].append(member.index[chosen])
+        for (layer, side), parts in gone.items():
+            entries = torch.cat(parts).unique().tolist()
+            module = self.model.get_submodule(layer)
+            pruner = self._graph.get_pruner_of_module(module)
+            (pruner.prune_out_channels if side == "out" else pruner.prune_in_channels)(
+                module, entries
+            )
+        return self.model
+
+    def _trace(self, example: Tensor) -> Any:
+        """The library's graph, taught how a zero-padded shortcut moves channels."""
+        library, kind = require("torch_pruning", "prune"), type(self.model).__name__
+        if any(isinstance(module, QuantModule) for module in self.model.modules()):
+            raise ValueError(f"{kind} has int8 layers: prune the float model, then quantize it")
+        try:
+            with torch.enable_grad():
+                graph = library.DependencyGraph().build_dependency(
+                    self.model,
+                    example_inputs=(example,),
+                    customized_pruners={ZeroPadShortcut: _ShortcutPruner()},
+                    verbose=False,
+                )
+        except Exception as error:  # whatever the model's forward or the library raises
+            raise ValueError(f"{kind} cannot be traced to prune it: {error}") from error
+        for module, node in graph.module2node.items():
+            if isinstance(module, ZeroPadShortcut):
+                _shift_indices(node, module)
+        return graph
+
+    def _find(self) -> Iterator[ChannelGroup]:
+        taken: dict[nn.Module, set[int]] = defaultdict(set)
+        for module in self._roots():
+            pruner = self._graph.get_pruner_of_module(module)
+            free = sorted(set(range(pruner.get_out_channels(module))) - taken[module])
+            if not free:
+                continue
+            items = self._graph.get_pruning_group(module, pruner.prune_out_channels, free)
+            for item in items:
+                if self._side(item) == "out":
+                    taken[item.dep.target.module].update(item.idxs)
+            why = self._why_not(items)
+            if why is None:
+                yield from self._split(items, free)
+            elif why:
+                self.notes.append(f"{self._names[module]} keeps its channels: {why}")
+
+    def _roots(self) -> list[nn.Module]:
+        """Layers that make channels of their own, in model order."""
+        return [
+            m
+            for m in self.model.modules()
+            if m in self._graph.module2node
+            and isinstance(m, nn.Conv2d | nn.Linear)
+            and not (isinstance(m, nn.Conv2d) and m.groups == m.out_channels > 1)
+        ]
+
+    def _side(self, item: Any) -> Side:
+        return "out" if self._graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
+
+    def _why_not(self, items: Any) -> str | None:
+        """Why these channels cannot be taken out; None if they can."""
+        root = items[0].dep.target.module
+        for item in items:
+            node, module = item.dep.target, item.dep.target.module
+            if not node.outputs and self._side(item) == "out":
+                return ""  # the model returns them: no surprise
+            if None in item.root_idxs or (module is root and item.idxs != item.root_idxs):
+                return "they are coupled with each other"
+            name, kind = self._names.get(module), type(module).__name__
+            if name is None:
+                if kind in _FIXED or (kind == "_SliceOp" and module.dim not in (2, 3)):
+                    return f"the forward has their number in a {kind.strip('_')}"
+            elif name not in self._known:
+                return f"{name} is a {kind}"
+            elif isinstance(module, nn.Conv2d) and 1 < module.groups < module.out_channels:
+                return f"{name} has {module.groups} groups"
+        return None
+
+    def _split(self, items: Any, free: list[int]) -> Iterator[ChannelGroup]:
+        """One group for all channels that have the same members: a zero-padded shortcut couples only some."""
+        members: dict[tuple[str, Side], dict[int, list[int]]] = {}
+        for item in items:
+            name = self._names.get(item.dep.target.module)
+            if name is not None:
+                entries = members.setdefault((name, self._side(item)), defaultdict(list))
+                for index, root in zip(item.idxs, item.root_idxs, strict=True):
+                    entries[root].append(index)
+        alike: dict[tuple[tuple[str, Side], ...], list[int]] = defaultdict(list)
+        for channel in free:
+            alike[tuple(k for k, entries in members.items() if channel in entries)].append(channel)
+        for keys, channels in alike.items():
+            found = tuple(_member(key, members[key], channels) for key in keys)
+            first = min(
+                (list(self._known).index(m.layer), m.layer) for m in found if m.side == "out"
+            )
+            yield ChannelGroup(first[1], len(channels), found)
+
+
+_FIXED = ("_SplitOp", "_UnbindOp", "_ExpandOp", "Parameter")
+
+
+def _member(key: tuple[str, Side], entries: Mapping[int, list[int]], channels: list[int]) -> Member:
+    pairs = [(index, at) for at, channel in enumerate(channels) for index in entries[channel]]
+    index, channel = torch.tensor(pairs, dtype=torch.int64).T
+    return Member(*key, index, channel)
+
+
+class _ShortcutPruner:
+    """What torch-pruning does to a `ZeroPadShortcut`, by its outputs, of which those in the middle are its inputs."""
+
+    def prune_out_channels(self, layer: ZeroPadShortcut, entries: list[int]) -> ZeroPadShortcut:
+        before, end = layer.before, layer.before + layer.in_channels
+        layer.before -= sum(i < before for i in entries)
+        layer.in_channels -= sum(before <= i < end for i in entries)
+        layer.after -= sum(i >= end for i in entries)
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_out_channels(self, layer: ZeroPadShortcut) -> int:
+        return layer.before + layer.in_channels + layer.after
+
+    def get_in_channels(self, layer: ZeroPadShortcut) -> int:
+        return layer.in_channels
+
+
+def _shift_indices(node: Any, shortcut: ZeroPadShortcut) -> None:
+    """Channel c of the shortcut's input is channel before + c of its output."""
+    before, count = shortcut.before, shortcut.in_channels
+
+    def shifted(by: int, last: int) -> Callable[[list[Any]], list[Any]]:
+        return lambda indices: [
+            i._replace(idx=i.idx + by) for i in indices if 0 <= i.idx + by < last
+        ]
+
+    for source in node.inputs:
+        for dependency in source.dependencies:
+            if dependency.target is node:
+                dependency.index_mapping[1] = shifted(before, before + count)
+        for dependency in node.dependencies:
+            if dependency.target is source:
+                dependency.index_mapping[1] = shifted(-before, count)

@@ -1,0 +1,166 @@
+"""Which channels go: by their scores, within a layer or over all of them, down to a number of multiply-adds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from qkernels.prune.groups import ChannelGroup, Side
+from qkernels.prune.scores import Scores
+
+Scope = Literal["layer", "global"]
+Order = Literal["lowest", "highest"]
+
+_ROUNDING = 1e-6  # so that 0.29 of 100 channels are 29
+
+
+def channel_scores(group: ChannelGroup, scores: Scores) -> Tensor:
+    """One value a channel: the sum of the scores of all weights that would go with it, inputs of the next layers too.
+
+    Raises ValueError if `scores` has nothing about the group.
+    """
+    total, seen = torch.zeros(group.channels), False
+    for member in group.members:
+        for name, dim in ((f"{member.layer}.weight", member.side), (member.layer, "entry")):
+            score = scores.get(name)
+            if score is None or (dim == "entry" and member.side == "out"):
+                continue
+            values = score if dim == "entry" else _per_entry(score, member.side)
+            total.index_add_(0, member.channel, values.float().cpu()[member.index])
+            seen = True
+    if not seen:
+        raise ValueError(f"the scores say nothing about {group.name}: leave it out by ignore=")
+    return total
+
+
+def _per_entry(score: Tensor, side: Side) -> Tensor:
+    sides = score if side == "out" else score.transpose(0, 1)
+    return sides.reshape(len(sides), -1).sum(1)
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Turns an amount into counts a group. `ranked` are the channels of each group, those that go first in front."""
+
+    groups: Sequence[ChannelGroup]
+    ranked: Sequence[Tensor]
+    turns: Tensor  # the group of each channel, over all groups in the order in which they would go
+    scope: Scope
+    multiple: int
+
+    @classmethod
+    def of(
+        cls,
+        groups: Sequence[ChannelGroup],
+        scores: Sequence[Tensor],
+        *,
+        scope: Scope,
+        multiple: int,
+        relative: bool,
+        order: Order,
+    ) -> Selector:
+        last = order == "highest"
+        ranked = [score.argsort(stable=True, descending=last) for score in scores]
+        scaled = [s / s.mean().clamp(min=1e-30) if relative else s for s in scores]
+        owner = torch.cat([torch.full_like(r, at) for at, r in enumerate(ranked)])
+        turns = owner[torch.cat(scaled).argsort(stable=True, descending=last)]
+        return cls(groups, ranked, turns, scope, multiple)
+
+    def wanted(self, amount: float) -> list[int]:
+        """Channels to drop from each group, before rounding."""
+        if self.scope == "layer":
+            return [int(amount * group.channels + _ROUNDING) for group in self.groups]
+        first = self.turns[: int(amount * len(self.turns) + _ROUNDING)]
+        return torch.bincount(first, minlength=len(self.groups)).tolist()
+
+    def rounded(self, wanted: Sequence[int]) -> list[int]:
+        """The same with what is left, at least 1, rounded up: the channels that fill a multiple cost nothing."""
+        left = [max(1, g.channels - w) for g, w in zip(self.groups, wanted, strict=True)]
+        up = [-(-count // self.multiple) * self.multiple for count in left]
+        return [max(0, g.channels - count) for g, count in zip(self.groups, up, strict=True)]
+
+    def dropped(self, counts: Sequence[int]) -> dict[ChannelGroup, Tensor]:
+        return {
+            group: order[:count]
+            for group, order, count in zip(self.groups, self.ranked, counts, strict=True)
+            if count
+        }
+
+    def empties(self, counts: Sequence[int]) -> ChannelGroup | None:
+        """The first group of which nothing would be left."""
+        pairs = zip(self.groups, counts, strict=True)
+        return next((group for group, count in pairs if count >= group.channels), None)
+
+
+@dataclass(frozen=True)
+class LayerMacs:
+    """Multiply-adds of a layer for one image, its output channels, and the inputs that each of them reads."""
+
+    macs: int
+    outputs: int
+    inputs: int
+
+
+def layer_macs(model: nn.Module, example: Tensor) -> dict[str, LayerMacs]:
+    """What every Conv2d and Linear of a model in eval mode computes."""
+    found: dict[str, LayerMacs] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Conv2d | nn.Linear, args: tuple[Tensor, ...], y: Tensor) -> None:
+            outputs, inputs = layer.weight.shape[:2]
+            found[name] = LayerMacs(y[0].numel() * layer.weight[0].numel(), outputs, inputs)
+
+        return hook
+
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    with torch.no_grad():
+        model(example)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+class Macs:
+    """Multiply-adds of one image as a function of the channels dropped from each group."""
+
+    def __init__(self, layers: Mapping[str, LayerMacs], groups: Sequence[ChannelGroup]) -> None:
+        self.layers = layers
+        self._cuts: dict[str, list[tuple[int, Side, float]]] = defaultdict(list)
+        for at, group in enumerate(groups):
+            for member in group.members:
+                entries = len(member.index) / group.channels  # 1, or more behind a flatten
+                self._cuts[member.layer].append((at, member.side, entries))
+
+    def __call__(self, counts: Sequence[int]) -> int:
+        total = 0.0
+        for name, layer in self.layers.items():
+            left: dict[Side, float] = {"out": layer.outputs, "in": layer.inputs}
+            for at, side, entries in self._cuts[name]:
+                left[side] -= counts[at] * entries
+            total += layer.macs * (left["out"] / layer.outputs) * (left["in"] / layer.inputs)
+        return round(total)
+
+
+def amount_for(selector: Selector, macs: Macs, target: int) -> float:
+    """The least amount that leaves at most `target` multiply-adds, rounding included; ValueError if none does."""
+    steps = len(selector.turns)
+
+    def left(step: int) -> int:
+        return macs(selector.rounded(selector.wanted(step / steps)))
+
+    if left(steps) > target:
+        raise ValueError(
+            f"macs={target:,} cannot be reached: {left(steps):,} are left when every layer keeps its last "
+            f"{selector.multiple} channels"
+        )
+    low, high = 0, steps
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if left(middle) <= target else (middle + 1, high)
+    return low / steps

@@ -1,0 +1,108 @@
+"""Gradual schedules: the cubic curve, and runs that may be killed."""
+
+import copy
+
+import pytest
+import torch
+from prune_nets import toy_data, toy_net
+from torch import nn
+
+from qkernels import prune
+from qkernels.distill import TrainConfig
+from qkernels.measure import count_macs
+
+CONFIG = TrainConfig(epochs=2, batch_size=32, lr=0.05, augment=False)
+IMAGES = (3, 8, 8)
+
+
+def test_cubic_is_that_of_zhu_and_gupta() -> None:
+    amounts = [prune.cubic(step, 4, 0.8) for step in range(5)]
+    assert amounts == pytest.approx([0, 0.4625, 0.7, 0.7875, 0.8])
+    assert prune.cubic(0, 4, 0.8, initial=0.2) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match=r"step=5 must be in 0\.\.4"):
+        prune.cubic(5, 4, 0.8)
+
+
+def channels(net: nn.Module, amount: float):
+    macs = int((1 - amount) * count_macs(toy_net(16), IMAGES))
+    scores = prune.magnitude(prune.weights(net))
+    return prune.prune_channels(net, torch.zeros(1, *IMAGES), scores, macs=macs, multiple=1)
+
+
+def masks(net: nn.Module, amount: float):
+    return net, prune.Masks.of(prune.magnitude(prune.weights(net)), amount=amount)
+
+
+@pytest.mark.parametrize("how", [channels, masks])
+def test_a_gradual_run_killed_anywhere_goes_on_to_the_same_bits(how, tmp_path, monkeypatch) -> None:
+    first = toy_net(16)
+    start = copy.deepcopy(first.state_dict())
+
+    def run(folder: str) -> nn.Module:
+        net, results = prune.prune_gradually(
+            first,
+            toy_data(),
+            CONFIG,
+            how,
+            final=0.7,
+            steps=3,
+            run_dir=tmp_path / folder,
+            progress=False,
+        )
+        assert len(results) == 3
+        return net
+
+    whole = run("whole")
+    import qkernels.distill.trainer as trainer
+
+    calls, step = 0, trainer._Loop._step
+
+    def dying(self, *args):
+        nonlocal calls
+        calls += 1
+        if calls % 5 == 0:  # 4 steps a pruning step: inside the second, the third, ...
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(trainer._Loop, "_step", dying)
+    for _ in range(9):
+        try:
+            again = run("killed")
+            break
+        except KeyboardInterrupt:
+            pass
+    assert calls > 12
+    assert all(torch.equal(v, again.state_dict()[n]) for n, v in whole.state_dict().items())
+    assert all(torch.equal(v, first.state_dict()[n]) for n, v in start.items())
+
+
+def test_channels_shrink_step_by_step_down_to_the_target(tmp_path) -> None:
+    seen = []
+
+    def watched(net: nn.Module, amount: float):
+        smaller, report = channels(net, amount)
+        seen.append(report.macs[1])
+        return smaller, report
+
+    first = toy_net(16)
+    net, _ = prune.prune_gradually(
+        first, toy_data(), CONFIG, watched, final=0.6, steps=3, run_dir=tmp_path, progress=False
+    )
+    full = count_macs(first, IMAGES)
+    assert len(seen) == 3 and seen[0] > seen[1] >= seen[2]
+    assert count_macs(net, IMAGES) == seen[-1] <= 0.4 * full
+
+
+def test_masks_hold_after_every_step(tmp_path) -> None:
+    net, _ = prune.prune_gradually(
+        toy_net(), toy_data(), CONFIG, masks, final=0.8, steps=2, run_dir=tmp_path, progress=False
+    )
+    for value in prune.weights(net).values():
+        assert float((value == 0).float().mean()) == pytest.approx(0.8, abs=1 / value.numel())
+
+
+def test_a_final_amount_outside_0_to_1_is_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"final=1.0 must be in \[0, 1\)"):
+        prune.prune_gradually(
+            toy_net(), toy_data(), CONFIG, masks, final=1.0, steps=2, run_dir=tmp_path
+        )
