@@ -11,10 +11,8 @@ from functools import partial
 
 from techniques.row import Outcome, Row, Setting
 
-import qkernels
 from qkernels.adversarial import ARD, RSLAD, AdversarialTraining, Ball, robustness
-from qkernels.distill import Objective, TrainConfig, train
-from qkernels.pipeline import calibration_batches
+from qkernels.distill import Objective
 
 EPS, STEPS, ATTACK_STEPS, ATTACKED_IMAGES = 8 / 255, 3, 20, 1000
 Make = Callable[[Setting, Ball], Objective]
@@ -22,12 +20,11 @@ Make = Callable[[Setting, Ball], Objective]
 
 def run(setting: Setting, make: Make) -> Outcome:
     data, ball = setting.data, Ball.of(setting.data, EPS)
+    epochs = max(1, setting.epochs // 2)
+    config = setting.training(epochs=epochs, warmup_epochs=0, lr=0.02, clip_grad_norm=5.0)
     student = copy.deepcopy(setting.alone)
-    config = TrainConfig(epochs=max(1, setting.epochs // 2), lr=0.02, clip_grad_norm=5.0)
-    train(student, data, config, objective=make(setting, ball), run_dir=setting.run_dir)
-    student.eval()
-    calibration = list(calibration_batches(data, 512, seed=0))
-    int8, _ = qkernels.quantize(student, calibration=calibration)
+    student = setting.fit(student, objective=make(setting, ball), config=config)
+    int8 = setting.int8(student)
     options = {"steps": ATTACK_STEPS, "limit": ATTACKED_IMAGES, "progress": True}
     row = robustness(student, data, ball, int8=int8, **options).row(f"PGD-{ATTACK_STEPS}")
     plain = robustness(setting.alone, data, ball, **options).row(f"PGD-{ATTACK_STEPS}")
@@ -49,8 +46,8 @@ def _row(name: str, technique: str, make: Make) -> Row:
     return Row(name, (technique,), code, test, "docs/adversarial.md", partial(run, make=make))
 
 
-ROWS = (
+ROWS = [
     _row("adversarial training", "S3-14", lambda s, ball: AdversarialTraining(ball, steps=STEPS)),
     _row("ARD", "S3-15", lambda s, ball: ARD(s.teacher, ball, steps=STEPS)),
     _row("RSLAD", "S3-15", lambda s, ball: RSLAD(s.teacher, ball, steps=STEPS)),
-)
+]

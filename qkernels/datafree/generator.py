@@ -36,7 +36,7 @@ class Generator(nn.Module):
         )
 
     def forward(self, codes: Tensor) -> Tensor:
-        return self.kind.normalise(torch.sigmoid(self.grow(self.start(codes))))
+        return self.kind.normalise(torch.sigmoid(self.grow(self.start(codes)).float()))
 
 
 def _convolution(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:

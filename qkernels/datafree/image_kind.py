@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qkernels.data import Batches, ImageData, Split
+from qkernels.data import Augment, Batches, ImageData, Split
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class ImageKind:
         a data set only says how many make an epoch."""
         return Split(torch.zeros(1, *self.shape, dtype=torch.uint8).expand(count, -1, -1, -1))
 
-    def data(self, train: Split) -> ImageData:
+    def data(self, train: Split, augment: Augment | None = None) -> ImageData:
         """A data set of made images alone, with nothing to validate or test on."""
         empty = self.placeholders(0)
-        return ImageData("made", (), train, empty, empty, self.mean, self.std)
+        return ImageData("made", (), train, empty, empty, self.mean, self.std, augment)
 
     def batches(self, split: Split, batch_size: int = 64) -> Batches:
         """Normalised batches of made images, to calibrate with: `quantize(model, calibration=...)`."""
