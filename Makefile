@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 demo: $(STAMP)-train
 	$(BIN)/qkernels pipeline
 
-test: $(STAMP)-dev lint
+test: $(STAMP)-attacks lint
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)-dev
@@ -42,6 +42,11 @@ $(STAMP)-tools: constraints.txt
 # changed.
 $(STAMP)-train $(STAMP)-dev $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[$*]'
+	touch $@
+
+# Without its dependencies: they hold a torchvision that does not load beside a CPU torch, and nothing here imports it.
+$(STAMP)-attacks: $(STAMP)-dev
+	$(BIN)/pip install -q --no-deps -c constraints.txt torchattacks
 	touch $@
 
 clean:

@@ -1,0 +1,48 @@
+"""What batch norms remember of the data: the only trace of it in a trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+
+class BatchNormGap:
+    """How far a batch is from the statistics that a network's batch norms remember.
+
+    Sum over batch norms of ||mean - running_mean||_2 + ||var - running_var||_2, taken over the channels of their
+    inputs: Yin et al. 2020 (1912.08795, DeepInversion), equation 4.
+
+    Raises ValueError for a network without batch norm statistics.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found = [m for m in model.modules() if isinstance(m, BatchNorm)]
+        self.layers = [layer for layer in found if layer.running_mean is not None]
+        if not self.layers:
+            raise ValueError(
+                f"{type(model).__name__} has no batch norm with running statistics (were they folded?): "
+                "take batch_norm=0"
+            )
+
+    @contextmanager
+    def watching(self) -> Iterator[list[Tensor]]:
+        """A list that every pass through the network inside fills with the scalar gap of each batch norm."""
+        gaps: list[Tensor] = []
+
+        def hook(layer: BatchNorm, args: tuple[Tensor, ...]) -> None:
+            rows = args[0].float().movedim(1, -1).flatten(0, -2)
+            variance, mean = torch.var_mean(rows, 0, correction=0)
+            assert layer.running_mean is not None and layer.running_var is not None
+            gaps.append((mean - layer.running_mean).norm() + (variance - layer.running_var).norm())
+
+        handles = [layer.register_forward_pre_hook(hook) for layer in self.layers]
+        try:
+            yield gaps
+        finally:
+            for handle in handles:
+                handle.remove()
