@@ -9,10 +9,9 @@ import copy
 from collections.abc import Callable
 from functools import partial
 
-from techniques.row import Outcome, Row, Setting
-
 from qkernels.adversarial import ARD, RSLAD, AdversarialTraining, Ball, robustness
 from qkernels.distill import Objective
+from techniques.row import Outcome, Row, Setting
 
 EPS, STEPS, ATTACK_STEPS, ATTACKED_IMAGES = 8 / 255, 3, 20, 1000
 Make = Callable[[Setting, Ball], Objective]

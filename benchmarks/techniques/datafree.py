@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from techniques.row import Outcome, Row, Setting
 from torch import nn
 
 import qkernels
@@ -23,6 +22,7 @@ from qkernels.datafree import (
     LabelVAE,
     invert,
 )
+from techniques.row import Outcome, Row, Setting
 
 CALIBRATION = InversionConfig(images=128, steps=200)
 INVERTED = InversionConfig(images=512, steps=200)
@@ -69,9 +69,14 @@ def _row(name: str, code: str, test: str, run: Callable[[Setting], Outcome]) -> 
 
 
 ROWS = [
-    _row("data-free: DAFL", "objectives", "test_objectives", partial(generated, make=DAFL)),
     _row(
-        "data-free: label VAE", "objectives", "test_objectives", partial(generated, make=LabelVAE)
+        "data-free: DAFL", "objectives", "test_datafree_objectives", partial(generated, make=DAFL)
+    ),
+    _row(
+        "data-free: label VAE",
+        "objectives",
+        "test_datafree_objectives",
+        partial(generated, make=LabelVAE),
     ),
     _row("data-free: inversion", "inversion", "test_inversion", inverted),
     _row("calibrated without images", "inversion", "test_inversion", calibrated),

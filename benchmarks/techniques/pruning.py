@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from techniques.row import Outcome, Row, Setting
 from torch import Tensor, nn
 
 import qkernels
@@ -19,6 +18,7 @@ from qkernels import prune
 from qkernels.distill import TrainConfig, train
 from qkernels.measure import count_macs
 from qkernels.pipeline import calibration_batches
+from techniques.row import Outcome, Row, Setting
 
 WEIGHTS = 0.8  # share of single weights that goes
 MACS = 0.4  # share of the multiply-adds that goes with channels

@@ -19,7 +19,9 @@ _RELUS = (torch.relu, F.relu, "relu")
 _RESHAPES = (torch.flatten, "flatten", "reshape", "view")
 
 
-class _Tracer(fx.Tracer):
+class LayerwiseTracer(fx.Tracer):
+    """Leaves our layers whole: their forwards ask what they are given."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = isinstance(m, QuantModule | FoldedBatchNorm | MeanPool2d)
         return ours or super().is_leaf_module(m, module_qualified_name)
@@ -28,7 +30,7 @@ class _Tracer(fx.Tracer):
 def trace(model: nn.Module, examples: tuple[Any, ...]) -> fx.GraphModule:
     """``model`` as a graph over its own submodules. Raises ValueError where torch.fx cannot follow it."""
     try:
-        graph = _Tracer().trace(model)
+        graph = LayerwiseTracer().trace(model)
     except Exception as error:  # whatever a forward raises when it meets a proxy
         raise ValueError(
             f"{type(model).__name__} cannot be traced, so it stays un-chained: {error}"

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
-from qkernels.nn import QuantModule
-from qkernels.quantization.fold import FoldedBatchNorm
+from qkernels.graph.trace import LayerwiseTracer
 
 
 class Stage(nn.Module):
@@ -61,7 +60,7 @@ def split_at(
     """
     if len(devices) != len(cuts) + 1:
         raise ValueError(f"{len(cuts)} cuts make {len(cuts) + 1} stages, not {len(devices)}")
-    traced = fx.GraphModule(model, _Tracer().trace(model))
+    traced = fx.GraphModule(model, LayerwiseTracer().trace(model))
     starts = [_first_node(model, traced, name) for name in cuts]
     order = {node: place for place, node in enumerate(traced.graph.nodes)}
     places = [order[node] for node in starts]
@@ -71,12 +70,6 @@ def split_at(
     for (name, piece), device in zip(list(joined.named_children()), devices, strict=True):
         setattr(joined, name, Stage(piece, device))
     return Staged(joined)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, QuantModule | FoldedBatchNorm)
-        return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 def _first_node(model: nn.Module, traced: fx.GraphModule, name: str) -> fx.Node:

@@ -9,6 +9,7 @@ from torch import nn
 
 from qkernels import prune
 from qkernels.distill import TrainConfig
+from qkernels.distill.loop import Loop
 from qkernels.measure import count_macs
 
 CONFIG = TrainConfig(epochs=2, batch_size=32, lr=0.05, augment=False)
@@ -53,9 +54,7 @@ def test_a_gradual_run_killed_anywhere_goes_on_to_the_same_bits(how, tmp_path, m
         return net
 
     whole = run("whole")
-    import qkernels.distill.trainer as trainer
-
-    calls, step = 0, trainer._Loop._step
+    calls, step = 0, Loop._step
 
     def dying(self, *args):
         nonlocal calls
@@ -64,7 +63,7 @@ def test_a_gradual_run_killed_anywhere_goes_on_to_the_same_bits(how, tmp_path, m
             raise KeyboardInterrupt
         return step(self, *args)
 
-    monkeypatch.setattr(trainer._Loop, "_step", dying)
+    monkeypatch.setattr(Loop, "_step", dying)
     for _ in range(9):
         try:
             again = run("killed")
