@@ -13,7 +13,7 @@ from torch import nn
 
 from qkernels.data.image_data import ImageData
 from qkernels.distill.config import TrainConfig
-from qkernels.distill.trainer import TrainResult, train
+from qkernels.distill import TrainResult, train
 from qkernels.models.narrow import changes, narrow, sizes
 from qkernels.prune.masks import Masks
 
