@@ -357,16 +357,14 @@ def compile_(
     checkpoint: Annotated[Path, typer.Argument(help="An int8 checkpoint.")],
     out: Annotated[Path, typer.Argument(help="Program to write; it runs without torch.")],
     size: Size,
-    int8_residuals: Annotated[
-        bool, typer.Option("--int8-residuals", help="Faster, but not bit for bit the same.")
-    ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact/--fast", help="Bit for bit, or with int8 between more steps.")
+    ] = True,
     max_batch: Annotated[int | None, typer.Option(help="Refuse larger batches.", min=1)] = None,
 ) -> None:
     """Chain the layers of an int8 checkpoint into one program file."""
     example = torch.zeros(_size(size))
-    model = qkernels.compile(
-        qkernels.load(checkpoint), example, int8_residuals=int8_residuals, max_batch=max_batch
-    )
+    model = qkernels.compile(qkernels.load(checkpoint), example, exact=exact, max_batch=max_batch)
     _print(model.report)
     model.save(out)
     _print(f"wrote {out}: {_kilobytes(out)}")

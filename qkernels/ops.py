@@ -215,6 +215,11 @@ def avg_pool2d(
     )
 
 
+def lookup(x: Tensor, table: Tensor) -> Tensor:
+    """``table[x + 128]`` for int8 ``x`` and ``table`` int8 [256]: any function of int8 to int8."""
+    return _ops.lookup(x, table)
+
+
 def mean_pool2d(x: Tensor) -> Tensor:
     """float32 [N, C, H, W] -> [N, C, 1, 1]: sums from the first pixel to the last, row by row, times 1 / (H * W)."""
     return _ops.mean_pool2d(x)
@@ -357,3 +362,12 @@ def _(x: Tensor, zero_point: int, kernel_size: list[int], stride: list[int], pad
 @torch.library.register_fake("qkernels::mean_pool2d")
 def _(x: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1], 1, 1))
+
+
+@torch.library.register_fake("qkernels::lookup")
+def _(x: Tensor, table: Tensor) -> Tensor:
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    keep = last and not x.is_contiguous()
+    return torch.empty_like(
+        x, memory_format=torch.channels_last if keep else torch.contiguous_format
+    )

@@ -203,6 +203,10 @@ def max_pool2d(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return F.max_pool2d(x.float(), *args, **kwargs).clamp(min=-128).to(torch.int8)
 
 
+def lookup(x: Tensor, table: Tensor) -> Tensor:
+    return table[x.long() + 128]
+
+
 def mean_pool2d(x: Tensor) -> Tensor:
     """Pixels added one after the other in float32, times the rounded 1 / (H * W)."""
     pixels = x.flatten(2).unbind(2)

@@ -42,8 +42,9 @@ enum class StepKind : int32_t {
   mean,      // of an image's pixels: f32 [n, 1, 1, c]
   copy,      // every stride-th pixel of x, with a border and at a channel of y
   planar,    // [n, h, w, c] to [n, c, h, w], or to rows [n, c*h*w]
+  lookup,    // any function of s8 to s8; `weight` is its table of 256
 };
-constexpr int32_t kStepKinds = 6;
+constexpr int32_t kStepKinds = 7;
 
 struct ProgramStep {
   StepKind kind;

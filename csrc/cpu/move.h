@@ -1,4 +1,4 @@
-// Steps of a program that move values or reduce them in float, without a kernel of their own.
+// Steps of a program that move values or look them up, without a kernel of their own.
 #pragma once
 #include "parallel.h"
 #include "../core/problem.h"
@@ -26,5 +26,15 @@ struct PlanarProblem {
   void* y = nullptr;
 };
 void to_planar(const PlanarProblem& p, const Parallel& parallel);
+
+// y[i] = table[x[i] + 128]: any function of int8 to int8.
+struct LookupProblem {
+  int64_t count = 0;
+  const int8_t* table = nullptr;  // [256]
+  int8_t mask = 0;                // what x and y are XORed with
+  const int8_t* x = nullptr;
+  int8_t* y = nullptr;
+};
+void lookup(const LookupProblem& p, const Parallel& parallel);
 
 }  // namespace qk

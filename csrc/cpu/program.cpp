@@ -117,6 +117,12 @@ struct Checker {
     return epilogue(s, x, y);
   }
 
+  const char* lookup(const ProgramStep& s, const ProgramValue& x, const ProgramValue& y) const {
+    if (x.type != DType::s8 || y.type != DType::s8) return "it looks up what is no int8";
+    if (x.rank != y.rank || x.channels != y.channels || x.planar || y.planar) return "its output has other sizes";
+    return s.weight_bytes == 256 && inside(s.weight, 256, 64) ? nullptr : "its table lies outside";
+  }
+
   const char* mover(const ProgramStep& s, const ProgramValue& x, const ProgramValue& y) const {
     if (x.rank != 4 || x.channels < 1 || x.planar || x.type != y.type) return "it reads no image";
     if (s.kind == StepKind::planar)
@@ -141,7 +147,10 @@ struct Checker {
     if (known[size_t(s.y)] != again) return "it writes a value that exists already, or a part of none";
     if (x.nhwc_only == 0 && x.slot < 0 && x.rank == 4 && s.kind != StepKind::conv2d && std::count(program.inputs, program.outputs, s.x))
       return "it reads an input whose pixels may lie anywhere";
-    const char* why = s.kind == StepKind::conv2d ? conv2d(s, x, y) : s.kind == StepKind::linear ? linear(s, x, y) : mover(s, x, y);
+    const char* why = s.kind == StepKind::conv2d   ? conv2d(s, x, y)
+                      : s.kind == StepKind::linear ? linear(s, x, y)
+                      : s.kind == StepKind::lookup ? lookup(s, x, y)
+                                                   : mover(s, x, y);
     if (why) return why;
     if (s.residual >= 0) {
       if (s.kind != StepKind::conv2d && s.kind != StepKind::linear) return "it takes no residual";
@@ -315,6 +324,8 @@ std::string shape_of(const Memory& at, const ProgramStep& s, ProgramShape& y) {
   } else if (s.kind == StepKind::copy) {
     y.h = ceil_div(x.h, s.stride_h) + s.pad_top + s.pad_bottom;
     y.w = ceil_div(x.w, s.stride_w) + s.pad_left + s.pad_right;
+  } else if (s.kind == StepKind::lookup) {
+    y = x;
   } else if (s.kind == StepKind::planar) {
     y = value.rank == 2 ? ProgramShape{x.n, 1, 1, x.h * x.w * x.c} : x;
   }
@@ -419,6 +430,10 @@ void run_step(const Memory& at, const ProgramStep& s, Isa isa, const Parallel& p
       p.fill = s.fill, p.fill_value = int8_t(s.x_zero) ^ at.mask, p.type = type, p.x = at(s.x), p.y = at(s.y);
       return copy(p, parallel);
     }
+    case StepKind::lookup:
+      return lookup({x.n * x.h * x.w * x.c, reinterpret_cast<const int8_t*>(at.program.base + s.weight), at.mask,
+                     static_cast<const int8_t*>(at(s.x)), static_cast<int8_t*>(at(s.y))},
+                    parallel);
     case StepKind::planar: return to_planar({x.n, x.h * x.w, x.c, type, at(s.x), at(s.y)}, parallel);
   }
 }

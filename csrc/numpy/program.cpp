@@ -75,7 +75,7 @@ class LoadedProgram {
 
   // What a call with inputs of these sizes does, step by step.
   py::list steps(const std::vector<std::vector<int64_t>>& input_sizes, int threads) const {
-    static const char* kinds[kStepKinds] = {"conv2d", "linear", "max_pool", "mean", "copy", "planar"};
+    static const char* kinds[kStepKinds] = {"conv2d", "linear", "max_pool", "mean", "copy", "planar", "lookup"};
     const ProgramPlan plan = planned(inputs_of(input_sizes), active_isa(), threads);
     py::list rows;
     for (int32_t i = 0; i < program_->header->steps; ++i) {

@@ -9,6 +9,7 @@
 #include "../core/layout.h"
 #include "../cpu/conv2d.h"
 #include "../cpu/gemm.h"
+#include "../cpu/move.h"
 #include "../cpu/pack.h"
 #include "../cpu/pool.h"
 #include "../cpu/quantize.h"
@@ -441,6 +442,23 @@ static Tensor avg_pool2d(const Tensor& x, int64_t zero_point, Ints kernel_size, 
   return pool2d("avg_pool2d", x, kernel_size, stride, padding, {1, 1}, ceil_mode, p);
 }
 
+// ---- lookup
+
+static Tensor lookup(const Tensor& x_any, const Tensor& table) {
+  const char* op = "lookup";
+  check(x_any.scalar_type() == ScalarType::Char, op, "x is ", name(x_any.scalar_type()), "; it must be int8");
+  check_cpu(op, "table", table);
+  check(table.scalar_type() == ScalarType::Char && table.is_contiguous() && table.numel() == 256, op, "table is ",
+        name(table.scalar_type()), " ", shape(table), "; it must be contiguous int8 [256]");
+  const MemoryFormat format = x_any.dim() == 4 ? format_like(x_any) : MemoryFormat::Contiguous;
+  const Tensor x = format == MemoryFormat::ChannelsLast ? x_any : as_contiguous(x_any);
+  Tensor y = empty_cpu(Ints(x.sizes().begin(), x.sizes().end()), ScalarType::Char, format);
+  qk::lookup({x.numel(), static_cast<const int8_t*>(table.const_data_ptr()), 0, static_cast<const int8_t*>(x.const_data_ptr()),
+              static_cast<int8_t*>(y.mutable_data_ptr())},
+             torch_threads());
+  return y;
+}
+
 static Tensor mean_pool2d(const Tensor& x) {
   const char* op = "mean_pool2d";
   check(x.dim() == 4 && x.scalar_type() == ScalarType::Float, op, "x is ", name(x.scalar_type()), " ", shape(x), "; it must be float32 [N, C, H, W]");
@@ -470,6 +488,7 @@ STABLE_TORCH_LIBRARY_IMPL(qkernels, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&qk::cpu_ops::conv2d));
   m.impl("max_pool2d", TORCH_BOX(&qk::cpu_ops::max_pool2d));
   m.impl("avg_pool2d", TORCH_BOX(&qk::cpu_ops::avg_pool2d));
+  m.impl("lookup", TORCH_BOX(&qk::cpu_ops::lookup));
   m.impl("mean_pool2d", TORCH_BOX(&qk::cpu_ops::mean_pool2d));
 }
 

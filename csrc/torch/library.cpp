@@ -25,6 +25,7 @@ STABLE_TORCH_LIBRARY(qkernels, m) {
   m.def("max_pool2d(Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor");
   m.def("avg_pool2d(Tensor x, int zero_point, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
         "bool count_include_pad) -> Tensor");
+  m.def("lookup(Tensor x, Tensor table) -> Tensor");
   m.def("mean_pool2d(Tensor x) -> Tensor");
   m.def("run_program(Tensor program, Tensor(a!) arena, Tensor[] inputs, Tensor(b!)? seconds=None) -> Tensor[]");
   m.def("cpu_isa() -> str");

@@ -3,8 +3,8 @@
 Three passes. Adds and clamps move into the epilogue of the layer before them. Then every value gets a format: int8
 where each of its readers wants the same scale, else float32. Last, the graph is told.
 
-The bits stay those of the model as it was (docs/graph.md), unless `int8_residuals`: then a value that a layer reads
-as int8 and a residual add reads too is added as int8.
+The bits stay those of the model as it was (docs/graph.md), unless it need not be exact: then a value that a layer reads
+as int8 and a residual add reads too is added as int8, and an activation between two layers becomes a table.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qkernels.graph import tables
 from qkernels.graph import trace as nodes
 from qkernels.graph.compiled import CompiledModel
 from qkernels.graph.layers import ChainedLayer, Int8MaxPool2d, QParams
 from qkernels.graph.lower import left_to_torch, lower
+from qkernels.graph.qkv import merge_linears
 from qkernels.graph.report import ChainReport, LayerChain
 from qkernels.nn import QuantConv2d, QuantLinear
 
@@ -29,14 +31,15 @@ def compile(
     model: nn.Module,
     example_inputs: Tensor | tuple[Any, ...],
     *,
-    int8_residuals: bool = False,
+    exact: bool = True,
     max_batch: int | None = None,
 ) -> CompiledModel:
     """The same model, its int8 layers chained; ``model`` itself stays as it is, with weights of its own.
 
     ``example_inputs``: what ``model`` is called with, float32; batch and image size may differ later.
-    ``int8_residuals``: a residual add reads the int8 that the next layer reads, where there is one, instead of float32.
-    Faster, and the one thing that changes a result.
+    ``exact=False``: a residual add reads the int8 that the next layer reads, where there is one, instead of float32;
+    SiLU, GELU, hard-swish and their like between two layers take int8 to int8. Faster, and the one thing that changes
+    a result.
     ``max_batch``: larger batches are refused; None: any batch is taken.
     Raises ValueError for a model that cannot be traced, is in training mode, or has no int8 layer.
     """
@@ -48,10 +51,11 @@ def compile(
         raise ValueError("the model is in training mode; call .eval() first")
     traced = nodes.trace(model, examples)
     _drop_no_ops(traced)
+    merge_linears(traced)
     fused = _fuse(traced)
     if not fused:
         raise ValueError(f"{type(model).__name__} has no int8 layer to chain; quantize it first")
-    wants = _settled_wants(traced, fused, int8_residuals)
+    wants = _settled_wants(traced, fused, exact)
     report = _apply(traced, fused, wants)
     program = lower(traced, max_batch)
     report.unfused = [node.name for node in left_to_torch(traced)]
@@ -110,30 +114,34 @@ def _fuse_one(
 
 
 def _reader_wants(
-    traced: fx.GraphModule, reader: fx.Node, value: fx.Node, wants: dict, residual: Format
+    traced: fx.GraphModule, reader: fx.Node, value: fx.Node, wants: dict, exact: bool
 ) -> Format:
     module = nodes.module_of(traced, reader)
     if isinstance(module, ChainedLayer):
-        if reader.args[1] is value and residual is None:
+        if reader.args[1] is value and exact:
             return None
-        return module.input if reader.args[0] is value else residual
+        return module.input if reader.args[0] is value else _ANY
     if nodes.asks_shape(reader):
         return _ANY
+    function = None if exact else tables.function_of(traced, reader)
+    if function is not None and isinstance(wants[reader][0], tuple):
+        return tables.input_format(function, wants[reader][0])
     moves = nodes.keeps_scale(traced, reader) or nodes.joined(reader)
     return wants[reader][0] if moves else None
 
 
 def _settled_wants(
-    traced: fx.GraphModule, fused: dict[fx.Node, LayerChain], int8_residuals: bool
+    traced: fx.GraphModule, fused: dict[fx.Node, LayerChain], exact: bool
 ) -> dict[fx.Node, tuple[Format, str]]:
     """As `_wants`, with a join int8 only where all that it joins can be that."""
     floats: set[fx.Node] = set()
     while True:
-        wants = _wants(traced, fused, int8_residuals, floats)
+        wants = _wants(traced, fused, exact, floats)
         mixed = {
             n
             for n in traced.graph.nodes
-            if n not in floats and any(_is_float(traced, x, fused, wants) for x in nodes.joined(n))
+            if n not in floats
+            and any(_is_float(traced, x, fused, wants, exact) for x in nodes.joined(n))
         }
         if not mixed:
             return wants
@@ -141,26 +149,26 @@ def _settled_wants(
 
 
 def _is_float(
-    traced: fx.GraphModule, value: fx.Node, fused: dict[fx.Node, LayerChain], wants: dict
+    traced: fx.GraphModule, value: Any, fused: dict[fx.Node, LayerChain], wants: dict, exact: bool
 ) -> bool:
     if wants[value][0] is None:
         return True
-    if nodes.keeps_scale(traced, value):
-        return _is_float(traced, value.args[0], fused, wants)  # type: ignore[arg-type]
+    table = not exact and tables.function_of(traced, value) is not None
+    if table or nodes.keeps_scale(traced, value):
+        return _is_float(traced, value.args[0], fused, wants, exact)
     return value not in fused and not nodes.joined(value)
 
 
 def _wants(
     traced: fx.GraphModule,
     fused: dict[fx.Node, LayerChain],
-    int8_residuals: bool,
+    exact: bool,
     floats_only: set[fx.Node],
 ) -> dict[fx.Node, tuple[Format, str]]:
     """The format every reader of a value can take, from the last value to the first; and why, where it is float."""
     wants: dict[fx.Node, tuple[Format, str]] = {}
-    residual = _ANY if int8_residuals else None
     for node in reversed(traced.graph.nodes):
-        asked = {u: _reader_wants(traced, u, node, wants, residual) for u in node.users}
+        asked = {u: _reader_wants(traced, u, node, wants, exact) for u in node.users}
         formats = {f for f in asked.values() if f is not _ANY}
         floats = [
             f"the add of {fused[u].name}" if u in fused and u.args[0] is not node else u.name
@@ -193,6 +201,10 @@ def _apply(traced: fx.GraphModule, fused: dict[fx.Node, LayerChain], wants: dict
         elif nodes.joined(node):
             want = wants[node][0]
             stored[node] = None if want is _ANY else want
+        elif stored.get(node.args[0] if node.args else None) and _apply_table(
+            traced, node, stored, wants
+        ):
+            stored[node] = wants[node][0]
         else:
             _give_contiguous(traced, node, stored)
     for node, format in stored.items():
@@ -227,6 +239,18 @@ def _apply_mover(traced: fx.GraphModule, node: fx.Node, stored: Format) -> None:
         node.target = name
     elif stored and nodes.is_zero_pad(node):
         node.kwargs = {"value": stored[1]}
+
+
+def _apply_table(traced: fx.GraphModule, node: fx.Node, stored: dict, wants: dict) -> bool:
+    """Whether the node is a function that now takes int8 to int8; only its reading int8 can have made it one."""
+    function = tables.function_of(traced, node)
+    if function is None:
+        return False
+    name = f"table_{node.name}"
+    table = tables.table_of(function, stored[node.args[0]], wants[node][0])
+    traced.add_submodule(name, tables.Lookup(table))
+    node.op, node.target, node.kwargs = "call_module", name, {}
+    return True
 
 
 def _give_contiguous(traced: fx.GraphModule, node: fx.Node, stored: dict) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from qkernels.graph import trace as nodes
 from qkernels.graph.layers import ChainedLayer, Int8MaxPool2d, QParams
 from qkernels.graph.program import TorchProgram
+from qkernels.graph.tables import Lookup
 from qkernels.nn import MeanPool2d, QuantConv2d
 from qkernels.program.format import PAD_MODES, RANGES, Step, Value, assemble
 
@@ -56,13 +57,14 @@ def _is_worth_it(traced: fx.GraphModule, run: list[fx.Node]) -> bool:
 
 
 def left_to_torch(traced: fx.GraphModule) -> list[fx.Node]:
-    """The steps of a lowered graph that compute something outside of every program."""
+    """The steps of a lowered graph that torch computes."""
+    ours = (TorchProgram, ChainedLayer, Lookup, Int8MaxPool2d, MeanPool2d)
     return [
         n
         for n in traced.graph.nodes
         if n.op.startswith("call")
-        and not (_is_program(traced, n) or is_part(traced, n) or nodes.asks_shape(n))
-        and n.target != "contiguous"
+        and not isinstance(nodes.module_of(traced, n), ours)
+        and not (is_part(traced, n) or nodes.asks_shape(n) or n.target == "contiguous")
     ]
 
 
@@ -95,6 +97,8 @@ def _lowering(traced: fx.GraphModule, node: fx.Node) -> _Lowering | None:
         return _Builder.layer if known else None
     if isinstance(module, nn.MaxPool2d | Int8MaxPool2d):
         return _Builder.max_pool if len(_shape(node)) == 4 and not _of_input(node) else None
+    if isinstance(module, Lookup):
+        return _Builder.lookup
     if isinstance(module, MeanPool2d):
         return _Builder.mean if len(_shape(node)) == 4 else None
     if node.op == "call_method" and node.target == "contiguous" and len(_shape(node.args[0])) == 4:
@@ -250,6 +254,12 @@ class _Builder:
 
     def mean(self, node: fx.Node) -> None:
         self.add("mean", node, self.read(_source(node)), self.write(node))
+
+    def lookup(self, node: fx.Node) -> None:
+        module = nodes.module_of(self.traced, node)
+        assert isinstance(module, Lookup)
+        step = self.add("lookup", node, self.read(_source(node)), self.write(node))
+        step.constants["weight"] = self.array(module.table)
 
     def flatten(self, node: fx.Node) -> None:
         x = self.read(_source(node))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import qkernels._core as kernel_core
 
 MAGIC = b"qkprog\r\n"
-KINDS = ("conv2d", "linear", "max_pool", "mean", "copy", "planar")
+KINDS = ("conv2d", "linear", "max_pool", "mean", "copy", "planar", "lookup")
 TYPES = {"float32": 0, "int8": 3}
 RANGES = ("given", "dynamic_symmetric", "dynamic_asymmetric")
 PAD_MODES = ("zeros", "reflect", "replicate", "circular")

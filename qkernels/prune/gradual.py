@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from qkernels.data.image_data import ImageData
-from qkernels.distill.config import TrainConfig
 from qkernels.distill import TrainResult, train
+from qkernels.distill.config import TrainConfig
 from qkernels.models.narrow import changes, narrow, sizes
 from qkernels.prune.masks import Masks
 
