@@ -201,9 +201,7 @@ def _apply(traced: fx.GraphModule, fused: dict[fx.Node, LayerChain], wants: dict
         elif nodes.joined(node):
             want = wants[node][0]
             stored[node] = None if want is _ANY else want
-        elif stored.get(node.args[0] if node.args else None) and _apply_table(
-            traced, node, stored, wants
-        ):
+        elif _apply_table(traced, node, stored, wants):
             stored[node] = wants[node][0]
         else:
             _give_contiguous(traced, node, stored)
@@ -244,7 +242,7 @@ def _apply_mover(traced: fx.GraphModule, node: fx.Node, stored: Format) -> None:
 def _apply_table(traced: fx.GraphModule, node: fx.Node, stored: dict, wants: dict) -> bool:
     """Whether the node is a function that now takes int8 to int8; only its reading int8 can have made it one."""
     function = tables.function_of(traced, node)
-    if function is None:
+    if function is None or not stored.get(node.args[0]):
         return False
     name = f"table_{node.name}"
     table = tables.table_of(function, stored[node.args[0]], wants[node][0])

@@ -46,7 +46,7 @@ def function_of(traced: fx.GraphModule, node: fx.Node) -> Callable[[Tensor], Ten
     if isinstance(module, _MODULES):
         return module
     if node.op == "call_function" and node.target in _FUNCTIONS and len(node.args) == 1:
-        target: Callable[[Tensor], Tensor] = node.target  # type: ignore[assignment]
+        target: Callable[[Tensor], Tensor] = node.target
         return lambda x: target(x, **node.kwargs)
     return None
 

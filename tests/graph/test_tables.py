@@ -31,10 +31,8 @@ def test_no_input_outside_the_range_of_a_table_would_change_its_output(
     assert -128 <= zero <= 127 and scale > 0
     x = torch.linspace(-60, 60, 4001)
     inside = x.clamp((-128 - zero) * scale, (127 - zero) * scale)
-    levels = [
-        reference.quantize(function(v), torch.tensor(output[0]), torch.tensor(output[1], dtype=torch.int32)).int().view(-1)
-        for v in (x, inside)
-    ]  # fmt: skip
+    y_scale, y_zero = torch.tensor(output[0]), torch.tensor(output[1], dtype=torch.int32)
+    levels = [reference.quantize(function(v), y_scale, y_zero).int() for v in (x, inside)]
     assert (levels[0] - levels[1]).abs().max() <= 1  # the ends are rounded to the grid
     table = tables.table_of(function, (scale, zero), output)
     q = torch.arange(-128, 128, dtype=torch.int8)
