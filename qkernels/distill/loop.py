@@ -72,14 +72,13 @@ class Loop:
     def check(self) -> None:
         """Show the objective a few images, so that what does not fit is said before training."""
         self.model.eval()
-        self.objective.eval()
         images, labels = next(self.batches.epoch(len(self.history)))
         with torch.no_grad(), self._autocast():
             self.objective.check(self.model, images[:4], None if labels is None else labels[:4])
 
     def save(self, folder: RunFolder) -> None:
         """Write the checkpoint from the first process; refuse weights that are not finite."""
-        for name, value in self.model.state_dict().items():
+        for name, value in (self.model.state_dict() | self.objective.state_dict()).items():
             if not value.isfinite().all():
                 epoch = len(self.history)
                 raise FloatingPointError(f"{name} is not finite after epoch {epoch}: lower the lr")
@@ -100,7 +99,6 @@ class Loop:
         # Seeding per epoch (dropout) makes an epoch independent of what ran before it.
         torch.manual_seed(epoch_seed(self.config.seed, epoch) + self.accelerator.process_index)
         self.wrapped.train()
-        self.objective.train()
         loss, accuracy, count, rate = 0.0, 0.0, 0.0, 0.0
         for step, batch in enumerate(self.batches.epoch(epoch)):
             rate = learning_rate(self.config, epoch * len(self.batches) + step, len(self.batches))

@@ -50,7 +50,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def check(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> None:
-        """Called once before training, in eval mode, without gradients: ValueError if model or data do not fit."""
+        """Called once before training, the model in eval mode, no gradients: ValueError for what does not fit."""
 
 
 class LabelObjective(Objective):

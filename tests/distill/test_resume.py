@@ -146,6 +146,19 @@ def test_a_loss_that_is_no_number_leaves_the_objective_of_the_last_epoch(tmp_pat
     assert all(tensor.isfinite().all() for tensor in saved.values())
 
 
+def test_an_objective_that_is_no_number_never_becomes_a_checkpoint(tmp_path: Path) -> None:
+    student = toy_model()
+    made = objective("fitnets", student)
+
+    def break_it(_: nn.Module, lr: float) -> None:
+        if lr < 1e-3:  # in the last step of the last epoch: no loss will tell
+            made.connectors[0].regressor[0].weight.data.fill_(float("inf"))
+
+    with pytest.raises(FloatingPointError, match=r"connectors.0.* is not finite after epoch 4"):
+        train(student, toy_data(), CONFIG, objective=made, run_dir=tmp_path, after_step=break_it)
+    assert len(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]) == 3
+
+
 def test_a_folder_without_a_later_setting_had_its_default(tmp_path: Path) -> None:
     train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
