@@ -41,7 +41,7 @@ CASES = {  # kernel, size, batch
 }
 SHARE = 0.6  # of the multiply-adds that may be left
 BATCHES = (1, 64)
-ROUNDS = 12
+ROUNDS = 6
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def channel_table() -> list[str]:
         cases = {c: ConvCase("", kernel, c, c, size, batch=batch) for c in COUNTS}
         calls = {count: case.calls()["int8 to int8"] for count, case in cases.items()}
         with torch.inference_mode():
-            times = cpu_times(calls, seconds=0.2)
+            times = cpu_times(calls, seconds=0.1)
         rows.append(_row(name, *(f"{times[c] * 1e6:.1f}" for c in COUNTS)))
     return rows
 
@@ -109,7 +109,7 @@ def variants(net: nn.Module, data: ImageData) -> dict[str, nn.Module]:
         nets[f"channels, multiples of {multiple}"], _ = prune.prune_channels(
             net, x, scores, macs=macs, multiple=multiple
         )
-    batches = list(data.batches("train", 64).head(256))
+    batches = list(data.batches("train", 64).head(128))
     losses = prune.block_losses(net, prune.find_blocks(net, x), batches)
     nets["blocks"], _ = prune.drop_blocks(net, x, losses, macs=macs)
     return nets
@@ -133,7 +133,7 @@ def model_times(
         ):
             calls[name, form] = partial(model, images)
     with torch.inference_mode():
-        return cpu_times(calls, seconds=2.0)
+        return cpu_times(calls, seconds=0.5)
 
 
 def cpu_times(calls: Mapping[Name, Callable[[], object]], seconds: float) -> dict[Name, float]:

@@ -161,7 +161,7 @@ def _channel_means(model: nn.Module, data: Calibration) -> dict[str, Tensor]:
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     observers = {name: _Means() for name in names}
     calibrate(model, cast(Any, observers), data)
-    return {name: torch.cat(o.batches) for name, o in observers.items() if o.batches}
+    return {name: torch.cat(o.batches).cpu() for name, o in observers.items() if o.batches}
 
 
 def _entropy(means: Tensor, bins: int) -> Tensor:

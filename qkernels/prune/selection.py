@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from qkernels.prune.groups import ChannelGroup, Side
+from qkernels.prune.groups import ChannelGroup, Member, Side
 from qkernels.prune.scores import Scores
 
 Scope = Literal["layer", "global"]
@@ -26,21 +26,22 @@ def channel_scores(group: ChannelGroup, scores: Scores) -> Tensor:
     """
     total, seen = torch.zeros(group.channels), False
     for member in group.members:
-        for name, dim in ((f"{member.layer}.weight", member.side), (member.layer, "entry")):
-            score = scores.get(name)
-            if score is None or (dim == "entry" and member.side == "out"):
-                continue
-            values = score if dim == "entry" else _per_entry(score, member.side)
-            total.index_add_(0, member.channel, values.float().cpu()[member.index])
+        for entries in _entry_scores(member, scores):
+            total.index_add_(0, member.channel, entries.float().cpu()[member.index])
             seen = True
     if not seen:
         raise ValueError(f"the scores say nothing about {group.name}: leave it out by ignore=")
     return total
 
 
-def _per_entry(score: Tensor, side: Side) -> Tensor:
-    sides = score if side == "out" else score.transpose(0, 1)
-    return sides.reshape(len(sides), -1).sum(1)
+def _entry_scores(member: Member, scores: Scores) -> Iterator[Tensor]:
+    """What `scores` holds about a side of a layer, one value an entry of that side."""
+    weight = scores.get(f"{member.layer}.weight")
+    if weight is not None:
+        sides = weight if member.side == "out" else weight.transpose(0, 1)
+        yield sides.reshape(len(sides), -1).sum(1)
+    if member.side == "in" and member.layer in scores:
+        yield scores[member.layer]
 
 
 @dataclass(frozen=True)

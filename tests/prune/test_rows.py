@@ -19,7 +19,7 @@ from techniques.row import Setting  # noqa: E402
 
 def student() -> nn.Module:
     torch.manual_seed(0)
-    return models.create("resnet14", num_classes=2, width=32).eval()
+    return models.create("resnet14", num_classes=2).eval()
 
 
 def test_rows_have_names_of_their_own_and_files_that_exist() -> None:
@@ -38,7 +38,7 @@ def test_a_row_makes_a_float_and_an_int8_model_and_resumes_to_the_same_bits(
     name: str, tmp_path: Path
 ) -> None:
     row = next(row for row in pruning.ROWS if row.name == name)
-    setting = Setting(toy_data(256), student(), student, student(), 1, tmp_path)
+    setting = Setting(toy_data(128), student(), student, student(), 1, tmp_path)
     first, again = row.run(setting), row.run(setting)
     x = torch.randn(2, 3, 8, 8)
     assert first.float_model is not None and first.int8_model is not None
