@@ -24,8 +24,8 @@ from qkernels.datafree import (
     invert,
 )
 
-CALIBRATION = InversionConfig(images=128, steps=200)
-INVERTED = InversionConfig(images=512, steps=200)
+CALIBRATION = InversionConfig(images=128, steps=100, total_variation=3.0)
+INVERTED = InversionConfig(images=512, steps=200, total_variation=3.0)
 Make = Callable[[nn.Module, Generator], GeneratorObjective]
 
 
