@@ -39,7 +39,7 @@ def run(setting: Setting, make: Make) -> Outcome:
 
 
 def _row(name: str, technique: str, make: Make) -> Row:
-    code, test = "qkernels/adversarial/objectives.py", "tests/adversarial/test_objectives.py"
+    code, test = "qkernels/adversarial/objectives.py", "tests/adversarial/test_robust_training.py"
     return Row(name, (technique,), code, test, "docs/adversarial.md", partial(run, make=make))
 
 

@@ -69,9 +69,9 @@ def _row(name: str, code: str, test: str, run: Callable[[Setting], Outcome]) -> 
 
 
 ROWS = [
-    _row("data-free: DAFL", "objectives", "test_objectives", partial(generated, make=DAFL)),
+    _row("data-free: DAFL", "objectives", "test_generators", partial(generated, make=DAFL)),
     _row(
-        "data-free: label VAE", "objectives", "test_objectives", partial(generated, make=LabelVAE)
+        "data-free: label VAE", "objectives", "test_generators", partial(generated, make=LabelVAE)
     ),
     _row("data-free: inversion", "inversion", "test_inversion", inverted),
     _row("calibrated without images", "inversion", "test_inversion", calibrated),
