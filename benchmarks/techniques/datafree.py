@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from techniques.row import Outcome, Row, Setting
 from torch import nn
 
 import qkernels
@@ -22,10 +23,9 @@ from qkernels.datafree import (
     LabelVAE,
     invert,
 )
-from techniques.row import Outcome, Row, Setting
 
-CALIBRATION = InversionConfig(images=128, steps=200)
-INVERTED = InversionConfig(images=512, steps=200)
+CALIBRATION = InversionConfig(images=128, steps=100, total_variation=3.0)
+INVERTED = InversionConfig(images=512, steps=200, total_variation=3.0)
 Make = Callable[[nn.Module, Generator], GeneratorObjective]
 
 
@@ -69,14 +69,9 @@ def _row(name: str, code: str, test: str, run: Callable[[Setting], Outcome]) -> 
 
 
 ROWS = [
+    _row("data-free: DAFL", "objectives", "test_generators", partial(generated, make=DAFL)),
     _row(
-        "data-free: DAFL", "objectives", "test_datafree_objectives", partial(generated, make=DAFL)
-    ),
-    _row(
-        "data-free: label VAE",
-        "objectives",
-        "test_datafree_objectives",
-        partial(generated, make=LabelVAE),
+        "data-free: label VAE", "objectives", "test_generators", partial(generated, make=LabelVAE)
     ),
     _row("data-free: inversion", "inversion", "test_inversion", inverted),
     _row("calibrated without images", "inversion", "test_inversion", calibrated),
