@@ -264,3 +264,14 @@ def test_compile_and_profile_take_a_checkpoint_to_a_program_without_torch(
         assert "of peak" in out and "conv2" in out and picture.read_text().startswith("<?xml")
     assert run("profile", program, "--size", "8") == 2
     assert "size '8' must be N,C,H,W" in capsys.readouterr().err
+
+
+def test_advise_writes_the_best_combination_and_its_frontier(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, picture = tmp_path / "best.safetensors", tmp_path / "frontier.svg"
+    words = ["--model", "tutorial_cnn", "--width", 4, "--run", tmp_path / "run", "--epochs", 1]
+    assert run("advise", weights, out, *words, "--floor", "top1=1", "--plot", picture) == 0
+    assert "take " in capsys.readouterr().out and out.exists() and picture.exists()
+    assert run("advise", weights, out, *words, "--floor", "top5=1") == 2
+    assert "floor 'top5=1' must be per cent of top-1" in capsys.readouterr().err

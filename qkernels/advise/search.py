@@ -1,0 +1,185 @@
+"""Tries combinations from the cheapest on, and keeps what pays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import qkernels
+from qkernels import models, prune, recovery
+from qkernels.advise.advice import Advice, Trial
+from qkernels.data import ImageData
+from qkernels.data.progress import progress as progress_bar
+from qkernels.distill import TrainConfig, train
+from qkernels.evaluate import Evaluation, evaluate
+from qkernels.measure import count_macs
+from qkernels.models.narrow import Sizes
+from qkernels.pipeline import calibration_batches
+from qkernels.quantization.convert import stored_bytes
+from qkernels.quantization.sensitivity import mix
+from qkernels.timing import time_in_turns
+
+SHARES = (0.25, 0.4, 0.55, 0.7)  # of the multiply-adds, to prune
+
+
+def advise(
+    model: nn.Module,
+    data: ImageData,
+    *,
+    floor: float,
+    latency_ms: float | None = None,
+    run_dir: str | Path,
+    config: TrainConfig | None = None,
+    shares: Sequence[float] = SHARES,
+    students: Mapping[str, nn.Module] | None = None,
+    images: int = 512,
+    seed: int = 0,
+    progress: bool = True,
+) -> Advice:
+    """Int8 first, then recovery or a mix of int8 and float where accuracy was lost, then smaller models: students
+    distilled and channels pruned, `model` as the teacher, each as int8. It stops as soon as floor and latency are met.
+
+    Args:
+        model: trained float weights; stays as it is.
+        floor: least top-1 accuracy on validation images, in [0, 1].
+        latency_ms: most milliseconds for one image, with torch's present threads; None: the fastest at the floor.
+        run_dir: of the trainings. Killed at any moment and called again, it goes on from the last whole epoch.
+        config: of one training (default: 10 epochs, lr 0.05).
+        shares: of the multiply-adds, to prune, in rising order; after the first below the floor none is tried.
+        students: fresh, seeded smaller models by name.
+        images: training images to calibrate on.
+
+    Raises:
+        ValueError: for a floor outside [0, 1], a latency that is not positive, or data without validation images.
+    """
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor={floor} must be in [0, 1]: a share of the validation images")
+    if latency_ms is not None and not latency_ms > 0:
+        raise ValueError(f"latency_ms={latency_ms} must be positive")
+    if len(data.val) == 0:
+        raise ValueError(f"{data.name} has no validation images to compare on")
+    config = config or TrainConfig.model_validate({"epochs": 10, "lr": 0.05, "seed": seed})
+    search = _Search(model, data, floor, Path(run_dir), config, images, seed, progress)
+    trials: list[Trial] = []
+    with progress_bar("trials", 2 + len(shares) + len(students or {}), enabled=progress) as advance:
+        for trial in search.trials(shares, students or {}):
+            trials.append(trial)
+            advance(1, f"{trial.name} {trial.accuracy.accuracy:.2%} {trial.ms:.3f} ms")
+            if latency_ms is not None and Advice(tuple(trials), floor, latency_ms).met:
+                break
+    return Advice(search.timed_together(trials), floor, latency_ms, tuple(search.notes))
+
+
+@dataclass
+class _Search:
+    model: nn.Module
+    data: ImageData
+    floor: float
+    run_dir: Path
+    config: TrainConfig
+    images: int
+    seed: int
+    progress: bool
+
+    def __post_init__(self) -> None:
+        self.model = copy.deepcopy(self.model).eval()
+        self.calibration = list(calibration_batches(self.data, self.images, self.seed))
+        self.example = torch.zeros(1, *self.data.image_shape)
+        self.notes: list[str] = []
+
+    def trials(self, shares: Sequence[float], students: Mapping[str, nn.Module]) -> Iterator[Trial]:
+        yield self.trial("float", self.model)
+        yield from self.int8("int8", self.model)
+        for name, student in students.items():
+            train(
+                student,
+                self.data,
+                self.config,
+                teacher=self.model,
+                run_dir=self.run_dir / name,
+                progress=self.progress,
+            )
+            yield from self.int8(f"{name} distilled, int8", student, student=name)
+        for share in sorted(shares):
+            name, allowed = f"{share:.0%} pruned", False
+            try:
+                smaller = self.pruned(share)
+            except ValueError as error:
+                self.notes.append(f"{name}: {error}")
+                return
+            for trial in self.int8(f"{name}, int8", *smaller):
+                allowed |= trial.accuracy.accuracy >= self.floor
+                yield trial
+            if not allowed:
+                return
+
+    def pruned(self, share: float) -> tuple[nn.Module, Sizes]:
+        """`share` of the multiply-adds gone, trained on with the whole model as the teacher."""
+        macs = count_macs(self.model, self.data.image_shape)
+
+        def drop(net: nn.Module, amount: float) -> tuple[nn.Module, Any]:
+            scores = prune.magnitude(prune.weights(net))
+            return prune.prune_channels(net, self.example, scores, macs=int((1 - amount) * macs))
+
+        net, _ = prune.prune_gradually(
+            self.model, self.data, self.config, drop, final=share, steps=1,
+            run_dir=self.run_dir / f"pruned-{share:g}", teacher=self.model, progress=self.progress,
+        )  # fmt: skip
+        return net, models.changes(models.sizes(self.model), net)
+
+    def int8(
+        self, name: str, model: nn.Module, channels: Sizes | None = None, **of: Any
+    ) -> Iterator[Trial]:
+        """As int8; where that falls below the floor and the float model does not, recovered, then mixed."""
+        of["channels"] = channels
+        plain, _ = qkernels.quantize(model, "static", self.calibration)
+        yield (trial := self.trial(name, plain, **of))
+        if self.reaches(trial.accuracy) or not self.reaches(self.accuracy(model)):
+            return
+        equalized, _ = recovery.equalize(model)
+        again, _ = qkernels.quantize(equalized, "static", self.calibration)
+        recovery.correct_bias(again, equalized, self.calibration)
+        yield (trial := self.trial(f"{name}, recovered", again, **of))
+        if self.reaches(trial.accuracy):
+            return
+        mixed = mix(
+            model,
+            "static",
+            self.calibration,
+            metric=lambda m: self.accuracy(m).accuracy,
+            floor=self.floor,
+        )
+        yield self.trial(f"{name}, mixed with float", mixed.model, **of)
+
+    def reaches(self, accuracy: Evaluation) -> bool:
+        return accuracy.accuracy >= self.floor
+
+    def accuracy(self, model: nn.Module) -> Evaluation:
+        return evaluate(model, self.data, "val")
+
+    def trial(self, name: str, model: nn.Module, **of: Any) -> Trial:
+        seconds = self._seconds({name: model}, 0.3)[name]
+        return Trial(name, model, self.accuracy(model), seconds * 1e3, stored_bytes(model), **of)
+
+    def timed_together(self, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+        """The same trials, timed in turns, so that a slow spell of the machine meets all of them."""
+        seconds = self._seconds({t.name: t.model for t in trials}, 0.5)
+        return tuple(replace(t, ms=seconds[t.name] * 1e3) for t in trials)
+
+    def _seconds(self, candidates: Mapping[str, nn.Module], seconds: float) -> dict[str, float]:
+        runs = {name: partial(self._as_run(m), self.example) for name, m in candidates.items()}
+        with torch.inference_mode():
+            times = time_in_turns(runs, seconds=seconds)
+        return {name: timing.median for name, timing in times.items()}
+
+    def _as_run(self, model: nn.Module) -> nn.Module:
+        if not any(isinstance(m, qkernels.nn.QuantModule) for m in model.modules()):
+            return model
+        return qkernels.compile(model, self.example)
