@@ -82,7 +82,6 @@ def robustness(
     batches = batches if limit is None else batches.head(limit)
     if len(batches) == 0 or batches.split.labels is None:
         raise ValueError(f"{data.name}: the split {split} has no labelled images to attack")
-    models = [model] if int8 is None else [model, int8]
     changes: dict[tuple[str, str], Change] = {("clean", ""): lambda images, target: images}
     for name, source in {"float twin": model, **(through or {})}.items():
         draw = torch.Generator().manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import torch
@@ -65,7 +66,7 @@ def invert(
     """
     folder = None
     if run_dir is not None:
-        description = {**config.model_dump(), "kind": repr(kind), "model": type(model).__name__}
+        description = {**config.model_dump(), "kind": repr(kind), "model": _fingerprint(model)}
         folder = RunFolder(run_dir, description, resume=resume)
     with eval_mode(model):
         inversion = _Inversion(model, kind, config, folder)
@@ -151,6 +152,16 @@ class _Inversion:
         accuracy = (logits.argmax(1) == labels).float().mean().item()
         self.images.append(pixels.cpu())
         self.history.append({"batch": len(self.images), "loss": loss, "accuracy": accuracy})
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Tells models apart by their weights: other weights have other images."""
+    digest = 0
+    for tensor in model.state_dict().values():
+        digest = zlib.crc32(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), digest
+        )
+    return f"{type(model).__name__}, weights {digest:08x}"
 
 
 def _variation(images: Tensor) -> Tensor:

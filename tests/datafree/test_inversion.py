@@ -93,6 +93,8 @@ def test_a_killed_run_goes_on_to_the_same_images(
     assert (tmp_path / "sheet.png").stat().st_size > 0
     with pytest.raises(ValueError, match="with steps=8, not 9"):
         invert(teacher, kind, CONFIG.model_copy(update={"steps": 9}), run_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"model='CifarResNet, weights \w{8}', not"):
+        invert(resnet(16, seed=4), kind, CONFIG, run_dir=tmp_path)
 
 
 def test_a_seed_gives_other_images(digits: ImageData, teacher: nn.Module) -> None:
