@@ -1,6 +1,6 @@
 """Every technique on one student -> docs/techniques.md.
 
-    QKERNELS_DATA=... python benchmarks/techniques [--only TEXT] [--epochs 10] [--seeds 1]
+    QKERNELS_DATA=... python benchmarks/techniques [--only TEXT] [--epochs 6] [--seeds 1]
 
 The folder needs `cifar10/jpeg.zip` and `models/cifar10_resnet20.safetensors`. An hour or two on two cores. A row is
 run once; the same command goes on where it was stopped, and a row that failed is tried again.
@@ -24,7 +24,13 @@ def main() -> None:
     only, table_only = (vars(arguments).pop(name) for name in ("only", "table_only"))
     plan = experiment.Plan(**vars(arguments))
     if not table_only:
-        experiment.run(plan, only)
+        try:
+            experiment.run(plan, only)
+        except (
+            ValueError,
+            OSError,
+        ) as error:  # of the plan or the data: those of a row are in its result
+            sys.exit(f"techniques: {error}")
     table.write(plan, out, shlex.join(["python", "benchmarks/techniques", *shown(plan)]))
     print(f"wrote {out}")
 
@@ -42,7 +48,7 @@ def shown(plan: experiment.Plan) -> list[str]:
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("techniques", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="rows whose name or heading holds this text")
-    parser.add_argument("--epochs", type=int, default=10, help="of one training")
+    parser.add_argument("--epochs", type=int, default=6, help="of one training")
     parser.add_argument("--seeds", type=int, default=1, help="how often each row is run")
     parser.add_argument("--images", type=int, help="fewer training and test images, to try it out")
     parser.add_argument("--teacher", default="resnet20", help="published weights, fine-tuned first")

@@ -121,7 +121,9 @@ ROWS = [
         "losses",
         by_logits("soft_cross_entropy", temperature=1.0, alpha=0.5),
     ),
-    row("logit MSE", ("S1-5",), "losses", "losses", by_logits("logit_mse", alpha=0.5)),
+    row(
+        "logit MSE (alpha = 0.1)", ("S1-5",), "losses", "losses", by_logits("logit_mse", alpha=0.1)
+    ),
     row("DKD", ("S1-5",), "losses", "losses", by_logits("dkd", alpha=0.5)),
     row("FitNets hints", ("S1-5",), "features", "features", by_features("fitnets", "layer2")),
     row("attention transfer", ("S1-5",), "features", "features", by_features("attention", STAGES)),

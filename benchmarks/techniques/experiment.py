@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import time
 import traceback
@@ -18,6 +17,7 @@ from torch import nn
 from qkernels import data as datasets
 from qkernels import models
 from qkernels.data import hold_out
+from qkernels.data.paths import data_root
 from qkernels.distill.run_folder import RunFolder
 from qkernels.pipeline import create_model
 from techniques import results
@@ -118,7 +118,7 @@ class _Settings:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.data = _limited(datasets.load("cifar10-jpeg"), plan.images)
-        weights = Path(os.environ["QKERNELS_DATA"]) / f"models/cifar10_{plan.teacher}.safetensors"
+        weights = data_root() / f"models/cifar10_{plan.teacher}.safetensors"
         teacher = models.load_weights(create_model(plan.teacher, self.data), weights)
         base = self._setting(teacher, teacher, seed=0)
         config = base.training(epochs=plan.teacher_epochs, lr=0.02, warmup_epochs=0)
