@@ -53,16 +53,20 @@ def prune_gradually(
         training: teacher, objective and progress, as `train` takes them.
 
     Returns:
-        (model, one `TrainResult` a step)
+        (model in eval mode, one `TrainResult` a step)
+
+    Raises ValueError for a final amount outside [0, 1), fewer than 1 step, and a folder of another run.
     """
     if not 0 <= final < 1:
         raise ValueError(f"final={final} must be in [0, 1)")
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1")
     results = []
     for step in range(1, steps + 1):
         folder = Path(run_dir) / f"step-{step}"
         model, masks = _pruned(model, prune, cubic(step, steps, final), folder / "pruned.pt")
         results.append(train(model, data, config, run_dir=folder, after_step=masks, **training))
-    return model, results
+    return model.eval(), results
 
 
 def _pruned(
@@ -71,6 +75,10 @@ def _pruned(
     """What `prune` makes of the model, or made of it when this step was begun."""
     if file.exists():
         kept = torch.load(file, map_location="cpu", weights_only=True)
+        if kept["amount"] != amount:
+            raise ValueError(
+                f"{file} was pruned to amount={kept['amount']:.4g}, not {amount:.4g}: take another run_dir"
+            )
         model = narrow(copy.deepcopy(model), kept["channels"])
         model.load_state_dict(kept["model"])
         return model, None if kept["masks"] is None else Masks(kept["masks"])
@@ -83,6 +91,7 @@ def _pruned(
     aside = file.with_suffix(".writing")
     torch.save(
         {
+            "amount": amount,
             "model": model.state_dict(),
             "channels": changes(before, model),
             "masks": None if masks is None else masks.kept,

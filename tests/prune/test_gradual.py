@@ -100,6 +100,19 @@ def test_masks_hold_after_every_step(tmp_path) -> None:
         assert float((value == 0).float().mean()) == pytest.approx(0.8, abs=1 / value.numel())
 
 
+def test_the_folder_of_another_amount_is_refused(tmp_path) -> None:
+    settings = {"steps": 1, "run_dir": tmp_path, "progress": False}
+    prune.prune_gradually(toy_net(), toy_data(), CONFIG, masks, final=0.5, **settings)
+    with pytest.raises(
+        ValueError, match=r"was pruned to amount=0\.5, not 0\.6: take another run_dir"
+    ):
+        prune.prune_gradually(toy_net(), toy_data(), CONFIG, masks, final=0.6, **settings)
+    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
+        prune.prune_gradually(
+            toy_net(), toy_data(), CONFIG, masks, final=0.6, steps=0, run_dir=tmp_path
+        )
+
+
 def test_a_final_amount_outside_0_to_1_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"final=1.0 must be in \[0, 1\)"):
         prune.prune_gradually(
