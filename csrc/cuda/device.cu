@@ -1,0 +1,34 @@
+#include "device.h"
+
+#include <cuda_runtime.h>
+
+#include <atomic>
+
+namespace qk::cuda {
+
+int current_device(Device* device) {
+  static std::atomic<uint64_t> known[64];  // arch and processors of each device, once asked for
+  int index = 0;
+  if (const cudaError_t error = cudaGetDevice(&index)) return error;
+  uint64_t packed = known[index % 64].load(std::memory_order_relaxed);
+  if (!packed) {
+    int major = 0, minor = 0, processors = 0;
+    for (auto [value, attribute] : {std::pair{&major, cudaDevAttrComputeCapabilityMajor},
+                                    {&minor, cudaDevAttrComputeCapabilityMinor},
+                                    {&processors, cudaDevAttrMultiProcessorCount}})
+      if (const cudaError_t error = cudaDeviceGetAttribute(value, attribute, index)) return error;
+    packed = uint64_t(major * 10 + minor) << 32 | uint32_t(processors);
+    known[index % 64].store(packed, std::memory_order_relaxed);
+  }
+  *device = {int(packed >> 32), int(packed & 0xffffffff)};
+  return 0;
+}
+
+const char* error_text(int error) { return cudaGetErrorString(cudaError_t(error)); }
+
+int read_back(void* host, const void* device, int64_t bytes, Stream stream) {
+  if (const cudaError_t error = cudaMemcpyAsync(host, device, size_t(bytes), cudaMemcpyDeviceToHost, cudaStream_t(stream))) return error;
+  return cudaStreamSynchronize(cudaStream_t(stream));
+}
+
+}  // namespace qk::cuda
