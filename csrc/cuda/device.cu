@@ -3,8 +3,24 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <utility>
+
+#include "plan.h"
 
 namespace qk::cuda {
+
+// -1 where nothing is asked for; qkernels/ops.py has looked at the value.
+static int asked_tile() {
+  const char* asked = std::getenv("QKERNELS_CUDA_TILE");
+  for (int i = int(std::size(kTileNames)) - 1; asked && i > 0; --i)
+    if (!std::strcmp(asked, kTileNames[i])) return i;
+  return -1;
+}
+
+int use_device(int index) { return cudaSetDevice(index); }
 
 int current_device(Device* device) {
   static std::atomic<uint64_t> known[64];  // arch and processors of each device, once asked for
@@ -20,7 +36,8 @@ int current_device(Device* device) {
     packed = uint64_t(major * 10 + minor) << 32 | uint32_t(processors);
     known[index % 64].store(packed, std::memory_order_relaxed);
   }
-  *device = {int(packed >> 32), int(packed & 0xffffffff)};
+  static const int tile = asked_tile();
+  *device = {int(packed >> 32), int(packed & 0xffffffff), tile};
   return 0;
 }
 

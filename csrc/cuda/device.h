@@ -9,9 +9,12 @@ using Stream = void*;  // cudaStream_t
 struct Device {
   int arch = 0;            // compute capability, 80 for 8.0
   int processors = 0;      // streaming multiprocessors
+  int tile = -1;           // the TileName (plan.h) that QKERNELS_CUDA_TILE asks for, for tests and tuning
 };
 
-int current_device(Device* device);        // the calling thread's
+// Makes a device the calling thread's. The CUDA runtime in this library is its own, and does not know what torch's does.
+int use_device(int index);
+int current_device(Device* device);
 const char* error_text(int error);
 int read_back(void* host, const void* device, int64_t bytes, Stream stream);  // waits
 

@@ -1,32 +1,78 @@
 // C[M,N] = epilogue(x * w^T) on tensor cores, by blocks of BM rows and BN channels, BK of K at a time:
 //
 //   Stages tiles of x and w in shared memory, filled by asynchronous copies ahead of their use
-//   x      16-byte chunks of rows, read by ldmatrix
+//   x      16-byte chunks of rows
 //   w      panels of the packed weight as they lie. A lane's 16 bytes there are one K quad of four neighbouring
 //          channels, one for each of four products: channel 4g + i of a group of 32 is column g of product i
-//   sums   so a lane holds eight neighbouring channels of its rows; they go through shared memory, in the place of
-//          the tiles, to threads that finish and store whole rows
+//   sums   so a lane holds neighbouring channels of its rows; they go through shared memory, in the place of the
+//          tiles, to threads that finish and store whole rows
 //
 // Where rows of x come from is a Source (sources.cuh): row(m) once, column(k) once a tile, and then
 // copy(to, row, column) 16 bytes.
 #pragma once
-#include "output.cuh"
+#include "products_mma.cuh"
+#include "products_wgmma.cuh"
 
 namespace qk::cuda {
-
-template <int bm, int bn, int bk, int wm, int wn, int stages, int least_arch>
-struct Tile {
-  static constexpr int BM = bm, BN = bn, BK = bk, WM = wm, WN = wn, Stages = stages, LeastArch = least_arch;
-  static constexpr int warps_n = BN / WN, threads = BM / WM * warps_n * 32;
-  static constexpr int x_bytes = BM * BK, stage_bytes = (BM + BN) * BK;
-  static constexpr int sum_bytes = BM * BN * 4;
-  static constexpr int shared_bytes = Stages * stage_bytes > sum_bytes ? Stages * stage_bytes : sum_bytes;
-  static_assert(WM % 16 == 0 && WN % 32 == 0 && BM % WM == 0 && BN % WN == 0);
-};
-
 namespace {
 
-// Step 2 of a tile: sums to bytes. Here a thread takes V::width channels of every few rows, neighbours whole rows.
+// Fills stages: what a thread copies of every tile.
+template <class T, class Source>
+struct Loader {
+  static constexpr int x_chunks = T::BK / 16, w_chunks = T::BN * T::BK / 16;
+  static constexpr int row_step = T::threads / x_chunks, own_rows = T::BM / row_step;
+  static_assert(T::BM % row_step == 0 && w_chunks % T::threads == 0);
+
+  const Source& source;
+  const int8_t* weight;
+  int64_t panel_bytes;
+  int panels, k_padded, tiles;
+  int chunk = thread_index() % x_chunks, first_row = thread_index() / x_chunks;
+  typename Source::Row rows[own_rows];
+
+  QK_METHOD Loader(const GemmArgs& g, const Source& source, int64_t m0, int64_t n0)
+      : source(source), weight(g.weight + block_z() * g.layout.group_bytes() + n0 / kPanel * g.layout.panel_bytes()),
+        panel_bytes(g.layout.panel_bytes()), panels(int((g.layout.n_padded() - n0) / kPanel)), k_padded(int(g.layout.k_padded())),
+        tiles((k_padded + T::BK - 1) / T::BK) {
+    QK_UNROLL for (int i = 0; i < own_rows; ++i) rows[i] = source.row(m0 + first_row + i * row_step);
+  }
+
+  QK_METHOD static char* x_of(int tile) { return shared_memory() + tile % T::Stages * ((T::BM + T::BN) * T::BK); }
+  QK_METHOD static char* w_of(int tile) { return x_of(tile) + T::BM * T::BK; }
+
+  QK_METHOD void load(int tile) {
+    const int k0 = tile * T::BK;
+    const auto column = source.column(k0 + chunk * 16);
+    QK_UNROLL for (int i = 0; i < own_rows; ++i) {
+      const int r = first_row + i * row_step;
+      source.copy(x_of(tile) + r * T::BK + x_chunk<T::BK>(r, chunk) * 16, rows[i], column);
+    }
+    QK_UNROLL for (int i = 0; i < w_chunks / T::threads; ++i) {
+      const int at = thread_index() + i * T::threads, p = at / T::BK, row = at % T::BK / 4, piece = at % 4;
+      const bool exists = p < panels && k0 + row * 4 < k_padded;
+      const int8_t* from = weight + p * panel_bytes + k0 * 16 + at % T::BK * 16;
+      copy_async<16>(w_of(tile) + p * (16 * T::BK) + row * 64 + w_piece(row, piece) * 16, exists ? from : weight, exists);
+    }
+  }
+
+  QK_METHOD void start() {
+    QK_UNROLL for (int tile = 0; tile < T::Stages - 1; ++tile) {
+      if (tile < tiles) load(tile);
+      copy_commit();
+    }
+  }
+
+  // Returns when a tile is there, and asks for one in the place of the tile before.
+  QK_METHOD void next(int tile) {
+    copy_wait<T::Stages - 2>();
+    if constexpr (T::LeastArch >= 900) fence_async_proxy();  // what copies wrote, the tensor cores read
+    block_sync();
+    if (tile + T::Stages - 1 < tiles) load(tile + T::Stages - 1);
+    copy_commit();
+  }
+};
+
+// Sums to bytes. Here a thread takes V::width channels of every few rows, neighbours whole rows.
 template <class V, class T>
 QK_DEVICE void store_rows(const GemmArgs& g, int64_t m0, int64_t n0, const char* sums) {
   constexpr int columns = T::BN / V::width, step = T::threads / columns;
@@ -65,90 +111,38 @@ QK_DEVICE void store_planes(const GemmArgs& g, int64_t m0, int64_t n0, const cha
 
 template <class T, class Source>
 QK_DEVICE void gemm_block(const GemmArgs& g, const Source& source) {
-  constexpr int x_chunks = T::BK / 16, w_chunks = T::BN * T::BK / 16, panel = 16 * T::BK;
-  constexpr int row_step = T::threads / x_chunks, own_rows = T::BM / row_step;
-  static_assert(T::BM % row_step == 0 && w_chunks % T::threads == 0);
-  char* const memory = shared_memory();
-  const int lane = lane_index(), warp = warp_index(), group = lane / 4, quad = lane % 4;
-  const int wm = warp / T::warps_n * T::WM, wn = warp % T::warps_n * T::WN;
   const Raster::At at = g.raster.at(block_x());
   const int64_t m0 = at.m * T::BM, n0 = at.n * T::BN;
-  const int k_padded = int(g.layout.k_padded()), k_tiles = (k_padded + T::BK - 1) / T::BK;
-  const int8_t* const weight = g.weight + block_z() * g.layout.group_bytes() + n0 / kPanel * g.layout.panel_bytes();
-  const int panels = int((g.layout.n_padded() - n0) / kPanel);
-
-  const int chunk = thread_index() % x_chunks, first_row = thread_index() / x_chunks;
-  typename Source::Row rows[own_rows];
-  QK_UNROLL for (int i = 0; i < own_rows; ++i) rows[i] = source.row(m0 + first_row + i * row_step);
-
-  const auto load = [&](int tile) {
-    char* const x = memory + tile % T::Stages * T::stage_bytes;
-    char* const w = x + T::x_bytes;
-    const int k0 = tile * T::BK;
-    const auto column = source.column(k0 + chunk * 16);
-    QK_UNROLL for (int i = 0; i < own_rows; ++i) {
-      const int r = first_row + i * row_step;
-      source.copy(x + r * T::BK + x_chunk<T::BK>(r, chunk) * 16, rows[i], column);
-    }
-    QK_UNROLL for (int i = 0; i < w_chunks / T::threads; ++i) {
-      const int at = thread_index() + i * T::threads, p = at / T::BK, row = at % T::BK / 4, piece = at % 4;
-      const bool exists = p < panels && k0 + row * 4 < k_padded;
-      const int8_t* from = weight + p * g.layout.panel_bytes() + k0 * 16 + at % T::BK * 16;
-      copy_async<16>(w + p * panel + row * 64 + w_piece(row, piece) * 16, exists ? from : weight, exists);
-    }
-  };
-
-  int32_t acc[T::WM / 16][T::WN / 32][4][4] = {};
-  QK_UNROLL for (int tile = 0; tile < T::Stages - 1; ++tile) {
-    if (tile < k_tiles) load(tile);
-    copy_commit();
+  Loader<T, Source> loader(g, source, m0, n0);
+  typename T::Products products;
+  loader.start();
+  for (int tile = 0; tile < loader.tiles; ++tile) {
+    loader.next(tile);
+    products.add(loader.x_of(tile), loader.w_of(tile));
   }
-  for (int tile = 0; tile < k_tiles; ++tile) {
-    copy_wait<T::Stages - 2>();
-    block_sync();
-    if (tile + T::Stages - 1 < k_tiles) load(tile + T::Stages - 1);
-    copy_commit();
-    const char* const x = memory + tile % T::Stages * T::stage_bytes;
-    const char* const w = x + T::x_bytes;
-    QK_UNROLL for (int k = 0; k < T::BK / 32; ++k) {
-      uint32_t a[T::WM / 16][4];
-      QK_UNROLL for (int i = 0; i < T::WM / 16; ++i) {
-        const int r = wm + i * 16 + lane % 16;
-        ldmatrix_x4(a[i], x + r * T::BK + x_chunk<T::BK>(r, k * 2 + lane / 16) * 16);
-      }
-      QK_UNROLL for (int j = 0; j < T::WN / 32; ++j) {
-        const int row = k * 8 + quad;
-        const char* const from = w + ((wn + j * 32) / 16 + group / 4) * panel + w_piece(row, group % 4) * 16;
-        const Words b0 = shared_load<Words>(from + row * 64);
-        const Words b1 = shared_load<Words>(from + row * 64 + 256);
-        QK_UNROLL for (int i = 0; i < T::WM / 16; ++i)
-          QK_UNROLL for (int v = 0; v < 4; ++v) multiply(acc[i][j][v], a[i], b0.v[v], b1.v[v]);
-      }
-    }
-  }
-
   block_sync();  // the last tile has been read, and no copy is under way: the latest groups are empty
-  QK_UNROLL for (int i = 0; i < T::WM / 16; ++i)
-    QK_UNROLL for (int j = 0; j < T::WN / 32; ++j)
-      QK_UNROLL for (int half = 0; half < 2; ++half) {
-        const int r = wm + i * 16 + half * 8 + group;
-        char* const to = memory + r * T::BN * 4;
-        QK_UNROLL for (int b = 0; b < 2; ++b) {
-          Pack<int32_t, 4> sums;
-          QK_UNROLL for (int v = 0; v < 4; ++v) sums.v[v] = acc[i][j][v][half * 2 + b];
-          shared_store(to + sum_word(r, wn + j * 32 + quad * 8 + b * 4) * 4, sums);
-        }
-      }
+  char* const sums = shared_memory();
+  products.store(sums);
   block_sync();
-  if (g.planes) store_planes<T>(g, m0, n0, memory);
-  else if (g.vectors) store_rows<Lanes<4>, T>(g, m0, n0, memory);
-  else store_rows<Lanes<1>, T>(g, m0, n0, memory);
+  if (g.planes) store_planes<T>(g, m0, n0, sums);
+  else if (g.vectors) store_rows<Lanes<4>, T>(g, m0, n0, sums);
+  else store_rows<Lanes<1>, T>(g, m0, n0, sums);
 }
+
+// Each architecture's code holds the tiles that are made for it.
+template <class T>
+constexpr bool made_for_this() { return T::LeastArch >= 900 ? QK_WGMMA : (QK_ARCH >= 800) == (T::LeastArch >= 800); }
 
 template <class T, class Source>
 QK_KERNEL(T::threads) gemm_kernel(QK_PARAMETER GemmArgs g, QK_PARAMETER Source source) {
-  // Each architecture's code holds the tiles that are made for it.
-  if constexpr ((QK_ARCH >= 800) == (T::LeastArch >= 800)) gemm_block<T>(g, source);
+  if constexpr (made_for_this<T>()) gemm_block<T>(g, source);
+}
+
+// Of shared memory: the stages, and in their place the sums.
+template <class T>
+constexpr int shared_bytes() {
+  const int stages = T::Stages * (T::BM + T::BN) * T::BK, sums = T::BM * T::BN * 4;
+  return stages > sums ? stages : sums;
 }
 
 }  // namespace

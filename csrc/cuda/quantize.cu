@@ -58,8 +58,9 @@ int quantize_planes(const QuantizePlanes& p, Stream stream) {
     rows.x = p.x, rows.x_type = p.x_type, rows.scales = p.scales;
     if (const int error = find_extremes(rows, stream)) return error;
   }
-  const Grid grid{ceil_div(p.pixels, kTurn), ceil_div(p.c, kTurn), p.batch};
-  return launch<planes_kernel>(grid, kTurnThreads, kTurn * kTurnPitch * 4, stream, p);
+  const Divisor tiles(ceil_div(p.pixels, kTurn));
+  const Grid grid{p.batch * tiles.divisor, ceil_div(p.c, kTurn)};
+  return launch<planes_kernel>(grid, kTurnThreads, kTurn * kTurnPitch * 4, stream, p, tiles);
 }
 
 int dequantize_rows(const DequantizeRows& p, Stream stream) {

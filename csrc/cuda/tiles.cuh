@@ -11,13 +11,14 @@ namespace qk::cuda {
 using Turing = Tile<  64,  64,  64,  32,  32,  2, 750>;
 using Small  = Tile<  32,  64, 128,  16,  32,  4, 800>;
 using Medium = Tile<  64, 128, 128,  32,  64,  3, 800>;
+using Tall   = Tile< 128,  64,  64,  64,  32,  4, 800>;
 using Large  = Tile< 128, 128,  64,  64,  64,  4, 800>;
 
 template <class T, class Source>
 int launch_tile(GemmArgs g, const Source& source, Stream stream) {
   g.raster = {ceil_div(g.m, T::BM), ceil_div(g.layout.n, T::BN)};
   const Grid grid{g.raster.m_tiles * g.raster.n_tiles, 1, g.layout.groups};
-  return launch<gemm_kernel<T, Source>>(grid, T::threads, T::shared_bytes, stream, g, source);
+  return launch<gemm_kernel<T, Source>>(grid, T::threads, shared_bytes<T>(), stream, g, source);
 }
 
 template <class Source>
@@ -26,6 +27,8 @@ int launch_any_tile(TileName tile, const GemmArgs& g, const Source& source, Stre
     case TileName::turing: return launch_tile<Turing>(g, source, stream);
     case TileName::small: return launch_tile<Small>(g, source, stream);
     case TileName::medium: return launch_tile<Medium>(g, source, stream);
+    case TileName::hopper: return launch_tile<Hopper>(g, source, stream);
+    case TileName::tall: return launch_tile<Tall>(g, source, stream);
     default: return launch_tile<Large>(g, source, stream);
   }
 }

@@ -11,7 +11,7 @@ int weight_only(const WeightOnlyProblem& p, Stream stream) {
   a.out = args_of(p);
   a.x = p.x, a.x_type = p.x_type, a.x_stride = p.x_stride;
   const int rows = p.m == 1 ? 1 : kWeightOnlyRows;
-  const Grid grid{ceil_div(p.n, kWeightOnlyThreads), ceil_div(p.m, rows)};
+  const Grid grid{ceil_div(p.m, rows), ceil_div(p.n, kWeightOnlyThreads)};
   if (p.m == 1) return launch<weight_only_kernel<1>>(grid, kWeightOnlyThreads, 0, stream, a);
   return launch<weight_only_kernel<kWeightOnlyRows>>(grid, kWeightOnlyThreads, 0, stream, a);
 }

@@ -22,7 +22,7 @@ template <int R>
 QK_KERNEL(kWeightOnlyThreads) weight_only_kernel(QK_PARAMETER WeightOnlyArgs a) {
   using V = Lanes<1>;
   const GemmArgs& g = a.out;
-  const int64_t n = block_x() * kWeightOnlyThreads + thread_index(), m0 = block_y() * R, k = g.layout.k;
+  const int64_t n = block_y() * kWeightOnlyThreads + thread_index(), m0 = block_x() * R, k = g.layout.k;
   if (n >= g.layout.n) return;
   const int8_t* const weight = g.weight + n / kPanel * g.layout.panel_bytes() + n % kPanel * 4;
   float sum[R][4] = {};

@@ -35,7 +35,9 @@ static Stream current_stream(const char* op, int32_t device) {
 class Call {
  public:
   Call(const char* op, const Tensor& x)
-      : op_(op), x_(x), guard_(x.get_device_index()), stream_(current_stream(op, x.get_device_index())) {}
+      : op_(op), x_(x), guard_(x.get_device_index()), stream_(current_stream(op, x.get_device_index())) {
+    succeed(cuda::use_device(x.get_device_index()));
+  }
   Stream stream() const { return stream_; }
   // Of the current stream: the allocator gives it to nobody else before what is queued now is done.
   void* scratch(int64_t bytes) {

@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize_dynamic(const Tensor& x_any, bool pe
   p.scale = static_cast<float*>(scale.mutable_data_ptr());
   p.zero = static_cast<int32_t*>(zero.mutable_data_ptr());
   p.q = static_cast<int8_t*>(q.mutable_data_ptr());
-  if (p.rows == 0 && !per_row) torch::stable::fill_(scale, 1.0), torch::stable::zero_(zero);  // no row to see a range in
+  if (x.numel() == 0) torch::stable::fill_(scale, 1.0), torch::stable::zero_(zero);  // nothing to see a range in
   Backend::run(x, p);
   return {q, scale, zero};
 }
@@ -70,7 +70,7 @@ Tensor pack_weight(const Tensor& weight_any, int64_t groups) {
   const WeightSize w = weight_size(op, Ints(weight.sizes().begin(), weight.sizes().end()), groups);
   Tensor packed = Backend::empty(weight, {weight_layout(w.oc, w.c, w.kh, w.kw, groups).bytes()}, ScalarType::Char);
   check(Backend::pack(weight, static_cast<const int8_t*>(weight.const_data_ptr()), w.oc, w.c, w.kh, w.kw, groups,
-                        static_cast<int8_t*>(packed.mutable_data_ptr())),
+                      static_cast<int8_t*>(packed.mutable_data_ptr())),
         op, "weight holds -128; int8 weights are in [-127, 127]");
   return packed;
 }

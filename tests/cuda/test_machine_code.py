@@ -62,7 +62,9 @@ def test_two_blocks_of_products_fit_a_multiprocessor(
     usage: list[tuple[str, str, dict[str, int]]],
 ) -> None:
     """64 K registers; one block computes while the other waits for memory or stores."""
-    products = [(arch, name, r["REG"]) for arch, name, r in usage if "gemm_kernel" in name]
+    products = [
+        (arch, name, r["REG"]) for arch, name, r in usage if "gemm_kernelINS0_4Tile" in name
+    ]
     assert products
     full = [row for row in products if 2 * threads_of(row[1]) * ((row[2] + 7) // 8 * 8) > 65536]
     assert not full
@@ -86,7 +88,13 @@ def matching(counts: Counter[str], pattern: str) -> int:
 
 
 # Of a warp's tile, all k steps of a stage: WM / 16 * WN / 8 * BK / 32 products; four times as many of 8x8x16.
-PRODUCTS = {"128ELi128ELi64": 64, "64ELi128ELi128": 64, "32ELi64ELi128": 16, "64ELi64ELi64": 64}
+PRODUCTS = {
+    "128ELi128ELi64": 64,
+    "64ELi128ELi128": 64,
+    "32ELi64ELi128": 16,
+    "128ELi64ELi64": 32,
+    "64ELi64ELi64": 64,
+}
 
 
 @pytest.mark.parametrize(("arch", "product"), [("sm_75", "IMMA.8816"), ("sm_80", "IMMA.16832")])
@@ -113,6 +121,16 @@ def test_kernels_are_made_of_the_instructions_they_are_written_for(arch: str, pr
         if "skinny" in name:
             assert matching(counts, re.escape(product)) >= 4, name
             assert matching(counts, r"LDG\.E\.128") >= 4, name
+
+
+def test_hopper_kernels_are_made_of_warpgroup_products() -> None:
+    """Four k steps by two products a stage, and nothing that waits between them."""
+    kernels = {n: c for n, c in instructions("sm_90a").items() if "6Hopper" in n}
+    if not kernels:
+        pytest.skip("built without sm_90a")
+    for name, counts in kernels.items():
+        assert matching(counts, r"IGMMA\.64x128x32\.S8\.S8") == 8, name
+        assert matching(counts, r"WARPGROUP\.DEPBAR") <= 2, name
 
 
 def test_the_library_needs_nothing_of_cuda_or_unstable_torch_to_load() -> None:

@@ -115,7 +115,7 @@ void test_plan() {
   const Row rows[] = {
       {75, 8192, 8192, 1, TileName::turing}, {80, 8192, 8192, 1, TileName::large},   {90, 8192, 8192, 1, TileName::large},
       {90, 17, 4096, 1, TileName::small},    {90, 128, 4096, 1, TileName::small},    {90, 128, 28672, 1, TileName::large},
-      {90, 64, 28672, 1, TileName::medium},  {90, 200704, 64, 1, TileName::small},   {90, 12544, 512, 1, TileName::large},
+      {90, 64, 28672, 1, TileName::medium},  {90, 200704, 64, 1, TileName::tall},   {90, 12544, 512, 1, TileName::large},
       {90, 3136, 512, 1, TileName::medium},  {90, 50176, 128, 1, TileName::large},   {90, 3136, 128, 32, TileName::large},
   };
   for (const Row& r : rows)

@@ -7,7 +7,7 @@ namespace {
 
 using namespace qk;
 
-void test_linear(uint64_t seed, bool weight_only) {
+std::vector<char> test_linear(uint64_t seed, bool weight_only) {
   const GemmCase given(seed, weight_only);
   GemmProblem p = given.p;
   std::vector<char> c = given.output();
@@ -15,13 +15,13 @@ void test_linear(uint64_t seed, bool weight_only) {
   announce(given.o), announce(given.x), announce(given.weight), announce(c);
   const Scratch scratch(cuda::gemm_workspace(p));
   succeed(weight_only ? cuda::weight_only(p, nullptr) : cuda::gemm(p, scratch.data, nullptr));
-  print_hash((weight_only ? "weight-only " : "gemm ") + std::to_string(seed), c);
+  return c;
 }
 
-void test_gemm(uint64_t seed) { test_linear(seed, false); }
-void test_weight_only(uint64_t seed) { test_linear(seed, true); }
+std::vector<char> test_gemm(uint64_t seed) { return test_linear(seed, false); }
+std::vector<char> test_weight_only(uint64_t seed) { return test_linear(seed, true); }
 
-void test_quantize(uint64_t seed) {
+std::vector<char> test_quantize(uint64_t seed) {
   QuantizeCase given(seed);
   const int64_t values = given.rows * given.cols;
   std::vector<char> q(static_cast<size_t>(values)), y(size_t(values * size_of(given.back)));
@@ -38,11 +38,11 @@ void test_quantize(uint64_t seed) {
   d.rows = p.rows, d.cols = p.cols, d.rows_per_scale = p.rows_per_scale;
   d.q = p.q, d.scale = given.scale.data(), d.zero = given.zero.data(), d.y_type = given.back, d.y = y.data();
   succeed(cuda::dequantize_rows(d, nullptr));
-  print_hash("quantize " + std::to_string(seed), joined(q, y, given.scale));
+  return joined(q, y, given.scale);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run_tests({{"gemm", test_gemm}, {"weight-only", test_weight_only}, {"quantize", test_quantize}}, argc, argv);
+  return run_tests({{"gemm", test_gemm, true}, {"weight-only", test_weight_only, false}, {"quantize", test_quantize, false}}, argc, argv);
 }

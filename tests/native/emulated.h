@@ -1,8 +1,6 @@
 // What the emulated programs share. They run the CUDA kernels' own source over the problems of kernels_test.cpp, print the
-// same lines, and the bank conflicts of each kind. Built once an architecture (QK_ARCH).
+// same lines, the bank conflicts of each kind and how many kernels took part. Built once an architecture (QK_ARCH).
 #pragma once
-#include <utility>
-
 #include "../../csrc/cuda/launch.cuh"
 #include "problems.h"
 
@@ -33,19 +31,34 @@ inline void succeed(int error) {
   if (error) emu::fail("a launch returned %d", error);
 }
 
-using Test = std::pair<const char*, void (*)(uint64_t seed)>;
+// The bytes that a problem gives, under the device that emu::device says.
+using Test = std::vector<char> (*)(uint64_t seed);
 
-inline int run_tests(std::initializer_list<Test> tests, int argc, char** argv) {
+struct Kind {
+  const char* name;
+  Test test;
+  bool tiled;                // depends on the tile: every one of them must give the same bytes
+};
+
+inline int run_tests(std::initializer_list<Kind> kinds, int argc, char** argv) {
   const uint64_t count = argc > 1 ? uint64_t(std::strtoull(argv[1], nullptr, 10)) : 60;
-  for (const auto& [name, test] : tests) {
+  for (const Kind& kind : kinds) {
     emu::counters = {};
     for (uint64_t seed = 0; seed < count; ++seed) {
-      emu::device = {QK_ARCH / 10, seed % 2 ? 4 : 1000};  // few processors want large tiles
-      test(seed);
+      emu::device = {QK_ARCH / 10, seed % 2 ? 4 : 1000, -1};  // few processors want large tiles
+      const std::vector<char> bytes = kind.test(seed);
       emu::forget_all();
+      print_hash(kind.name + (' ' + std::to_string(seed)), bytes);
+      const int tiles = !kind.tiled || QK_ARCH < 800 ? 0 : QK_ARCH == 900 ? 5 : 4;
+      for (emu::device.tile = 1; emu::device.tile <= tiles; ++emu::device.tile) {
+        if (kind.test(seed) != bytes) emu::fail("%s %d: another tile gives other bytes", kind.name, int(seed));
+        emu::forget_all();
+      }
     }
-    std::printf("conflicts %s %lld\n", name, (long long)emu::counters.conflicts);
+    std::printf("conflicts %s %lld\n", kind.name, (long long)emu::counters.conflicts);
   }
+  for (const std::string& name : emu::launched) std::fprintf(stderr, "%s\n", name.c_str());
+  std::printf("kernels launched %d\n", int(emu::launched.size()));
   return 0;
 }
 

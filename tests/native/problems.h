@@ -161,8 +161,11 @@ struct Conv2dCase {
     p.w = r.between(5, 40);
     const int64_t kind = r.between(0, 2);  // dense, grouped, depthwise
     p.groups = kind == 0 ? 1 : kind == 1 ? r.between(2, 4) : r.between(3, 40);
+    if (kind == 2 && r.between(0, 1)) p.groups = round_up(p.groups, 4);
     int64_t c = kind == 2 ? 1 : r.between(1, 33), n = kind == 2 ? r.between(1, 2) : r.between(1, 24);
+    const bool pointwise = kind == 0 && !r.between(0, 2);  // a window is a pixel
     if (kind != 2 && r.between(0, 1)) c = round_up(c, r.between(0, 1) ? 16 : 4);
+    if (pointwise && r.between(0, 1)) c = round_up(c, 16);
     if (kind != 2 && r.between(0, 1)) n = round_up(n, 4);
     p.c = c * p.groups;
     p.oc = n * p.groups;
@@ -176,6 +179,10 @@ struct Conv2dCase {
     p.pad_bottom = r.between(0, 3);
     p.pad_left = r.between(0, 3);
     p.pad_right = r.between(0, 3);
+    if (pointwise) {
+      p.kh = p.kw = p.stride_h = p.stride_w = 1;
+      p.pad_top = p.pad_bottom = p.pad_left = p.pad_right = 0;
+    }
     p.pad_mode = r.between(0, 1) ? PadMode::zeros : PadMode(r.between(0, 3));
     const int64_t pixels = p.oh() * p.ow();
     m = p.batch * pixels;

@@ -26,6 +26,7 @@ constexpr int kNobody = -1, kSeveral = -2;
 struct Cell {
   int writer = kNobody, reader = kNobody;
   int64_t written = -1, read = -1;
+  bool fenced = false;       // the asynchronous proxy sees what was written
 };
 
 struct Buffer {
@@ -87,6 +88,9 @@ void start(Thread& t, int index) {
   t.group = 0;
   t.copies.clear();
   t.accesses.clear();
+  t.unfenced.clear();
+  t.products.clear();
+  t.product_group = 0;
   getcontext(&t.context);
   t.context.uc_stack.ss_sp = t.stack.get();
   t.context.uc_stack.ss_size = kStack;
@@ -99,6 +103,15 @@ void resume(Thread& t) {
   swapcontext(&scheduler, &t.context);
 }
 
+void execute(Thread* lanes, int count) {
+  for (int l = 1; l < count; ++l)
+    if (lanes[l].collective != lanes[0].collective) fail("lanes 0 and %d are in different collectives", l);
+  for (int w = 0; w < count; w += kWarp) count_conflicts(lanes + w);
+  lanes[0].collective(lanes);
+  ++counters.collectives;
+  for (int l = 0; l < count; ++l) lanes[l].state = Thread::running;
+}
+
 // Runs a warp to its next meeting points; true if anything happened.
 bool run_warp(Thread* lanes) {
   bool progress = false;
@@ -107,17 +120,20 @@ bool run_warp(Thread* lanes) {
       resume(lanes[l]);
       progress = true;
     }
-  const auto waits = [](const Thread& t) { return t.state == Thread::at_collective; };
+  const auto waits = [](const Thread& t) { return t.state == Thread::at_collective && t.lanes == kWarp; };
   const auto count = std::count_if(lanes, lanes + kWarp, waits);
   if (count == 0) return progress;
   current = &*std::find_if(lanes, lanes + kWarp, waits);
   if (count < kWarp) fail("%d of 32 lanes are in a warp collective", int(count));
-  for (int l = 1; l < kWarp; ++l)
-    if (lanes[l].collective != lanes[0].collective) fail("lanes 0 and %d are in different warp collectives", l);
-  count_conflicts(lanes);
-  lanes[0].collective(lanes);
-  ++counters.collectives;
-  for (int l = 0; l < kWarp; ++l) lanes[l].state = Thread::running;
+  execute(lanes, kWarp);
+  return true;
+}
+
+// A warpgroup whose threads have all met.
+bool run_warpgroup(Thread* lanes) {
+  for (int l = 0; l < kWarpgroup; ++l)
+    if (lanes[l].state != Thread::at_collective || lanes[l].lanes != kWarpgroup) return false;
+  execute(lanes, kWarpgroup);
   return true;
 }
 
@@ -147,12 +163,14 @@ void run_block() {
     for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_below(uint32_t(i))]);
     bool progress = false;
     for (int w : order) progress |= run_warp(&fibers[size_t(w * kWarp)]);
+    for (int t = 0; t + kWarpgroup <= threads; t += kWarpgroup) progress |= run_warpgroup(&fibers[size_t(t)]);
     if (std::all_of(fibers.begin(), fibers.begin() + threads, [](const Thread& t) { return t.state == Thread::done; })) break;
     progress |= open_barrier();
     if (!progress) fail("deadlock");
   }
   for (int i = 0; i < threads; ++i)
-    if (current = &fibers[size_t(i)]; !current->copies.empty()) fail("copies are under way at the end");
+    if (current = &fibers[size_t(i)]; !current->copies.empty() || !current->products.empty())
+      fail("copies or products are under way at the end");
 }
 
 }  // namespace
@@ -199,6 +217,7 @@ void touch_shared(const void* p, int64_t bytes, int64_t alignment, bool write) {
     if (write) {
       cell.writer = me;
       cell.written = epoch;
+      cell.fenced = false;
     } else {
       cell.reader = cell.read == epoch && cell.reader != me ? kSeveral : me;
       cell.read = epoch;
@@ -206,7 +225,27 @@ void touch_shared(const void* p, int64_t bytes, int64_t alignment, bool write) {
   }
 }
 
-void meet(Collective collective, const void* in, void* out) {
+void touch_async(uint32_t address, int bytes) {
+  if (address + bytes > shared_size) fail("a product reads shared memory [%d, %d) of %d bytes", int(address), int(address) + bytes, int(shared_size));
+  for (uint32_t c = address / 4; c <= (address + uint32_t(bytes) - 1) / 4; ++c) {
+    Cell& cell = cells[c];
+    if (cell.writer == kNobody) fail("a product reads shared memory %d, which nobody wrote", int(c * 4));
+    if (cell.written == epoch) fail("race: a product reads shared memory %d, written by thread %d since the last barrier", int(c * 4), cell.writer);
+    if (!cell.fenced) fail("a product reads shared memory %d, written without a fence by thread %d", int(c * 4), cell.writer);
+    cell.reader = kSeveral;
+    cell.read = epoch;
+  }
+}
+
+void fence_async() {
+  for (const Access& a : current->unfenced)
+    for (uint32_t c = a.address / 4; c < (a.address + uint32_t(a.bytes)) / 4; ++c)
+      if (cells[c].writer == current->index) cells[c].fenced = true;
+  current->unfenced.clear();
+}
+
+void meet(Collective collective, const void* in, void* out, int lanes) {
+  current->lanes = lanes;
   current->collective = collective;
   current->in = in;
   current->out = out;
@@ -220,6 +259,7 @@ void land_copies(int keep) {
   const auto stays = std::partition_point(copies.begin(), copies.end(), [&](const Copy& c) { return c.group < current->group - keep; });
   for (auto c = copies.begin(); c != stays; ++c) {
     touch_shared(c->to, c->bytes, c->bytes, true);
+    current->unfenced.push_back({uint32_t(c->to - shared), c->bytes, true});
     if (c->from) std::memcpy(c->to, c->from, size_t(c->bytes));
     else std::memset(c->to, 0, size_t(c->bytes));
   }

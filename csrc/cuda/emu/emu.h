@@ -5,7 +5,9 @@
 //   shared memory        poisoned before each block; out of bounds, misaligned, and races between two barriers are errors
 //   bank conflicts       counted: accesses of lanes that are served together, and the rows of ldmatrix
 //   global memory        must lie in a buffer that was announced
-//   collectives          all 32 lanes must meet in the same one
+//   collectives          all 32 lanes, or 128 of a warpgroup, must meet in the same one
+//   warpgroup products   are computed when they are waited for, from what shared memory holds then; what they read must have
+//                        been written before a barrier, and fenced for the asynchronous proxy by its writer
 //
 // An error names the block, the thread and the address, and ends the process with status 3. Tests only; one kernel at a
 // time. What it cannot show: that our reading of the PTX manual is right, and speed.
@@ -19,7 +21,7 @@
 
 namespace qk::emu {
 
-constexpr int kWarp = 32;
+constexpr int kWarp = 32, kWarpgroup = 128;
 
 struct Copy {
   char* to;
@@ -33,6 +35,14 @@ struct Access {
   bool write;
 };
 
+// A warpgroup product under way: sums, registers and descriptor of one of its threads.
+struct Product {
+  int32_t* c;
+  const uint32_t* a;
+  uint64_t b;
+  int group;
+};
+
 struct Thread;
 using Collective = void (*)(Thread* lanes);
 
@@ -41,11 +51,15 @@ struct Thread {
   int index = 0;
   State state = running;
   Collective collective = nullptr;  // with its operands, at_collective
+  int lanes = kWarp;                // that meet in it
   const void* in = nullptr;
   void* out = nullptr;
   std::vector<Copy> copies;         // asynchronous ones under way
   int group = 0;                    // that the next ones belong to
   std::vector<Access> accesses;     // of shared memory, since the warp last met
+  std::vector<Access> unfenced;     // writes to shared memory that the asynchronous proxy may not see yet
+  std::vector<Product> products;    // under way
+  int product_group = 0;
   ucontext_t context;
   std::unique_ptr<char[]> stack;
 };
@@ -69,7 +83,9 @@ void forget_all();
 void check_global(const void* p, int64_t bytes, int64_t alignment);
 
 void touch_shared(const void* p, int64_t bytes, int64_t alignment, bool write);
-void meet(Collective collective, const void* in, void* out);  // returns when the warp has met
+void touch_async(uint32_t address, int bytes);                 // a read by the tensor cores
+void fence_async();                                            // the running thread's writes
+void meet(Collective collective, const void* in, void* out, int lanes = kWarp);  // returns when all have met
 void meet_block();
 void land_copies(int keep);                                   // of the running thread: all but the latest groups
 

@@ -7,7 +7,7 @@
 #include "emu.h"
 
 #ifndef QK_ARCH
-#error "QK_ARCH says which architecture to emulate: 750 or 800"
+#error "QK_ARCH says which architecture to emulate: 750, 800 or 900"
 #endif
 #define QK_DEVICE static inline __attribute__((unused))
 #define QK_KERNEL(threads) void
@@ -30,6 +30,7 @@ QK_DEVICE void touch(const void* p, int bytes, int alignment, bool write) {
 }
 
 QK_DEVICE char* shared_memory() { return emu::shared; }
+QK_DEVICE uint32_t shared_address(const void* p) { return uint32_t(static_cast<const char*>(p) - emu::shared); }
 template <class T>
 QK_DEVICE T shared_load(const void* p) {
   touch(p, sizeof(T), alignof(T), false);
@@ -40,6 +41,7 @@ QK_DEVICE T shared_load(const void* p) {
 template <class T>
 QK_DEVICE void shared_store(void* p, T v) {
   touch(p, sizeof(T), alignof(T), true);
+  emu::current->unfenced.push_back(emu::current->accesses.back());
   std::memcpy(p, &v, sizeof v);
 }
 
