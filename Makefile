@@ -21,7 +21,7 @@ lint: $(STAMP)-dev
 
 # The kernel and operator tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(STAMP)-dev
-	QKERNELS_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	QKERNELS_SANITIZE=1 QKERNELS_CUDA=0 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/kernels tests/test_threads.py
 

@@ -2,10 +2,15 @@
 
 The torch-free core is compiled once and linked into both. Every instruction-set file has its own flags; nothing
 takes flags from the build machine. Ninja rebuilds only what changed.
+
+CUDA kernels go into `_C` where nvcc is found: `QKERNELS_CUDA=0` leaves them out, `1` insists on them, `auto` is the
+default. They need no GPU and no CUDA torch, neither here nor to load. `QKERNELS_CUDA_ARCHS` are compute capabilities;
+`+PTX` adds code that later ones can translate.
 """
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -68,6 +73,50 @@ def isa_flags(source: Path) -> list[str] | None:
     return []
 
 
+CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
+NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr"]
+NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]
+
+
+def find_nvcc() -> Path | None:
+    """nvcc, unless QKERNELS_CUDA says 0; an error where it says 1 and there is none."""
+    asked = os.environ.get("QKERNELS_CUDA", "auto")
+    if asked not in ("0", "1", "auto"):
+        raise SystemExit(f"QKERNELS_CUDA={asked!r} is unknown; choose one of 0, 1, auto")
+    if asked == "0":
+        return None
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    places = [Path(home, "bin/nvcc") for home in homes if home]
+    if on_path := shutil.which("nvcc"):
+        places.append(Path(on_path))
+    nvcc = next((place for place in places if place.exists()), None)
+    if nvcc is None and asked == "1":
+        raise SystemExit("QKERNELS_CUDA=1, but nvcc is neither in CUDA_HOME, CUDA_PATH nor PATH")
+    return nvcc
+
+
+def cuda_arch_flags() -> list[str]:
+    flags = []
+    for arch in os.environ.get("QKERNELS_CUDA_ARCHS", CUDA_ARCHS).replace(" ", "").split(";"):
+        number = arch.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if arch.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def cudart_link_flags(nvcc: Path) -> list[str]:
+    """The CUDA runtime, static: nothing of CUDA is needed to load the library."""
+    root = nvcc.resolve().parent.parent
+    folders = [root / "lib64", root / "lib", *root.glob("targets/*/lib")]
+    for folder in folders:
+        if (folder / "libcudart_static.a").exists():
+            return [f"-L{folder}", "-lcudart_static", "-ldl", "-lrt", "-pthread"]
+    raise SystemExit(
+        f"{nvcc} has no libcudart_static.a beside it, in {', '.join(map(str, folders))}"
+    )
+
+
 class NinjaBuild(build_ext):
     """build_ext through one ninja file, with flags by source file."""
 
@@ -106,25 +155,39 @@ class NinjaBuild(build_ext):
             link = {name: [*flags, *SANITIZE] for name, flags in link.items()}
         build_dir = Path(self.build_temp).resolve()
         build_dir.mkdir(parents=True, exist_ok=True)
+        nvcc = find_nvcc()
+        cuda_flags = ["-DQK_CUDA"] if nvcc else []
         lines = [
             "rule compile\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",
+            "rule cuda\n  command = $nvcc -MD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n",
             "rule link\n  command = $cxx -shared $in -o $out $flags\n",
         ]
 
-        def compile_(source: Path, extra: list[str]) -> str:
+        def object_of(source: Path, rule: str, flags: list[str]) -> str:
             target = str(build_dir / source.relative_to(ROOT / "csrc")) + ".o"
-            lines.append(
-                f"build {target}: compile {source}\n  flags = {' '.join(COMMON + extra)}\n"
-            )
+            lines.append(f"build {target}: {rule} {source}\n  flags = {' '.join(flags)}\n")
             return target
+
+        def compile_(source: Path, extra: list[str]) -> str:
+            return object_of(source, "compile", COMMON + extra)
 
         objects = [compile_(s, flags) for s in core if (flags := isa_flags(s)) is not None]
         fronts = {
-            "_C": [compile_(s, torch_flags) for s in sorted((ROOT / "csrc/torch").glob("*.cpp"))],
+            "_C": [
+                compile_(s, torch_flags + cuda_flags)
+                for s in sorted((ROOT / "csrc/torch").glob("*.cpp"))
+            ],
             "_core": [
                 compile_(s, numpy_flags) for s in sorted((ROOT / "csrc/numpy").glob("*.cpp"))
             ],
         }
+        if nvcc:
+            arch_flags = cuda_arch_flags()
+            fronts["_C"] += [
+                object_of(s, "cuda", NVCC_FLAGS + arch_flags)
+                for s in sorted((ROOT / "csrc/cuda").glob("*.cu"))
+            ]
+            link["_C"] += cudart_link_flags(nvcc)
         for extension in self.extensions:
             name = extension.name.rsplit(".", 1)[-1]
             target = Path(self.get_ext_fullpath(extension.name)).resolve()
@@ -133,7 +196,8 @@ class NinjaBuild(build_ext):
             lines.append(f"build {target}: link {inputs}\n  flags = {' '.join(link[name])}\n")
         ninja_file = build_dir / "build.ninja"
         ninja_file.write_text(
-            f"builddir = {build_dir}\ncxx = {os.environ.get('CXX', 'g++')}\n" + "\n".join(lines)
+            f"builddir = {build_dir}\ncxx = {os.environ.get('CXX', 'g++')}\nnvcc = {nvcc}\n"
+            + "\n".join(lines)
         )
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         subprocess.run(

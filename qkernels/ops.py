@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 ISAS = ("scalar", "avx2", "avx512vnni", "amx", "neondot")
+CUDA_TILES = ("small", "medium", "tall", "large", "hopper")
 
 
 def _load_library() -> None:
-    limit = os.environ.get("QKERNELS_MAX_ISA")
-    if limit and limit not in ISAS:
-        raise ValueError(f"QKERNELS_MAX_ISA={limit!r} is unknown; choose one of {', '.join(ISAS)}")
+    for variable, known in (("QKERNELS_MAX_ISA", ISAS), ("QKERNELS_CUDA_TILE", CUDA_TILES)):
+        asked = os.environ.get(variable)
+        if asked and asked not in known:
+            raise ValueError(f"{variable}={asked!r} is unknown; choose one of {', '.join(known)}")
     library = Path(__file__).with_name("_C.abi3.so")
     if not library.exists():
         raise ImportError(

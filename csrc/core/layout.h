@@ -21,14 +21,14 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 struct PackedLayout {
   int64_t groups, n, k;                  // n: output channels of one group
 
-  int64_t n_padded() const { return round_up(n, kPanel); }
-  int64_t k_padded() const { return round_up(k, 64); }
-  int64_t panel_bytes() const { return kPanel * k_padded(); }
-  int64_t group_bytes() const { return n_padded() * k_padded(); }
-  int64_t values_bytes() const { return groups * group_bytes(); }
-  int64_t shape_offset() const { return values_bytes() + groups * n_padded() * 4; }
-  int64_t bytes() const { return shape_offset() + 16; }
-  int64_t offset(int64_t g, int64_t row, int64_t col) const {
+  constexpr int64_t n_padded() const { return round_up(n, kPanel); }
+  constexpr int64_t k_padded() const { return round_up(k, 64); }
+  constexpr int64_t panel_bytes() const { return kPanel * k_padded(); }
+  constexpr int64_t group_bytes() const { return n_padded() * k_padded(); }
+  constexpr int64_t values_bytes() const { return groups * group_bytes(); }
+  constexpr int64_t shape_offset() const { return values_bytes() + groups * n_padded() * 4; }
+  constexpr int64_t bytes() const { return shape_offset() + 16; }
+  constexpr int64_t offset(int64_t g, int64_t row, int64_t col) const {
     return g * group_bytes() + row / kPanel * panel_bytes() + col / 4 * 64 + row % kPanel * 4 + col % 4;
   }
   const int8_t* values(const int8_t* packed, int64_t g) const { return packed + g * group_bytes(); }
@@ -62,7 +62,7 @@ constexpr int64_t merged_groups(int64_t oc, int64_t channels_per_group, int64_t 
 constexpr int64_t kernel_row(int64_t merged_channels, int64_t kw) { return round_up(merged_channels * kw, 4); }
 
 // weight [oc, channels_per_group, kh, kw] of a convolution; a linear weight is kh = kw = groups = 1.
-inline PackedLayout weight_layout(int64_t oc, int64_t channels_per_group, int64_t kh, int64_t kw, int64_t groups) {
+constexpr PackedLayout weight_layout(int64_t oc, int64_t channels_per_group, int64_t kh, int64_t kw, int64_t groups) {
   if (is_depthwise(channels_per_group, groups)) return {1, oc, kh * kw};
   const int64_t merge = merged_groups(oc, channels_per_group, groups);
   const int64_t channels = channels_per_group * merge;

@@ -9,7 +9,7 @@ namespace qk {
 
 enum class DType : uint8_t { f32, f16, bf16, s8 };
 
-inline int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::s8 ? 1 : 2; }
+constexpr int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::s8 ? 1 : 2; }
 
 // How float activations become int8. `given`: x is int8 already, or the scales are known (static).
 enum class Range : uint8_t { given, dynamic_symmetric, dynamic_asymmetric };

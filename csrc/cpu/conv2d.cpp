@@ -7,6 +7,7 @@
 #include "conv2d.h"
 
 #include "../core/epilogue.h"
+#include "../core/padding.h"
 #include "gemm_blocks.h"
 
 namespace qk {
@@ -89,18 +90,6 @@ int64_t slack(const Conv2dProblem& p, const Kernels& k) {
 
 int workers_for(int64_t elements, int threads) {
   return int(std::clamp<int64_t>(elements / kElementsPerThread, 1, std::clamp(threads, 1, 256)));
-}
-
-// The source index of padded position i in an axis of n, or -1 for the zero point.
-int64_t source_index(int64_t i, int64_t n, PadMode mode) {
-  if (i >= 0 && i < n) return i;
-  switch (mode) {
-    case PadMode::zeros: return -1;
-    case PadMode::reflect: return i < 0 ? -i : 2 * (n - 1) - i;
-    case PadMode::replicate: return i < 0 ? 0 : n - 1;
-    case PadMode::circular: return i < 0 ? i + n : i - n;
-  }
-  return -1;
 }
 
 const char* pixel(const Conv2dProblem& p, int64_t image, int64_t h, int64_t w) {

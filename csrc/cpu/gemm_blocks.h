@@ -7,7 +7,7 @@
 
 #include "dispatch.h"
 #include "parallel.h"
-#include "workspace.h"
+#include "../core/workspace.h"
 
 namespace qk {
 

@@ -4,7 +4,7 @@
 #include "../core/layout.h"
 #include "../core/problem.h"
 #include "isa.h"
-#include "workspace.h"
+#include "../core/workspace.h"
 
 namespace qk {
 

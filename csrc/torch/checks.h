@@ -60,19 +60,26 @@ inline DType dtype_of(const char* op, const char* what, ScalarType t) {
   }
 }
 
-inline void check_cpu(const char* op, const char* what, const Tensor& t) {
-  check(t.is_cpu(), op, what, " is not on the CPU, but x is");
+inline std::string device(const Tensor& t) {
+  return t.is_cpu() ? "the CPU" : (t.is_cuda() ? "cuda:" : "device ") + std::to_string(t.get_device_index());
+}
+
+inline void check_beside(const char* op, const char* what, const Tensor& t, const Tensor& x) {
+  check(t.is_cpu() == x.is_cpu() && t.get_device_index() == x.get_device_index(), op, what, " is on ", device(t),
+        ", but x is on ", device(x));
 }
 
 // A scale whose inverse is finite too: quantization multiplies by it.
 inline bool is_scale(float v) { return v > 0.0f && std::isfinite(v) && std::isfinite(1.0f / v); }
 
-inline const float* check_scales(const char* op, const char* what, const Tensor& t, int64_t count) {
-  check_cpu(op, what, t);
+// Values are looked at where that does not wait for a device.
+inline const float* check_scales(const char* op, const char* what, const Tensor& t, int64_t count, const Tensor& x) {
+  check_beside(op, what, t, x);
   check(t.scalar_type() == ScalarType::Float, op, what, " is ", name(t.scalar_type()), "; it must be float32");
   check(t.numel() == count, op, what, " has ", t.numel(), " values; ", count, " are needed");
   check(t.is_contiguous(), op, what, " must be contiguous");
   const float* p = static_cast<const float*>(t.const_data_ptr());
+  if (!t.is_cpu()) return p;
   bool good = true;
   for (int64_t i = 0; i < count; ++i) good &= p[i] > 0.0f && p[i] <= 3.4028235e38f && 1.0f / p[i] <= 3.4028235e38f;
   if (!good) [[unlikely]]
@@ -81,12 +88,13 @@ inline const float* check_scales(const char* op, const char* what, const Tensor&
   return p;
 }
 
-inline const int32_t* check_zero_points(const char* op, const char* what, const Tensor& t, int64_t count) {
-  check_cpu(op, what, t);
+inline const int32_t* check_zero_points(const char* op, const char* what, const Tensor& t, int64_t count, const Tensor& x) {
+  check_beside(op, what, t, x);
   check(t.scalar_type() == ScalarType::Int, op, what, " is ", name(t.scalar_type()), "; it must be int32");
   check(t.numel() == count, op, what, " has ", t.numel(), " values; ", count, " are needed, as many as scales");
   check(t.is_contiguous(), op, what, " must be contiguous");
   const int32_t* p = static_cast<const int32_t*>(t.const_data_ptr());
+  if (!t.is_cpu()) return p;
   for (int64_t i = 0; i < count; ++i)
     check(p[i] >= -128 && p[i] <= 127, op, what, "[", i, "] is ", p[i], "; zero points are in [-128, 127]");
   return p;

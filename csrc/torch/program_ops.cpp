@@ -11,7 +11,7 @@
 namespace qk::program_ops {
 
 static Program program_of(const char* op, const Tensor& bytes) {
-  check_cpu(op, "program", bytes);
+  check(bytes.is_cpu(), op, "program is on ", device(bytes), "; programs run on the CPU");
   check(bytes.scalar_type() == ScalarType::Byte && bytes.is_contiguous() && bytes.numel() >= int64_t(sizeof(ProgramHeader)), op,
         "program must be the contiguous uint8 bytes of a program");
   const Program program(bytes.const_data_ptr());
@@ -27,7 +27,7 @@ static std::vector<ProgramInput> inputs_of(const char* op, const Program& progra
   for (size_t i = 0; i < given.size(); ++i) {
     const ProgramValue& value = program.values[program.inputs[i]];
     Tensor x = given[i];
-    check_cpu(op, "an input", x);
+    check(x.is_cpu(), op, "input ", i, " is on ", device(x), "; programs run on the CPU");
     check(x.scalar_type() == ScalarType::Float && x.dim() == value.rank, op, "input ", i, " is ", name(x.scalar_type()), " ", shape(x),
           "; float32 of ", int(value.rank), " axes is needed");
     if (value.nhwc_only) x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
@@ -43,11 +43,11 @@ static std::vector<ProgramInput> inputs_of(const char* op, const Program& progra
   return inputs;
 }
 
-static Tensor output_of(const Program& program, const ProgramPlan& plan, int32_t v) {
+static Tensor output_of(const Program& program, const ProgramPlan& plan, int32_t v, const Tensor& x) {
   const ProgramShape& s = plan.shapes[size_t(v)];
   const ProgramValue& value = program.values[v];
-  if (value.rank == 2) return empty_cpu({s.n, s.c}, ScalarType::Float);
-  return empty_cpu({s.n, s.c, s.h, s.w}, ScalarType::Float, value.planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
+  if (value.rank == 2) return empty_cpu(x, {s.n, s.c}, ScalarType::Float);
+  return empty_cpu(x, {s.n, s.c, s.h, s.w}, ScalarType::Float, value.planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
 }
 
 // `arena` is uint8 memory for this call alone.
@@ -61,7 +61,7 @@ static std::vector<Tensor> run(Tensor bytes, Tensor arena, std::vector<Tensor> g
   check(plan.error.empty(), op, plan.error);
   std::vector<void*> outputs;
   for (int32_t i = 0; i < program.header->outputs; ++i) {
-    results.push_back(output_of(program, plan, program.outputs[i]));
+    results.push_back(output_of(program, plan, program.outputs[i], held[0]));
     outputs.push_back(results.back().mutable_data_ptr());
   }
   check(arena.scalar_type() == ScalarType::Byte && arena.is_contiguous() && arena.numel() >= plan.arena_bytes, op, "arena is ",

@@ -1,24 +1,13 @@
-// What the CPU operators do with tensors: allocate, copy where a driver cannot read, lend torch's threads.
+// What operators on the CPU do with tensors: allocate, copy where a driver cannot read, lend torch's threads.
 #pragma once
-#include <algorithm>
-#include <cstdint>
-#include <optional>
-#include <vector>
-
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/MemoryFormat.h>
-
 #include "../cpu/parallel.h"
-#include "checks.h"
+#include "arguments.h"
 
 namespace qk {
-
-using torch::headeronly::MemoryFormat;
-using Ints = std::vector<int64_t>;
 
 inline Parallel torch_threads() {
   return {int(torch::stable::get_num_threads()), [](int64_t count, void (*body)(void*, int64_t), void* context) {
@@ -41,31 +30,19 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-// By the C function: torch::stable::empty looks the operator up by its name at every call.
-inline Tensor empty_cpu(const Ints& size, ScalarType dtype, MemoryFormat format = MemoryFormat::Contiguous) {
-  int64_t strides[8], step = 1, ndim = int64_t(size.size());
-  const auto next = [&](int64_t axis) {
-    strides[axis] = step;
-    step *= std::max<int64_t>(size[size_t(axis)], 1);
-  };
-  if (ndim > 8) return torch::stable::empty(size, dtype);
-  if (format == MemoryFormat::ChannelsLast)
-    for (int64_t axis : {1, 3, 2, 0}) next(axis);
-  else
-    for (int64_t axis = ndim; axis-- > 0;) next(axis);
-  AtenTensorHandle tensor;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, size.data(), strides, int32_t(dtype), aoti_torch_device_type_cpu(), 0, &tensor));
-  Tensor y(tensor);
-  if (step >= kLargeElements) prefer_huge_pages(y.mutable_data_ptr(), step * int64_t(y.element_size()));
+inline Tensor empty_cpu(const Tensor& x, const Ints& size, ScalarType dtype, MemoryFormat format = MemoryFormat::Contiguous) {
+  Tensor y = empty_beside(x, size, dtype, format);
+  const int64_t values = y.numel();
+  if (values >= kLargeElements) prefer_huge_pages(y.mutable_data_ptr(), values * int64_t(y.element_size()));
   return y;
 }
 
 // Scratch for one call: on the stack where it is small, else from torch's allocator.
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes) {
+  Scratch(const Tensor& x, int64_t bytes) {
     if (bytes <= int64_t(sizeof small_)) return;
-    large_ = empty_cpu({bytes}, ScalarType::Byte);
+    large_ = empty_cpu(x, {bytes}, ScalarType::Byte);
   }
   void* data() { return large_ ? large_->mutable_data_ptr() : small_; }
 
@@ -73,8 +50,6 @@ class Scratch {
   alignas(64) char small_[8192];
   std::optional<Tensor> large_;
 };
-
-inline Tensor as_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
 // x as the driver reads it fast: a pixel's channels together, or rows of planes that follow each other; else a copy.
 inline Tensor readable(const Tensor& x) {

@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).parent
-
-
-def build(tmp_path: Path, *variables: str) -> Path:
-    """The test program, built in `tmp_path`."""
-    command = ["make", "-s", f"-j{os.cpu_count() or 1}", f"BUILD={tmp_path}", *variables]
-    subprocess.run(command, cwd=HERE, check=True, env={**os.environ, "MAKEFLAGS": ""})
-    return tmp_path / "kernels_test"
-
-
-def run(*command: str | Path) -> tuple[str, str]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-    return done.stdout, done.stderr
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for tool in ("make", "g++"):
-        if not shutil.which(tool):
-            pytest.skip(f"{tool} is not installed")
-    return build(tmp_path_factory.mktemp("native"))
+from programs import build, run
 
 
 def test_every_instruction_set_equals_plain_cpp_on_one_two_and_three_threads(here: Path) -> None:

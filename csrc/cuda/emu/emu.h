@@ -1,0 +1,94 @@
+// The emulator: runs a kernel's own source on the CPU, block after block, a fiber a thread, and stops at what a GPU would
+// punish now and then. Threads meet in barriers and warp collectives; between them warps run in a random, seeded order.
+//
+//   asynchronous copies  land when their group is waited for, not before: too early a read finds poison or old bytes
+//   shared memory        poisoned before each block; out of bounds, misaligned, and races between two barriers are errors
+//   bank conflicts       counted: accesses of lanes that are served together, and the rows of ldmatrix
+//   global memory        must lie in a buffer that was announced
+//   collectives          all 32 lanes, or 128 of a warpgroup, must meet in the same one
+//   warpgroup products   are computed when they are waited for, from what shared memory holds then; what they read must have
+//                        been written before a barrier, and fenced for the asynchronous proxy by its writer
+//
+// An error names the block, the thread and the address, and ends the process with status 3. Tests only; one kernel at a
+// time. What it cannot show: that our reading of the PTX manual is right, and speed.
+#pragma once
+#include <ucontext.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+namespace qk::emu {
+
+constexpr int kWarp = 32, kWarpgroup = 128;
+
+struct Copy {
+  char* to;
+  const char* from;    // null: zeros
+  int bytes, group;
+};
+
+struct Access {
+  uint32_t address;
+  int bytes;
+  bool write;
+};
+
+// A warpgroup product under way: sums, registers and descriptor of one of its threads.
+struct Product {
+  int32_t* c;
+  const uint32_t* a;
+  uint64_t b;
+  int group;
+};
+
+struct Thread;
+using Collective = void (*)(Thread* lanes);
+
+struct Thread {
+  enum State : uint8_t { running, at_barrier, at_collective, done };
+  int index = 0;
+  State state = running;
+  Collective collective = nullptr;  // with its operands, at_collective
+  int lanes = kWarp;                // that meet in it
+  const void* in = nullptr;
+  void* out = nullptr;
+  std::vector<Copy> copies;         // asynchronous ones under way
+  int group = 0;                    // that the next ones belong to
+  std::vector<Access> accesses;     // of shared memory, since the warp last met
+  std::vector<Access> unfenced;     // writes to shared memory that the asynchronous proxy may not see yet
+  std::vector<Product> products;    // under way
+  int product_group = 0;
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+};
+
+struct Counters {
+  int64_t conflicts = 0, collectives = 0, copies = 0;
+};
+extern Counters counters;
+
+// Where the running thread is.
+extern Thread* current;
+extern int64_t block[3];
+extern int threads;
+extern char* shared;
+
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// Buffers that kernels may touch, in bytes.
+void announce(const void* p, int64_t bytes);
+void forget_all();
+void check_global(const void* p, int64_t bytes, int64_t alignment);
+
+void touch_shared(const void* p, int64_t bytes, int64_t alignment, bool write);
+void touch_async(uint32_t address, int bytes);                 // a read by the tensor cores
+void fence_async();                                            // the running thread's writes
+void meet(Collective collective, const void* in, void* out, int lanes = kWarp);  // returns when all have met
+void meet_block();
+void land_copies(int keep);                                   // of the running thread: all but the latest groups
+
+void launch(const int64_t grid[3], int threads, int64_t shared_bytes, const std::function<void()>& kernel);
+
+}  // namespace qk::emu

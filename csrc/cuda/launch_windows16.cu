@@ -1,0 +1,7 @@
+#include "tiles.cuh"
+
+namespace qk::cuda {
+
+int launch_gemm(TileName tile, const GemmArgs& g, const Windows<16>& source, Stream stream) { return launch_any_tile(tile, g, source, stream); }
+
+}  // namespace qk::cuda

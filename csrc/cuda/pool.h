@@ -1,0 +1,10 @@
+// int8 pooling on a GPU; core/problem.h.
+#pragma once
+#include "device.h"
+#include "../core/problem.h"
+
+namespace qk::cuda {
+
+int pool2d(const Pool2dProblem& p, Stream stream);
+
+}  // namespace qk::cuda

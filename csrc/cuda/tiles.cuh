@@ -1,0 +1,51 @@
+// The tiles that are compiled, and a launch of one by its name.
+#pragma once
+#include "gemm.cuh"
+#include "launch.cuh"
+#include "plan.h"
+#include "sources.cuh"
+
+namespace qk::cuda {
+
+//                    BM   BN   BK   a warp's  stages
+using Turing = Tile<  64,  64,  64,  32,  32,  2, 750>;
+using Small  = Tile<  32,  64, 128,  16,  32,  4, 800>;
+using Medium = Tile<  64, 128, 128,  32,  64,  3, 800>;
+using Tall   = Tile< 128,  64,  64,  64,  32,  4, 800>;
+using Large  = Tile< 128, 128,  64,  64,  64,  4, 800>;
+
+template <class T, class Source>
+int launch_tile(GemmArgs g, const Source& source, Stream stream) {
+  g.raster = {ceil_div(g.m, T::BM), ceil_div(g.layout.n, T::BN)};
+  const Grid grid{g.raster.m_tiles * g.raster.n_tiles, 1, g.layout.groups};
+  return launch<gemm_kernel<T, Source>>(grid, T::threads, shared_bytes<T>(), stream, g, source);
+}
+
+template <class Source>
+int launch_any_tile(TileName tile, const GemmArgs& g, const Source& source, Stream stream) {
+  switch (tile) {
+    case TileName::turing: return launch_tile<Turing>(g, source, stream);
+    case TileName::small: return launch_tile<Small>(g, source, stream);
+    case TileName::medium: return launch_tile<Medium>(g, source, stream);
+    case TileName::hopper: return launch_tile<Hopper>(g, source, stream);
+    case TileName::tall: return launch_tile<Tall>(g, source, stream);
+    default: return launch_tile<Large>(g, source, stream);
+  }
+}
+
+// One a file, in launch_*.cu, so that they compile side by side.
+int launch_gemm(TileName tile, const GemmArgs& g, const Rows& source, Stream stream);
+int launch_gemm(TileName tile, const GemmArgs& g, const Windows<16>& source, Stream stream);
+int launch_gemm(TileName tile, const GemmArgs& g, const Windows<4>& source, Stream stream);
+int launch_gemm(TileName tile, const GemmArgs& g, const AnyWindows& source, Stream stream);
+
+// Whether neighbours can be touched four at a time.
+inline bool takes_vectors(const GemmArgs& g) {
+  const Epilogue& e = g.epilogue;
+  const auto aligned = [](const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(p) % uintptr_t(bytes) == 0; };
+  return g.layout.n % 4 == 0 && g.c_stride % 4 == 0 && aligned(g.c, 4 * size_of(e.out_type)) && aligned(e.w_scale, 16) &&
+         aligned(e.bias, 16) && aligned(e.w_sum, 16) &&
+         (!e.residual || (e.residual_stride % 4 == 0 && aligned(e.residual, 4 * size_of(e.residual_type))));
+}
+
+}  // namespace qk::cuda

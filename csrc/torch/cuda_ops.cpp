@@ -1,0 +1,127 @@
+// The operators on CUDA devices: on torch's current stream, in memory of torch's allocator, without waiting for the device
+// (but pack_weight, which reads whether a value was out of range).
+#ifdef QK_CUDA  // else torch itself says that there is no kernel for the device
+
+#include <dlfcn.h>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "../cuda/conv2d.h"
+#include "../cuda/gemm.h"
+#include "../cuda/pack.h"
+#include "../cuda/pool.h"
+#include "../cuda/quantize.h"
+#include "operators.h"
+
+namespace qk::cuda_ops {
+
+using cuda::Stream;
+
+// libtorch_cuda has it; a torch without CUDA, where this library loads too, has not.
+static Stream current_stream(const char* op, int32_t device) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const Function function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return reinterpret_cast<Function>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
+  }();
+  check(function, op, "x is on cuda:", device, ", but this torch has no CUDA (libtorch_cuda.so is not loaded)");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(function(device, &stream));
+  return stream;
+}
+
+// The device and stream of x for the time of one call.
+class Call {
+ public:
+  Call(const char* op, const Tensor& x)
+      : op_(op), x_(x), guard_(x.get_device_index()), stream_(current_stream(op, x.get_device_index())) {
+    succeed(cuda::use_device(x.get_device_index()));
+  }
+  Stream stream() const { return stream_; }
+  // Of the current stream: the allocator gives it to nobody else before what is queued now is done.
+  void* scratch(int64_t bytes) {
+    if (bytes) scratch_ = empty_beside(x_, {bytes}, ScalarType::Byte);
+    return scratch_ ? scratch_->mutable_data_ptr() : nullptr;
+  }
+  void succeed(int error) const {
+    check(error == 0, op_, "CUDA error ", error, " on cuda:", x_.get_device_index(), ": ", cuda::error_text(error),
+          error == kNoKernelImage ? "; the kernels are built for compute capability 7.5 and above, see QKERNELS_CUDA_ARCHS in setup.py" : "");
+  }
+
+ private:
+  static constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice
+  const char* op_;
+  const Tensor& x_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  Stream stream_;
+  std::optional<Tensor> scratch_;
+};
+
+constexpr int64_t kMostRows = 0x7fffffff;  // of a GEMM, and elements of what is indexed with 32 bits
+
+struct Cuda {
+  static Tensor empty(const Tensor& x, const Ints& size, ScalarType dtype, MemoryFormat format = MemoryFormat::Contiguous) {
+    return empty_beside(x, size, dtype, format);
+  }
+  static Tensor readable(const Tensor& x) {
+    return x.is_contiguous() || is_channels_last(x) ? x : torch::stable::contiguous(x);
+  }
+
+  static bool pack(const Tensor& x, const int8_t* weight, int64_t oc, int64_t c, int64_t kh, int64_t kw, int64_t groups, int8_t* packed) {
+    Call call("pack_weight", x);
+    auto* bad = static_cast<uint32_t*>(call.scratch(4));
+    call.succeed(cuda::pack_weight(weight, oc, c, kh, kw, groups, packed, bad, call.stream()));
+    uint32_t found = 0;
+    call.succeed(cuda::read_back(&found, bad, sizeof found, call.stream()));
+    return !found;
+  }
+  template <class... Sizes>
+  static void unpack(const Tensor& x, const int8_t* packed, Sizes... sizes) {
+    Call call("unpack_weight", x);
+    call.succeed(cuda::unpack_weight(packed, sizes..., call.stream()));
+  }
+
+  static void run(const Tensor& x, const QuantizeProblem& p) {
+    Call call("quantize", x);
+    cuda::QuantizeRows q;
+    q.rows = p.rows, q.cols = q.x_stride = q.q_stride = p.cols;
+    q.x = p.x, q.x_type = p.x_type;
+    q.rows_per_scale = p.rows_per_scale;
+    q.scales = {p.range, p.scale, p.zero, nullptr};
+    if (p.range != Range::given && p.rows_per_scale > 1) q.scales.extremes = static_cast<uint32_t*>(call.scratch(8));
+    q.q = p.q;
+    call.succeed(cuda::quantize_rows(q, call.stream()));
+  }
+  static void run(const Tensor& x, const DequantizeProblem& p) {
+    Call call("dequantize", x);
+    call.succeed(cuda::dequantize_rows({p.rows, p.cols, p.rows_per_scale, p.q, p.scale, p.zero, p.y_type, p.y}, call.stream()));
+  }
+  static void run(const Tensor& x, const GemmProblem& p) {
+    Call call("linear", x);
+    check(p.m <= kMostRows, "linear", "x has ", p.m, " rows; ", kMostRows, " are supported on CUDA");
+    call.succeed(cuda::gemm(p, call.scratch(cuda::gemm_workspace(p)), call.stream()));
+  }
+  static void run_weight_only(const Tensor& x, const WeightOnlyProblem& p) {
+    Call call("linear_weight_only", x);
+    call.succeed(cuda::weight_only(p, call.stream()));
+  }
+  static void run(const Tensor& x, const Conv2dProblem& p) {
+    Call call("conv2d", x);
+    const int64_t outputs = p.batch * p.oh() * p.ow() * p.oc;
+    check(outputs <= kMostRows, "conv2d", "the output has ", outputs, " values; ", kMostRows, " are supported on CUDA");
+    call.succeed(cuda::conv2d(p, call.scratch(cuda::conv2d_workspace(p)), call.stream()));
+  }
+  static void run(const Tensor& x, const Pool2dProblem& p) {
+    Call call("pool2d", x);
+    const int64_t outputs = p.batch * p.oh * p.ow * p.c;
+    check(outputs <= kMostRows, "pool2d", "the output has ", outputs, " values; ", kMostRows, " are supported on CUDA");
+    call.succeed(cuda::pool2d(p, call.stream()));
+  }
+};
+
+}  // namespace qk::cuda_ops
+
+STABLE_TORCH_LIBRARY_IMPL(qkernels, CUDA, m) { qk::register_operators<qk::cuda_ops::Cuda>(m); }
+
+#endif

@@ -1,0 +1,68 @@
+"""CUDA tensors without a GPU: shapes, dtypes, strides and devices under FakeTensorMode; and what an error says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import qkernels as qk
+from qkernels import ops
+from qkernels.machine import cuda_built
+
+
+@pytest.fixture
+def cuda() -> Iterator[torch.device]:
+    with FakeTensorMode():
+        yield torch.device("cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_linear_stays_on_the_device(cuda: torch.device, dtype: torch.dtype) -> None:
+    x = torch.empty(2, 3, 37, dtype=dtype, device=cuda)
+    layer = qk.QuantLinear(37, 21, device=cuda)
+    y = layer(x)
+    assert (y.device.type, y.dtype, y.shape) == ("cuda", dtype, (2, 3, 21))
+    assert layer.weight.device.type == "cuda"
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_conv2d_keeps_the_memory_format(cuda: torch.device, groups: int, last: bool) -> None:
+    format = torch.channels_last if last else torch.contiguous_format
+    x = torch.empty(2, 8, 9, 7, device=cuda, memory_format=format)
+    y = qk.QuantConv2d(8, 16, 3, padding=1, groups=groups, device=cuda)(x)
+    assert y.device.type == "cuda" and y.shape == (2, 16, 9, 7)
+    assert y.is_contiguous(memory_format=format)
+
+
+def test_quantize_and_pool_stay_on_the_device(cuda: torch.device) -> None:
+    q, scale, zero = ops.quantize_dynamic(torch.empty(4, 8, device=cuda))
+    assert {t.device.type for t in (q, scale, zero)} == {"cuda"}
+    assert (q.dtype, scale.dtype, zero.dtype) == (torch.int8, torch.float32, torch.int32)
+    image = torch.empty(1, 8, 6, 6, dtype=torch.int8, device=cuda)
+    assert ops.max_pool2d(image, [2, 2], [2, 2], [0, 0], [1, 1]).device.type == "cuda"
+    assert ops.avg_pool2d(image, 0, [2, 2], [2, 2], [0, 0]).shape == (1, 8, 3, 3)
+
+
+OPERATORS = (
+    "quantize", "quantize_dynamic", "dequantize", "pack_weight", "unpack_weight", "linear", "linear_weight_only",
+    "conv2d", "max_pool2d", "avg_pool2d",
+)  # fmt: skip
+
+
+@pytest.mark.skipif(not cuda_built(), reason="built without nvcc")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_has_a_cuda_kernel(name: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"qkernels::{name}", "CUDA")
+
+
+def test_tensors_on_two_devices_are_named() -> None:
+    weight = ops.pack_weight(torch.zeros(4, 8, dtype=torch.int8))
+    meta = torch.ones(4, device="meta")
+    with pytest.raises(RuntimeError, match=r"weight_scale is on .*, but x is on the CPU"):
+        torch.ops.qkernels.linear.default.redispatch(
+            torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), torch.zeros(2, 8), weight, meta, None, None, None, True
+        )  # fmt: skip
