@@ -2,7 +2,8 @@
 
     QKERNELS_DATA=... python benchmarks/techniques/cache_cost.py
 
-ResNet-8 taught by ResNet-20 on 2,560 images in batches of 128; epochs in turns, medians. A minute or two on one core.
+ResNet-8 taught by ResNet-20 on 2,560 images in batches of 128; epochs in turns, medians. Two minutes on an idle
+core; the ratios of a busy machine mean nothing.
 """
 
 from __future__ import annotations
