@@ -34,6 +34,8 @@ class CompiledModel(nn.Module):
         self.report = report
         self._ranks = [x.dim() if isinstance(x, Tensor) else None for x in examples]
         self._program = [program]  # in a list: it is a part of the graph already
+        returned = graph.graph.output_node().args[0]
+        self._many = next((kind for kind in (tuple, list) if isinstance(returned, kind)), None)
         self.training = False
 
     @property
@@ -43,7 +45,11 @@ class CompiledModel(nn.Module):
     @torch.compiler.disable
     def forward(self, *inputs: Any) -> Any:
         self._check(inputs)
-        return self.graph(*inputs)
+        program = self._program[0]
+        if program is None:
+            return self.graph(*inputs)
+        outputs = program.run(inputs)
+        return self._many(outputs) if self._many else outputs[0]
 
     def _check(self, inputs: tuple[Any, ...]) -> None:
         if len(inputs) != len(self._ranks):
