@@ -97,9 +97,19 @@ def _fast_layout(value: Any) -> Any:
     return value.to(memory_format=torch.channels_last) if is_image or has_images else value
 
 
-CONTENDERS = (  # a `Program` becomes one line here
+def without_torch(problem: ModelProblem, threads: int) -> Call:
+    chained = qkernels.compile(_int8(problem.model), problem.x)
+    if chained.program is None:
+        raise ValueError("torch has a part in it")
+    program, x = chained.program.program, problem.x.numpy()
+    program.threads = threads
+    return lambda: program(x)
+
+
+CONTENDERS = (
     Contender(OURS, "qkernels", chained),
     Contender("qkernels, not exact", "qkernels", chained_fast),
+    Contender("qkernels, without torch", "qkernels", without_torch),
     Contender("qkernels, layer by layer", "qkernels", module_wise),
     Contender("torch fp32", "torch", torch_fp32, is_int8=False),
     Contender("torch bf16", "torch", torch_bf16, is_int8=False),

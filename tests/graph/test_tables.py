@@ -93,4 +93,5 @@ def test_the_gelu_of_an_encoder_becomes_a_table_and_its_products_one() -> None:
     exact, fast = qk.compile(int8, x), qk.compile(int8, x, exact=False)
     assert torch.equal(exact(x), int8(x))
     assert not any("gelu" in name for name in fast.report.unfused)
-    assert float((fast(x) - int8(x)).norm() / int8(x).norm()) < 0.1
+    with torch.no_grad():
+        assert float((fast(x) - int8(x)).norm() / int8(x).norm()) < 0.1
