@@ -30,7 +30,7 @@ QK_KERNEL(kDepthwiseThreads) depthwise_kernel(QK_PARAMETER DepthwiseArgs d) {
     const int y = k / d.kw;
     const Image::Tap tap{y * d.image.dilation_h, (k - y * d.kw) * d.image.dilation_w, int(n) / d.multiplier, true};
     const int8_t* const from = d.image.at(row, tap);
-    const auto x = from ? V::load_s8(from) : V::set1i(int8_t(row.zeros));
+    const auto x = from ? V::load_s8(from) : V::set1i(int8_t(d.image.zeros(row)));
     QK_UNROLL for (int i = 0; i < V::width; ++i) acc.v[i] += x.v[i] * global_load<int8_t>(weight + k / 4 * 64 + i * 4 + k % 4);
   }
   auto dequantize = Dequantizer<V>::make(g.epilogue, n);

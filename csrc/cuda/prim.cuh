@@ -11,7 +11,7 @@
 #include <cuda_runtime.h>
 
 #define QK_DEVICE static __device__ __forceinline__
-#define QK_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define QK_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)  // 1: registers are never traded for spills
 #define QK_PARAMETER const __grid_constant__  // read where it lies, never copied to the stack
 #define QK_UNROLL _Pragma("unroll")
 #define QK_ROLL _Pragma("unroll 1")  // where unrolling would cost registers

@@ -9,6 +9,7 @@ namespace qk::cuda {
 // Rows that lie in memory: `stride` bytes apart, a multiple of 16, readable up to K rounded up to 16. What is behind K
 // meets weights of zero.
 struct Rows {
+  static constexpr bool large_tiles = true;
   const int8_t* x;
   int64_t m, stride;
   int k;
@@ -39,18 +40,19 @@ struct Image {
   const int32_t* x_zero;       // what `zeros` pads with: one an image, or one
   bool zero_each;
 
-  struct Row {
-    const int8_t* image;       // its group's first channel
-    int h, w;                  // of the first tap
-    uint32_t zeros;            // the zero point, four times
-    bool exists;
+  struct Row {                 // few words: a thread keeps those of all its rows
+    int image, h, w;           // of the first tap; a row that does not exist lies outside of its image
   };
   QK_METHOD Row row(int64_t r) const {
     const uint32_t at = uint32_t(r < m ? r : 0), image = pixels.quotient(at), pixel = at - image * pixels.divisor;
     const uint32_t y = line.quotient(pixel);
-    const int32_t zero = global_load<int32_t>(x_zero + (zero_each ? image : 0));
-    return {x + int64_t(image) * h * w * c + block_z() * channels, int(y) * stride_h - pad_top,
-            int(pixel - y * line.divisor) * stride_w - pad_left, uint32_t(uint8_t(zero)) * 0x01010101u, r < m};
+    return {int(image), r < m ? int(y) * stride_h - pad_top : -(1 << 30), int(pixel - y * line.divisor) * stride_w - pad_left};
+  }
+
+  // The zero point, four times.
+  QK_METHOD uint32_t zeros(const Row& row) const {
+    const int32_t zero = global_load<int32_t>(x_zero + (zero_each ? row.image : 0));
+    return uint32_t(uint8_t(zero)) * 0x01010101u;
   }
 
   struct Tap {
@@ -70,13 +72,14 @@ struct Image {
       s = int(source_index(s, w, pad_mode));
     }
     const bool inside = unsigned(y) < unsigned(h) && unsigned(s) < unsigned(w);
-    return inside ? row.image + (int64_t(y) * w + s) * c + tap.channel : nullptr;
+    return inside ? x + ((int64_t(row.image) * h + y) * w + s) * c + block_z() * channels + tap.channel : nullptr;
   }
 };
 
 // Taps of a multiple of 16 channels, at addresses that are one too; or of 4, four at a time.
 template <int Bytes>
 struct Windows : Image {
+  static constexpr bool large_tiles = true;
   static constexpr int kParts = 16 / Bytes;
   struct Column {
     Tap taps[kParts];
@@ -88,26 +91,31 @@ struct Windows : Image {
   }
   QK_METHOD void copy(char* to, const Row& row, const Column& column) const {
     QK_UNROLL for (int i = 0; i < kParts; ++i) {
-      const bool exists = row.exists && column.taps[i].exists;
+      const bool exists = column.taps[i].exists;
       const int8_t* const from = exists ? at(row, column.taps[i]) : x;
-      if (from) copy_async<Bytes>(to + i * Bytes, from, exists);
-      else if constexpr (Bytes == 16) shared_store(to, Words{{row.zeros, row.zeros, row.zeros, row.zeros}});
-      else shared_store(to + i * Bytes, row.zeros);
+      if (from) {
+        copy_async<Bytes>(to + i * Bytes, from, exists);
+        continue;
+      }
+      const uint32_t zero = zeros(row);
+      if constexpr (Bytes == 16) shared_store(to, Words{{zero, zero, zero, zero}});
+      else shared_store(to + i * Bytes, zero);
     }
   }
 };
 
 // Any number of channels, byte by byte.
 struct AnyWindows : Image {
+  static constexpr bool large_tiles = false;  // would not fit the registers
   QK_METHOD int column(int at) const { return at; }
   QK_METHOD void copy(char* to, const Row& row, int first) const {
     QK_ROLL for (int i = 0; i < 16; i += 4) {
       uint32_t word = 0;
       for (int b = 0; b < 4; ++b) {
         const Tap one = tap(first + i + b);
-        if (!row.exists || !one.exists) continue;
+        if (!one.exists) continue;
         const int8_t* const from = at(row, one);
-        const uint32_t value = from ? uint8_t(global_load<int8_t>(from)) : row.zeros & 255;
+        const uint32_t value = from ? uint8_t(global_load<int8_t>(from)) : zeros(row) & 255;
         word |= value << (8 * b);
       }
       shared_store(to + i, word);

@@ -27,10 +27,11 @@ int launch_any_tile(TileName tile, const GemmArgs& g, const Source& source, Stre
     case TileName::turing: return launch_tile<Turing>(g, source, stream);
     case TileName::small: return launch_tile<Small>(g, source, stream);
     case TileName::medium: return launch_tile<Medium>(g, source, stream);
-    case TileName::hopper: return launch_tile<Hopper>(g, source, stream);
     case TileName::tall: return launch_tile<Tall>(g, source, stream);
-    default: return launch_tile<Large>(g, source, stream);
+    default: break;
   }
+  if constexpr (Source::large_tiles) return launch_tile<Large>(g, source, stream);
+  else return launch_tile<Medium>(g, source, stream);
 }
 
 // One a file, in launch_*.cu, so that they compile side by side.

@@ -41,7 +41,7 @@ QK_KERNEL(kWeightOnlyThreads) weight_only_kernel(QK_PARAMETER WeightOnlyArgs a) 
   const auto bias = g.epilogue.bias ? V::load_f32(g.epilogue.bias + n) : V::set1(0.0f);
   QK_UNROLL for (int r = 0; r < R; ++r) {
     const int64_t m = m0 + r;
-    if (m >= g.m) return;
+    if (m >= g.m) break;
     const auto total = V::set1((sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]));
     finish.whole(V::fma(total, w_scale, bias), finish.residual_at(m, n), output_at(g, m, n));
   }

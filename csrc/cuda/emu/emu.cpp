@@ -183,6 +183,7 @@ void fail(const char* format, ...) {
   std::vfprintf(stderr, format, values);
   std::fputc('\n', stderr);
   va_end(values);
+  std::fflush(stdout);
   std::_Exit(3);
 }
 
