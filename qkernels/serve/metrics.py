@@ -23,29 +23,41 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        of = {"registry": self.registry}
+        r = self.registry
         self.requests = Counter(
-            "qkernels_requests", "Answered inference requests.", ["status"], **of
+            "qkernels_requests", "Answered inference requests.", ["status"], registry=r
         )
         self.request_seconds = Histogram(
-            "qkernels_request_seconds", "From the headers to the answer.", buckets=_SECONDS, **of
+            "qkernels_request_seconds",
+            "From the headers to the answer.",
+            buckets=_SECONDS,
+            registry=r,
         )
         self.queue_seconds = Histogram(
-            "qkernels_queue_seconds", "From a request's arrival to its batch.", buckets=_SECONDS, **of
-        )  # fmt: skip
+            "qkernels_queue_seconds",
+            "From a request's arrival to its batch.",
+            buckets=_SECONDS,
+            registry=r,
+        )
         self.compute_seconds = Histogram(
-            "qkernels_compute_seconds", "Of one batch.", buckets=_SECONDS, **of
+            "qkernels_compute_seconds", "Of one batch.", buckets=_SECONDS, registry=r
         )
-        self.batch_rows = Histogram("qkernels_batch_rows", "Rows of a batch.", buckets=_ROWS, **of)
-        self.queue_rows = Gauge("qkernels_queue_rows", "Rows that wait for a worker.", **of)
+        self.batch_rows = Histogram(
+            "qkernels_batch_rows", "Rows of a batch.", buckets=_ROWS, registry=r
+        )
+        self.queue_rows = Gauge("qkernels_queue_rows", "Rows that wait for a worker.", registry=r)
         self.in_flight = Gauge(
-            "qkernels_requests_in_flight", "Requests that have no answer yet.", **of
+            "qkernels_requests_in_flight", "Requests that have no answer yet.", registry=r
         )
-        self.loads = Counter("qkernels_loads", "Attempts to load the model.", ["result"], **of)
+        self.loads = Counter(
+            "qkernels_loads", "Attempts to load the model.", ["result"], registry=r
+        )
         self.load_seconds = Gauge(
-            "qkernels_load_seconds", "To load the model and warm it up.", **of
+            "qkernels_load_seconds", "To load the model and warm it up.", registry=r
         )
-        self.model = Gauge("qkernels_model", "1 for the version in use.", ["version", "isa"], **of)
+        self.model = Gauge(
+            "qkernels_model", "1 for the version in use.", ["version", "isa"], registry=r
+        )
 
     def loaded(self, version: str, seconds: float) -> None:
         self.loads.labels("ok").inc()

@@ -30,20 +30,20 @@ class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What is not known is refused, not ignored."""
 
 
-class _RequestParameters(_Strict):
+class _RequestParameters(_Strict, frozen=True):
     timeout: Annotated[int, msgspec.Meta(ge=1)] | None = None  # microseconds
     binary_data_output: bool = False
 
 
-class _InputParameters(_Strict):
+class _InputParameters(_Strict, frozen=True):
     binary_data_size: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
-class _OutputParameters(_Strict):
+class _OutputParameters(_Strict, frozen=True):
     binary_data: bool | None = None
 
 
-class _Input(_Strict):
+class _Input(_Strict, frozen=True):
     name: str
     shape: list[int]
     datatype: str
@@ -51,12 +51,12 @@ class _Input(_Strict):
     parameters: _InputParameters = _InputParameters()
 
 
-class _Output(_Strict):
+class _Output(_Strict, frozen=True):
     name: str
     parameters: _OutputParameters = _OutputParameters()
 
 
-class _Message(_Strict):
+class _Message(_Strict, frozen=True):
     inputs: list[_Input]
     id: str | None = None
     outputs: list[_Output] = []

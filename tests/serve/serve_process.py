@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ class Served:
     def read_log(self) -> None:
         assert self.process.stderr is not None
         for text in self.process.stderr:
-            self.lines.append(json.loads(text))
+            is_json = text.startswith("{")  # or a sentence of one that did not start
+            self.lines.append(json.loads(text) if is_json else {"message": text})
             message = self.lines[-1]["message"]
             if found := re.search(r"running on http://(\S+)", message):
                 self.address = found[1]
@@ -54,7 +56,9 @@ def serving(*words: object, **environment: str) -> Iterator[Served]:
     reader = threading.Thread(target=served.read_log)
     reader.start()
     try:
-        assert served.listening.wait(60) and served.ready.wait(60), served.lines
+        while not (served.listening.is_set() and served.ready.is_set()):
+            assert process.poll() is None, served.lines
+            time.sleep(0.01)
         yield served
     finally:
         process.kill()

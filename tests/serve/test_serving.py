@@ -119,11 +119,13 @@ def test_sigterm_answers_what_has_come_and_ends_the_process(program: Path) -> No
 
 def test_a_request_that_waits_too_long_is_told_so(program: Path) -> None:
     ask = ASK | {"parameters": {"timeout": 50_000}}
-    with serving(program, "--size", SIZE, "--max-delay", "5000") as server:
-        with server.client() as client:
-            said = client.post("/v2/models/small/infer", json=ask)
-            assert said.status_code == 504 and "0.05 s" in said.json()["error"]
-            assert "qkernels_queue_rows 0.0" in client.get("/metrics").text
+    with (
+        serving(program, "--size", SIZE, "--max-delay", "5000") as server,
+        server.client() as client,
+    ):
+        said = client.post("/v2/models/small/infer", json=ask)
+        assert said.status_code == 504 and "0.05 s" in said.json()["error"]
+        assert "qkernels_queue_rows 0.0" in client.get("/metrics").text
 
 
 def test_a_full_queue_is_refused_with_the_time_to_come_back(program: Path) -> None:
@@ -144,15 +146,17 @@ def test_a_full_queue_is_refused_with_the_time_to_come_back(program: Path) -> No
 
 
 def test_only_health_is_open_without_the_token(program: Path) -> None:
-    with serving(program, "--size", SIZE, QKERNELS_TOKEN="secret") as server:
-        with server.client() as client:
-            assert client.get("/v2/health/ready").status_code == 200
-            for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
-                for path in ("/v2", "/metrics", "/v2/models/small"):
-                    said = client.get(path, headers=given)
-                    assert said.status_code == 401 and said.json() == {"error": "a bearer token is needed"}  # fmt: skip
-            client.headers["authorization"] = "Bearer secret"
-            answer(client)
+    with (
+        serving(program, "--size", SIZE, QKERNELS_TOKEN="secret") as server,
+        server.client() as client,
+    ):
+        assert client.get("/v2/health/ready").status_code == 200
+        for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+            for path in ("/v2", "/metrics", "/v2/models/small"):
+                said = client.get(path, headers=given)
+                assert said.status_code == 401 and said.json() == {"error": "a bearer token is needed"}  # fmt: skip
+        client.headers["authorization"] = "Bearer secret"
+        answer(client)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def group(root: Path, line: str, files: dict[str, str]) -> Path:
         ("0::/", {"cpu.max": "6400000 100000"}, 8),
         ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
         ("0::/elsewhere", {"cpu.max": "400000 100000"}, 4),
-        ("4:cpu,cpuacct:/a", {"cpu,cpuacct/a/cpu.cfs_quota_us": "150000", "cpu,cpuacct/a/cpu.cfs_period_us": "50000"}, 3),
+        ("4:cpu,x:/a", {"cpu,x/a/cpu.cfs_quota_us": "150000", "cpu,x/a/cpu.cfs_period_us": "50000"}, 3),
         ("4:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "50000"}, 8),
         ("5:memory:/", {"memory/cpu.max": "100000 100000"}, 8),
     ],
