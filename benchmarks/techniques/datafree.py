@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from techniques.row import Outcome, Row, Setting
 from torch import nn
 
 import qkernels
@@ -23,6 +22,7 @@ from qkernels.datafree import (
     LabelVAE,
     invert,
 )
+from techniques.row import Outcome, Row, Setting
 
 CALIBRATION = InversionConfig(images=128, steps=100, total_variation=3.0)
 INVERTED = InversionConfig(images=512, steps=200, total_variation=3.0)

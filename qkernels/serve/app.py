@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 
 import anyio
@@ -36,17 +35,20 @@ def application(
     server = _Server(settings, failed)
     model = "/v2/models/{name}"
     routes = [
+        route
+        for base in (model, model + "/versions/{version}")
+        for route in (
+            Route(base + "/infer", server.infer, methods=["POST"]),
+            Route(base + "/ready", server.model_ready),
+            Route(base, server.metadata),
+        )
+    ]
+    routes += [
         Route("/v2", server.about),
         Route("/v2/health/live", server.live),
         Route("/v2/health/ready", server.ready),
         Route("/metrics", server.metrics_text),
     ]
-    for base in (model, model + "/versions/{version}"):
-        routes += [
-            Route(base, server.metadata),
-            Route(base + "/ready", server.model_ready),
-            Route(base + "/infer", server.infer, methods=["POST"]),
-        ]
     guard = [Middleware(_BearerToken, token=settings.token)] if settings.token else []
     return Starlette(
         routes=routes,
@@ -118,22 +120,29 @@ class _Server:
 
     async def _answer(self, request: Request) -> Response:
         """Within the time that the server and the request allow."""
-        settings, began = self._settings, time.perf_counter()
-        batcher = self._batcher(request)
-        body = await _body(request, settings)
-        if batcher.full:  # before anything is spent on it
-            raise _overloaded()
-        asked = protocol.decode(body, request.headers.get(protocol.JSON_LENGTH), batcher.model)
-        limit = min(settings.timeout, asked.timeout or settings.timeout)
-        left = limit - (time.perf_counter() - began)
+        batcher, limit = self._batcher(request), self._settings.timeout
+        came = False
         try:
-            with anyio.fail_after(left):
+            with anyio.fail_after(limit) as scope:
+                body = await _body(request, self._settings.max_body)
+                came = True
+                if batcher.full:  # before anything is spent on it
+                    raise _overloaded()
+                asked = protocol.decode(
+                    body, request.headers.get(protocol.JSON_LENGTH), batcher.model
+                )
+                if asked.timeout is not None and asked.timeout < limit:
+                    scope.deadline -= limit - asked.timeout
+                    limit = asked.timeout
                 results = await batcher.infer(asked.inputs)
         except QueueFull:
             raise _overloaded() from None
         except TimeoutError:
-            raise RequestError(504, f"no answer within {limit:g} s") from None
-        answer, headers = protocol.encode(settings.name, batcher.model, asked, results)
+            if came:
+                raise RequestError(504, f"no answer within {limit:g} s") from None
+            sentence = f"the body did not come within {limit:g} s"
+            raise RequestError(408, sentence, {"connection": "close"}) from None
+        answer, headers = protocol.encode(self._settings.name, batcher.model, asked, results)
         logger.debug("200", extra={"rows": len(asked.inputs[0]), "id": asked.id})
         return Response(answer, headers=headers)
 
@@ -156,26 +165,21 @@ def _overloaded() -> RequestError:
     return RequestError(503, "too many requests are waiting", {"retry-after": "1"})
 
 
-async def _body(request: Request, settings: Settings) -> bytes:
+async def _body(request: Request, limit: int) -> bytes:
     if encoding := request.headers.get("content-encoding"):
         raise RequestError(415, f"content-encoding {encoding!r} is not taken")
-    limit, chunks, size = settings.max_body, list[bytes](), 0
-    announced = int(request.headers.get("content-length", "0"))
+    size, chunks = int(request.headers.get("content-length", "0")), list[bytes]()
     try:
-        with anyio.fail_after(settings.timeout):
-            if announced <= limit:
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    chunks.append(chunk)
-                    if size > limit:
-                        break
-    except TimeoutError:
-        raise RequestError(
-            408, f"the body did not come within {settings.timeout:g} s", {"connection": "close"}
-        ) from None
+        if size <= limit:
+            size = 0
+            async for chunk in request.stream():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    break
     except ClientDisconnect:
         raise RequestError(499, "the client went") from None
-    if max(announced, size) > limit:
+    if size > limit:
         raise RequestError(413, f"the body is larger than {limit} bytes", {"connection": "close"})
     return b"".join(chunks)
 
