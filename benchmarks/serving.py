@@ -30,6 +30,7 @@ from qkernels.program import Program
 
 ROOT = Path(__file__).parents[1]
 CLIENTS = 32
+OPEN, CLOSE = "<!-- serving -->\n", "<!-- end -->"  # where the tables stand in docs/serving.md
 Address = tuple[str, int]
 
 
@@ -282,9 +283,8 @@ def main() -> None:
     print(document(results))
     if arguments.doc:
         page = ROOT / "docs/serving.md"
-        start, end = "<!-- serving -->\n", "<!-- end -->"
-        before, _, rest = page.read_text().partition(start)
-        page.write_text(before + start + document(results) + end + rest.partition(end)[2])
+        before, _, rest = page.read_text().partition(OPEN)
+        page.write_text(before + OPEN + document(results) + CLOSE + rest.partition(CLOSE)[2])
 
 
 if __name__ == "__main__":

@@ -46,9 +46,11 @@ class Served:
 
 
 @contextmanager
-def serving(*words: object, **environment: str) -> Iterator[Served]:
+def serving(
+    *words: object, module: tuple[str, ...] = ("qkernels.serve",), **environment: str
+) -> Iterator[Served]:
     """`qkernels.serve` on a free port, once it is ready; killed afterwards, if it still runs."""
-    command = [sys.executable, "-m", "qkernels.serve", *map(str, words), "--port", "0"]
+    command = [sys.executable, "-m", *module, *map(str, words), "--port", "0"]
     process = subprocess.Popen(
         command, env=os.environ | environment, stderr=subprocess.PIPE, text=True
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -55,10 +56,10 @@ def rows(*values: float) -> Arrays:
 
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
         asyncio.run(asyncio.wait_for(test(*args, **kwargs), 30))
 
-    run.__name__ = test.__name__
     return run
 
 
@@ -155,12 +156,17 @@ async def test_a_model_that_fails_answers_its_batch_and_goes_on() -> None:
         assert (await queue.infer(rows(1)))[0] == 2
 
 
+@pytest.mark.parametrize("workers", [1, 3])
 @asynchronous
-async def test_no_more_calls_run_at_a_time_than_there_are_workers() -> None:
+async def test_as_many_calls_run_at_a_time_as_there_are_workers(
+    monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr("qkernels.serve.settings.usable_cores", lambda: 3)
     gate = Gate(is_open=False)
-    async with batcher(gate, max_batch=1) as queue:
+    async with batcher(gate, max_batch=1, workers=workers) as queue:
         tasks = [asyncio.create_task(queue.infer(rows(i))) for i in range(5)]
-        await asyncio.sleep(0.02)
-        assert gate.batches == [1]
+        await asyncio.sleep(0.05)
+        assert gate.batches == [1] * workers
         gate.open.set()
-        await asyncio.gather(*tasks)
+        answers = await asyncio.gather(*tasks)
+    assert [float(y[0, 0]) for (y,) in answers] == [1, 2, 3, 4, 5]

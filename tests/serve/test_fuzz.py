@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import SIZE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve_process import Served, serving
+from served_nets import SIZE
 
 INFER = "/v2/models/small/infer"
 GOOD: dict[str, Any] = {

@@ -16,12 +16,13 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, save_program
-from serve_process import Served, serving
+from serve_process import serving
+from served_nets import SIZE, save_program
 
 import qkernels as qk
 from qkernels import models
 from qkernels.program import Program
+from qkernels.serve.model import open_model
 
 X = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
 ASK = {
@@ -44,10 +45,14 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
-def test_a_program_is_served_without_torch_in_the_process(served: Served) -> None:
-    with served.client() as client:
+@pytest.mark.parametrize("module", [("qkernels.serve",), ("qkernels", "serve")])
+def test_a_program_is_served_without_torch_in_the_process(
+    program: Path, module: tuple[str, ...]
+) -> None:
+    with serving(program, "--size", SIZE, module=module) as server, server.client() as client:
         answer(client)
-    assert "libtorch" not in Path(f"/proc/{served.process.pid}/maps").read_text()
+        maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "qkernels/_core" in maps and "libtorch" not in maps
 
 
 def test_a_checkpoint_is_served_with_the_bits_of_the_model(tmp_path: Path) -> None:
@@ -186,7 +191,19 @@ def test_what_cannot_be_served_is_one_sentence(
     assert re.search(sentence, line)
 
 
-def test_the_command_hands_over_to_a_process_without_torch(program: Path) -> None:
-    command = [sys.executable, "-m", "qkernels", "serve", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert "--max-batch" in done.stdout
+def test_a_checkpoint_that_is_no_program_runs_in_torch_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.Sigmoid(), torch.nn.Conv2d(4, 2, 1)
+    ).eval()
+    int8, _ = qk.quantize(net, "static", [x])
+    path = tmp_path / "m.safetensors"
+    qk.save(int8, path)
+    monkeypatch.setattr(qk, "load", lambda path: int8)
+    model = open_model(path, [(1, 3, 8, 8)], 1).warm_up(4)
+    assert model.platform == "qkernels_torch" and model.outputs[0].size == (2, 6, 6)
+    (y,) = model.run([np.frombuffer(x.numpy().tobytes(), "<f4").reshape(4, 3, 8, 8)])
+    assert np.array_equal(y, int8(x).detach().numpy())
