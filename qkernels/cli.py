@@ -25,6 +25,7 @@ from qkernels import prune as pruning
 from qkernels.bench import BenchRow, bench_results, geometric_means, run_bench
 from qkernels.cli_flags import flags_of, given
 from qkernels.data import ImageData
+from qkernels.data.extras import require
 from qkernels.distill import CachedTeacher, TrainConfig, train
 from qkernels.evaluate import evaluate as evaluate_model
 from qkernels.export import export_onnx
@@ -407,6 +408,7 @@ def _size(text: str) -> list[int]:
 )
 def serve(context: typer.Context) -> None:
     """Serve a program, or an int8 checkpoint, over HTTP; see qkernels serve --help."""
+    require("uvicorn", "serve")
     # This process holds torch; the one that takes its place loads it for a checkpoint only.
     os.execv(sys.executable, [sys.executable, "-m", "qkernels.serve", *context.args])
 

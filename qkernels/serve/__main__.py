@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -50,19 +51,16 @@ def serve(
     queue: Annotated[int, typer.Option(help="Rows that may wait; more are refused.")] = 256,
     timeout: Annotated[float, typer.Option(help="Seconds for a request.")] = 10.0,
     max_body: Annotated[float, typer.Option(help="Megabytes of a request.")] = 16.0,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="QKERNELS_TOKEN", help="Bearer token; better given by $QKERNELS_TOKEN."
-        ),
-    ] = None,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate (PEM).")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], typer.Option(help="debug: every request.")
     ] = "info",
 ) -> None:
-    """Serve a model over HTTP by the Open Inference Protocol v2; SIGTERM answers what waits, then ends it."""
+    """Serve a model over HTTP by the Open Inference Protocol v2.
+
+    $QKERNELS_TOKEN, where it is set, is the bearer token to ask for. SIGTERM answers what waits, then ends it.
+    """
     workers, threads = share_cores(workers, threads)
     settings = Settings(
         path=model,
@@ -75,7 +73,7 @@ def serve(
         queue=queue,
         timeout=timeout,
         max_body=int(max_body * 1e6),
-        token=token,
+        token=os.environ.get("QKERNELS_TOKEN"),
     )
     log_to_stderr(log_level)
     failures: list[BaseException] = []

@@ -28,8 +28,12 @@ from qkernels.serve.settings import Settings
 logger = logging.getLogger("qkernels.serve")
 
 
+def _log_failure(error: BaseException) -> None:
+    logger.error("the model cannot be served: %s", error)
+
+
 def application(
-    settings: Settings, failed: Callable[[BaseException], None] = lambda error: None
+    settings: Settings, failed: Callable[[BaseException], None] = _log_failure
 ) -> Starlette:
     """An ASGI application that loads the model when it starts; ``failed`` is told why it could not."""
     server = _Server(settings, failed)
@@ -49,7 +53,8 @@ def application(
         Route("/v2/health/ready", server.ready),
         Route("/metrics", server.metrics_text),
     ]
-    guard = [Middleware(_BearerToken, token=settings.token)] if settings.token else []
+    token = settings.token
+    guard = [] if token is None else [Middleware(_BearerToken, token=token)]
     return Starlette(
         routes=routes,
         middleware=guard,
@@ -215,5 +220,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    logger.error("the model failed", exc_info=error, extra={"path": request.url.path})
-    return _error(500, "the model failed; the server's log says why")
+    logger.error("a request failed", exc_info=error, extra={"path": request.url.path})
+    return _error(500, "the server failed; its log says why")

@@ -38,6 +38,8 @@ class Settings:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least {low}")
         if self.timeout <= 0:
             raise ValueError(f"timeout={self.timeout} must be above 0 seconds")
+        if self.token == "":
+            raise ValueError("the bearer token is empty: set one, or unset $QKERNELS_TOKEN")
         if self.queue < self.max_batch:
             raise ValueError(
                 f"queue={self.queue} must hold at least one batch, max_batch={self.max_batch}"

@@ -18,11 +18,13 @@ import pytest
 import torch
 from serve_process import serving
 from served_nets import SIZE, save_program
+from starlette.testclient import TestClient
 
 import qkernels as qk
 from qkernels import models
 from qkernels.program import Program
-from qkernels.serve.model import open_model
+from qkernels.serve import Settings, application
+from qkernels.serve.model import Arrays, Opened, open_model
 
 X = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
 ASK = {
@@ -207,3 +209,44 @@ def test_a_checkpoint_that_is_no_program_runs_in_torch_with_the_same_bits(
     assert model.platform == "qkernels_torch" and model.outputs[0].size == (2, 6, 6)
     (y,) = model.run([np.frombuffer(x.numpy().tobytes(), "<f4").reshape(4, 3, 8, 8)])
     assert np.array_equal(y, int8(x).detach().numpy())
+
+
+def test_a_model_that_fails_is_answered_and_logged_and_the_server_goes_on(
+    program: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(path: Path, sizes: object, threads: int) -> Opened:
+        def run(inputs: Arrays) -> Arrays:
+            if inputs[0].any():
+                raise RuntimeError("out of luck")
+            return inputs
+
+        return Opened("1", "p", ((1,),), None, run)
+
+    monkeypatch.setattr("qkernels.serve.current.open_model", failing)
+    ask = {"inputs": [{"name": "input", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}]}
+    with TestClient(application(Settings(program, "m"))) as client:
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+        said = client.post("/v2/models/m/infer", json=ask)
+        assert said.status_code == 500 and "luck" not in said.text
+        assert "out of luck" in caplog.text
+        ask["inputs"][0]["data"] = [0.0]
+        assert client.post("/v2/models/m/infer", json=ask).status_code == 200
+
+
+def test_a_server_is_live_before_it_is_ready(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    def slow(path: Path, sizes: object, threads: int) -> Opened:
+        go.wait(20)
+        return Opened("1", "p", ((1,),), None, lambda inputs: inputs)
+
+    monkeypatch.setattr("qkernels.serve.current.open_model", slow)
+    with TestClient(application(Settings(program, "m"))) as client:
+        assert client.get("/v2/health/live").status_code == 200
+        for path in ("/v2/health/ready", "/v2/models/m/ready", "/v2/models/m"):
+            assert client.get(path).status_code == 503
+        assert client.post("/v2/models/m/infer").status_code == 503
+        go.set()
+        wait_for(lambda: client.get("/v2/models/m/ready").status_code == 200)

@@ -76,6 +76,7 @@ def test_workers_and_threads_share_the_cores(
         ({"workers": 0}, "workers=0 must be at least 1"),
         ({"max_delay": -1}, "max_delay=-1"),
         ({"timeout": 0}, "timeout=0"),
+        ({"token": ""}, "token is empty"),
         ({"queue": 8}, "queue=8 must hold at least one batch, max_batch=32"),
     ],
 )
