@@ -170,3 +170,17 @@ async def test_as_many_calls_run_at_a_time_as_there_are_workers(
         gate.open.set()
         answers = await asyncio.gather(*tasks)
     assert [float(y[0, 0]) for (y,) in answers] == [1, 2, 3, 4, 5]
+
+
+@asynchronous
+async def test_a_request_given_up_while_it_runs_costs_the_rest_of_its_batch_nothing() -> None:
+    gate = Gate(is_open=False)
+    async with batcher(gate) as queue:
+        gone, kept = (asyncio.create_task(queue.infer(rows(i))) for i in (1, 2))
+        while not gate.batches:
+            await asyncio.sleep(0.001)
+        gone.cancel()
+        gate.open.set()
+        assert (await kept)[0] == 3
+        assert (await queue.infer(rows(3)))[0] == 4
+    assert gate.batches == [2, 1]
