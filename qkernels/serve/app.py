@@ -55,7 +55,7 @@ def application(
     ]
     token = settings.token
     guard = [] if token is None else [Middleware(_BearerToken, token=token)]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=guard,
         lifespan=server.lifespan,
@@ -65,6 +65,8 @@ def application(
             Exception: _failed,
         },
     )
+    app.router.redirect_slashes = False  # an address is right or 404
+    return app
 
 
 class _Server:

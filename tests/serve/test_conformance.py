@@ -126,6 +126,7 @@ def test_a_wrong_input_is_named(served: Served, change: dict[str, object], sente
         (("GET", "/v2/models/small/versions/0"), 404),
         (("POST", "/v2/models/small/versions/0/infer"), 404),
         (("GET", "/nothing"), 404),
+        (("GET", "/v2/models/small/"), 404),
         (("POST", "/v2/models/small/infer"), 400),
     ],
 )
