@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from techniques.row import Outcome, Row, Setting
 from torch import nn
 
 import qkernels
@@ -22,7 +23,6 @@ from qkernels.datafree import (
     LabelVAE,
     invert,
 )
-from techniques.row import Outcome, Row, Setting
 
 CALIBRATION = InversionConfig(images=128, steps=100, total_variation=3.0)
 INVERTED = InversionConfig(images=512, steps=200, total_variation=3.0)
