@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from qkernels.advise import advise as run_advise
 from qkernels.bench import BenchRow, bench_results, geometric_means, run_bench
 from qkernels.cli_flags import flags_of, given
 from qkernels.data import ImageData
+from qkernels.data.extras import require
 from qkernels.distill import CachedTeacher, TrainConfig, train
 from qkernels.evaluate import evaluate as evaluate_model
 from qkernels.export import export_onnx
@@ -466,6 +468,17 @@ def _size(text: str) -> list[int]:
     if len(size) not in (2, 4) or min(size) < 1:
         raise ValueError(f"size {text!r} must be N,C,H,W or N,C, such as 1,3,224,224")
     return size
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def serve(context: typer.Context) -> None:
+    """Serve a program, or an int8 checkpoint, over HTTP; see qkernels serve --help."""
+    require("uvicorn", "serve")
+    # This process holds torch; the one that takes its place loads it for a checkpoint only.
+    os.execv(sys.executable, [sys.executable, "-m", "qkernels.serve", *context.args])
 
 
 @app.command()

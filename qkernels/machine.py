@@ -12,6 +12,7 @@ import torch
 
 import qkernels
 from qkernels import ops
+from qkernels.cores import usable_cores
 
 PACKAGES = ("torch", "numpy", "accelerate", "safetensors")
 
@@ -24,7 +25,7 @@ def describe_machine() -> dict[str, Any]:
     """
     return {
         "cpu": _cpu_name(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "isa": ops.cpu_isa(),
         "isa_limit": os.environ.get("QKERNELS_MAX_ISA") or None,
@@ -48,12 +49,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

@@ -1,0 +1,112 @@
+"""`python -m qkernels.serve MODEL`: the server in a process that imports torch only for a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+import uvicorn
+
+from qkernels.serve.app import application
+from qkernels.serve.logs import log_to_stderr
+from qkernels.serve.settings import Settings, Size, share_cores
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve until a signal; what a user can mend is one sentence on stderr and exit code 2."""
+    try:
+        app(arguments, prog_name="qkernels serve", standalone_mode=False)
+    except Exception as error:
+        usage = hasattr(error, "format_message")  # a flag that typer does not know or take
+        if not (usage or isinstance(error, (ValueError, OSError, ImportError))):
+            raise
+        sentence = error.format_message() if hasattr(error, "format_message") else str(error)
+        print(f"qkernels: {' '.join(sentence.split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="A program, or an int8 checkpoint (.safetensors).")],
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="Size of an input, such as 1,3,224,224; once an input, in order."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the model, else that of its file.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free one, which the log names.")] = 8080,
+    workers: Annotated[int | None, typer.Option(help="Calls at a time, else 1.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Of a call, else what cores are left.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(help="Rows of a batch, and of a request.")] = 32,
+    max_delay: Annotated[
+        float, typer.Option(help="Milliseconds that a batch waits to fill up.")
+    ] = 0.0,
+    queue: Annotated[int, typer.Option(help="Rows that may wait; more are refused.")] = 256,
+    timeout: Annotated[float, typer.Option(help="Seconds for a request.")] = 10.0,
+    max_body: Annotated[float, typer.Option(help="Megabytes of a request.")] = 16.0,
+    certificate: Annotated[Path | None, typer.Option(help="TLS certificate (PEM).")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="debug: every request.")
+    ] = "info",
+) -> None:
+    """Serve a model over HTTP by the Open Inference Protocol v2.
+
+    $QKERNELS_TOKEN, where it is set, is the bearer token to ask for. SIGTERM answers what waits, then ends it.
+    """
+    workers, threads = share_cores(workers, threads)
+    settings = Settings(
+        path=model,
+        name=name or model.stem,
+        sizes=tuple(_size(text) for text in size or ()),
+        workers=workers,
+        threads=threads,
+        max_batch=max_batch,
+        max_delay=max_delay / 1e3,
+        queue=queue,
+        timeout=timeout,
+        max_body=int(max_body * 1e6),
+        token=os.environ.get("QKERNELS_TOKEN"),
+    )
+    log_to_stderr(log_level)
+    failures: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    config = uvicorn.Config(
+        application(settings, failed),
+        host,
+        port,
+        log_config=None,
+        access_log=False,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        timeout_graceful_shutdown=int(timeout) + 1,
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    if failures:
+        raise failures[0]
+
+
+def _size(text: str) -> Size:
+    try:
+        size = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        size = ()
+    if len(size) not in (2, 4) or min(size) < 1:
+        raise ValueError(f"size {text!r} must be N,C,H,W or N,C, such as 1,3,224,224")
+    return size
+
+
+if __name__ == "__main__":
+    main()

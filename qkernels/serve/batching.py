@@ -1,0 +1,128 @@
+"""Requests that arrive close to each other run as one batch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from qkernels.serve.metrics import Metrics
+from qkernels.serve.model import Arrays, Model
+from qkernels.serve.settings import Settings
+
+
+class QueueFull(Exception):
+    """As many rows are waiting as may."""
+
+
+@dataclass(eq=False)
+class _Waiting:
+    inputs: Arrays
+    future: asyncio.Future[Arrays]
+    arrived: float
+
+    @property
+    def rows(self) -> int:
+        return len(self.inputs[0])
+
+
+class Batcher:
+    """A queue before a model; all methods belong to the event loop's thread.
+
+    A batch starts when a worker is free and it is full or its oldest request has waited ``max_delay``: while all
+    workers are busy batches grow by themselves, so that the default of 0 costs a lone request nothing.
+    """
+
+    def __init__(
+        self, model: Model, settings: Settings, executor: Executor, metrics: Metrics
+    ) -> None:
+        self.model = model
+        self._settings, self._executor, self._metrics = settings, executor, metrics
+        self._waiting: deque[_Waiting] = deque()
+        self._rows = 0  # of all that wait
+        self._running = 0
+        self._looking = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def full(self) -> bool:
+        return self._rows >= self._settings.queue
+
+    async def infer(self, inputs: Arrays) -> Arrays:
+        """Rows of the batch that these inputs run in. Cancelled, it leaves the queue. Raises QueueFull at once."""
+        if self._rows + len(inputs[0]) > self._settings.queue:
+            raise QueueFull
+        waiting = _Waiting(inputs, self._loop.create_future(), time.perf_counter())
+        self._waiting.append(waiting)
+        self._count(waiting.rows)
+        if not self._looking:  # once for all that arrive together
+            self._looking = True
+            self._loop.call_soon(self._start)
+        try:
+            return await waiting.future
+        except asyncio.CancelledError:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+                self._count(-waiting.rows)
+            raise
+
+    def _start(self) -> None:
+        """Start the batches that are due, and come back for one that will be."""
+        self._looking = False
+        while self._waiting and self._running < self._settings.workers:
+            left = self._waiting[0].arrived + self._settings.max_delay - time.perf_counter()
+            if self._rows < self.model.max_batch and left > 0:
+                if self._timer is None:
+                    self._timer = self._loop.call_later(left, self._due)
+                return
+            batch = self._take()
+            started = time.perf_counter()
+            for waiting in batch:
+                self._metrics.queue_seconds.observe(started - waiting.arrived)
+            self._running += 1
+            run = self._loop.run_in_executor(self._executor, self._run, batch)
+            run.add_done_callback(partial(self._finish, batch))
+
+    def _due(self) -> None:
+        self._timer = None
+        self._start()
+
+    def _take(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        rows = 0
+        while self._waiting and rows + self._waiting[0].rows <= self.model.max_batch:
+            batch.append(self._waiting.popleft())
+            rows += batch[-1].rows
+        self._count(-rows)
+        return batch
+
+    def _count(self, rows: int) -> None:
+        self._rows += rows
+        self._metrics.queue_rows.inc(rows)
+
+    def _run(self, batch: list[_Waiting]) -> Arrays:
+        """In a worker's thread."""
+        columns = list(zip(*(waiting.inputs for waiting in batch), strict=True))
+        inputs = [np.concatenate(column) if len(batch) > 1 else column[0] for column in columns]
+        self._metrics.batch_rows.observe(len(inputs[0]))
+        with self._metrics.compute_seconds.time():
+            return self.model.run(inputs)
+
+    def _finish(self, batch: list[_Waiting], run: asyncio.Future[Arrays]) -> None:
+        self._running -= 1
+        error, at = run.exception(), 0
+        for waiting in batch:
+            rows = slice(at, at := at + waiting.rows)
+            if waiting.future.done():  # its client went, or its time was up
+                continue
+            if error is None:
+                waiting.future.set_result([y[rows] for y in run.result()])
+            else:
+                waiting.future.set_exception(error)
+        self._start()

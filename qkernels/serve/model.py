@@ -1,0 +1,132 @@
+"""A model as the server runs it, from a program or an int8 checkpoint. Only a checkpoint imports torch."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkernels.program import Program
+from qkernels.serve.settings import Size
+
+Arrays = Sequence[NDArray[np.float32]]
+Run = Callable[[Arrays], Arrays]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of float32; ``size``: of one example, without the batch."""
+
+    name: str
+    size: Size
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that has run. ``run`` takes arrays [N, *size], 1 <= N <= max_batch, from any thread.
+
+    ``version``: the CRC-32 of its file, so that a version never means two models.
+    """
+
+    version: str
+    platform: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    max_batch: int
+    run: Run
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that has not run yet."""
+
+    version: str
+    platform: str
+    sizes: tuple[Size, ...]
+    max_batch: int | None
+    run: Run
+
+    def warm_up(self, max_batch: int) -> Model:
+        """Run the smallest and the largest batch, so that the first request meets no first time."""
+        largest = min(max_batch, self.max_batch or max_batch)
+        for rows in (largest, 1):
+            results = self.run([np.zeros((rows, *size), np.float32) for size in self.sizes])
+        outputs = [y.shape[1:] for y in results]
+        return Model(
+            self.version,
+            self.platform,
+            _named("input", self.sizes),
+            _named("output", outputs),
+            largest,
+            self.run,
+        )
+
+
+def open_model(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
+    """Read a program, or build an int8 checkpoint (.safetensors) and chain it.
+
+    The file is copied, not mapped: whoever writes over it changes nothing here. Raises ValueError for a file that is
+    neither, or for images whose size nobody has said.
+    """
+    data = np.fromfile(path, np.uint8)
+    version = f"{zlib.crc32(data.data):08x}"
+    if path.suffix == ".safetensors":
+        return _checkpoint(path, version, sizes, threads)
+    try:
+        program = Program(data, threads)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not sizes:
+        if any(axes == 4 for axes, _ in program.inputs):
+            raise ValueError(f"{path} takes images of any size: give --size, such as 1,3,224,224")
+        sizes = [(1, channels) for _, channels in program.inputs]
+    return _program(program, version, sizes)
+
+
+def _program(program: Program, version: str, sizes: Sequence[Size]) -> Opened:
+    def run(inputs: Arrays) -> Arrays:
+        return _listed(program(*inputs))
+
+    examples = tuple(size[1:] for size in sizes)
+    return Opened(version, "qkernels_program", examples, program.max_batch, run)
+
+
+def _checkpoint(path: Path, version: str, sizes: Sequence[Size], threads: int) -> Opened:
+    import torch
+
+    import qkernels
+    from qkernels.quantization import read_metadata
+
+    if not sizes:
+        options = (read_metadata(path)["architecture"] or {"kwargs": {}})["kwargs"]
+        if not {"in_channels", "image_size"} <= options.keys():
+            raise ValueError(
+                f"{path} does not say its image size: give --size, such as 1,3,224,224"
+            )
+        sizes = [(1, options["in_channels"], options["image_size"], options["image_size"])]
+    torch.set_num_threads(threads)
+    examples = tuple(torch.zeros(1, *size[1:]) for size in sizes)
+    chained = qkernels.compile(qkernels.load(path), examples)
+    if chained.program is not None:
+        return _program(Program(chained.program.program.data, threads), version, sizes)
+
+    def run(inputs: Arrays) -> Arrays:
+        with torch.inference_mode():
+            y = chained(*(torch.from_numpy(np.require(x, requirements="W")) for x in inputs))
+        return [t.numpy() for t in _listed(y)]
+
+    return Opened(version, "qkernels_torch", tuple(s[1:] for s in sizes), None, run)
+
+
+def _listed(results: Any) -> Any:
+    return results if isinstance(results, (list, tuple)) else [results]
+
+
+def _named(kind: str, sizes: Sequence[Size]) -> tuple[Tensor, ...]:
+    names = [kind] if len(sizes) == 1 else [f"{kind}_{i}" for i in range(len(sizes))]
+    return tuple(Tensor(name, tuple(size)) for name, size in zip(names, sizes, strict=True))
