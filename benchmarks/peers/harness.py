@@ -39,16 +39,30 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
 
 
 def in_a_child(arguments: argparse.Namespace, run: Callable[[argparse.Namespace], None]) -> None:
-    """Run in a child: where a contender crashes it, the next child goes on without that contender."""
+    """Run in children: one a number of threads, since a runtime may count the cores only once (OpenVINO does); and
+    where a contender crashes one, the next goes on without that contender."""
+    arguments.all_threads = arguments.threads
     if CHILD in os.environ:
+        arguments.threads = [int(os.environ[CHILD])]
+        use_threads(arguments.threads[0])
         return run(arguments)
-    trying, fresh = arguments.out.with_suffix(".trying"), arguments.fresh
+    fresh = arguments.fresh
+    for threads in arguments.threads:
+        _children(arguments, threads, fresh)
+        fresh = False
+    sys.exit(0)
+
+
+def _children(arguments: argparse.Namespace, threads: int, fresh: bool) -> None:
+    trying = arguments.out.with_suffix(".trying")
     trying.unlink(missing_ok=True)
     while True:
         command = [sys.executable, *(a for a in sys.argv if fresh or a != "--fresh")]
-        code = subprocess.run(command, env=os.environ | {CHILD: "1"}).returncode
+        code = subprocess.run(command, env=os.environ | {CHILD: str(threads)}).returncode
         if code >= 0 or not trying.exists():
-            sys.exit(code)
+            if code:
+                sys.exit(code)
+            return
         results, fresh = json.loads(arguments.out.read_text()), False
         culprit = json.loads(trying.read_text())
         print(
@@ -72,7 +86,7 @@ def load(
     if results:
         return results
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    command = f"python benchmarks/{Path(sys.argv[0]).name} --threads {' '.join(peaks)}{flags}"
+    command = f"python benchmarks/{Path(sys.argv[0]).name} --threads {' '.join(map(str, arguments.all_threads))}{flags}"
     command += f" --only '{arguments.only}'" if arguments.only else ""
     machine = describe_machine() | {"contenders": versions(contenders)}
     return {"machine": machine, "command": command, "peaks": peaks, "crashed": [], "rows": []}

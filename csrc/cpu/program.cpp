@@ -203,7 +203,7 @@ namespace {
 // Where values lie during a call; null pointers while it is planned.
 struct Memory {
   const Program& program;
-  const ProgramPlan& plan;
+  const ProgramPart& plan;
   const ProgramInput* inputs;
   void* const* outputs;
   char* arena;
@@ -358,44 +358,110 @@ std::string check_input(const Program& program, int32_t i, const ProgramInput& i
 
 }  // namespace
 
-ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa isa, int threads) {
+namespace {
+
+constexpr int64_t kCacheBytes = 8 << 20;     // of values that images at a time may take
+constexpr int64_t kWorkPerThread = 1 << 20;  // multiply-adds below which another thread costs more than it gives
+constexpr int64_t kReadOn = 64;              // bytes behind a value, as kernels may
+
+// Shapes of all values for `images` of the batch; empty where it is right, else why not.
+std::string set_shapes(const Program& program, const ProgramInput* inputs, int64_t images, ProgramPart& part) {
   const ProgramHeader& h = *program.header;
-  ProgramPlan plan;
-  plan.shapes.resize(size_t(h.values));
-  plan.slots.assign(size_t(h.slots), 0);
+  part.images = images;
+  part.shapes.assign(size_t(h.values), {});
   for (int32_t i = 0; i < h.inputs; ++i) {
-    plan.error = check_input(program, i, inputs[i], inputs[0].sizes[0]);
-    if (!plan.error.empty()) return plan;
     const int64_t* size = inputs[i].sizes;
     const bool image = inputs[i].rank == 4;
-    plan.shapes[size_t(program.inputs[i])] = {size[0], image ? size[2] : 1, image ? size[3] : 1, size[1]};
+    part.shapes[size_t(program.inputs[i])] = {images, image ? size[2] : 1, image ? size[3] : 1, size[1]};
   }
-  const Memory at{program, plan, inputs, nullptr, nullptr, mask_of(isa)};
-  int64_t workspace = 0;
+  const Memory at{program, part, inputs, nullptr, nullptr, 0};
   for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) {
     ProgramShape y;
     const std::string why = shape_of(at, *s, y);
-    if (!why.empty()) {
-      plan.error = sentence("step ", program.name(*s), ": ", why);
-      return plan;
-    }
-    plan.shapes[size_t(s->y)] = y;
+    if (!why.empty()) return sentence("step ", program.name(*s), ": ", why);
+    part.shapes[size_t(s->y)] = y;
+  }
+  return {};
+}
+
+void set_memory(const Program& program, const ProgramInput* inputs, Isa isa, int threads, ProgramPart& part) {
+  const ProgramHeader& h = *program.header;
+  part.threads = threads;
+  part.slots.assign(size_t(h.slots), 0);
+  const Memory at{program, part, inputs, nullptr, nullptr, mask_of(isa)};
+  int64_t workspace = 0;
+  for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) {
     const ProgramValue& value = program.values[s->y];
+    const ProgramShape& y = part.shapes[size_t(s->y)];
     if (value.slot >= 0) {
-      int64_t& slot = plan.slots[size_t(value.slot)];
+      int64_t& slot = part.slots[size_t(value.slot)];
       slot = std::max(slot, y.n * y.h * y.w * y.c * size_of(value.type));
     }
-    if (y.n == 0) continue;
     if (s->kind == StepKind::conv2d) workspace = std::max(workspace, conv2d_workspace(conv2d_problem(at, *s), isa, threads));
     if (s->kind == StepKind::linear) workspace = std::max(workspace, gemm_workspace(linear_problem(at, *s), isa, threads));
   }
-  constexpr int64_t kReadOn = 64;  // behind a value, as kernels may
-  for (int64_t& slot : plan.slots) {
+  for (int64_t& slot : part.slots) {
     const int64_t bytes = round_up(slot + kReadOn, 64);
-    slot = plan.workspace;
-    plan.workspace += bytes;
+    slot = part.workspace;
+    part.workspace += bytes;
   }
-  plan.arena_bytes = plan.workspace + workspace;
+  part.bytes = round_up(part.workspace + workspace, 64);
+}
+
+// Of one image: what its values take, and its multiply-adds.
+StepWork image_work(const Program& program, const ProgramPart& whole) {
+  std::vector<int64_t> slots(size_t(program.header->slots), 0);
+  StepWork work{0, 0};
+  for (int32_t i = 0; i < program.header->steps; ++i) {
+    const ProgramStep& s = program.steps[i];
+    const ProgramShape &x = whole.shapes[size_t(s.x)], &y = whole.shapes[size_t(s.y)];
+    const ProgramValue& value = program.values[s.y];
+    if (value.slot >= 0) slots[size_t(value.slot)] = std::max(slots[size_t(value.slot)], y.h * y.w * y.c * size_of(value.type));
+    if (s.kind == StepKind::conv2d) work.macs += y.h * y.w * y.c * (x.c / s.groups) * s.kh * s.kw;
+  }
+  for (int64_t bytes : slots) work.bytes += bytes;
+  return work;
+}
+
+}  // namespace
+
+const ProgramPart& ProgramPlan::part(int64_t images, int of_threads) const {
+  return *std::find_if(parts.begin(), parts.end(), [&](const ProgramPart& p) { return p.images == images && p.threads == of_threads; });
+}
+
+ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa isa, int threads) {
+  ProgramPlan plan;
+  plan.batch = inputs[0].sizes[0];
+  plan.threads = threads;
+  for (int32_t i = 0; i < program.header->inputs; ++i) {
+    plan.error = check_input(program, i, inputs[i], plan.batch);
+    if (!plan.error.empty()) return plan;
+  }
+  ProgramPart whole;
+  plan.error = set_shapes(program, inputs, plan.batch, whole);
+  plan.shapes = whole.shapes;
+  if (!plan.error.empty() || plan.batch == 0) return plan;
+  plan.at_once = plan.batch;
+  if (inputs[0].rank == 4) {  // rows would read all weights once more
+    const StepWork image = image_work(program, whole);
+    plan.at_once = std::clamp<int64_t>(kCacheBytes / std::max<int64_t>(image.bytes, 1), 1, plan.batch);
+    if (threads > 1 && plan.batch / threads * image.macs >= kWorkPerThread) plan.each = plan.batch / threads;
+  }
+  const auto add = [&](int64_t images, int of_threads) {
+    for (int64_t n : {std::min(images, plan.at_once), images % plan.at_once}) {
+      const bool known = std::any_of(plan.parts.begin(), plan.parts.end(), [&](const ProgramPart& p) { return p.images == n && p.threads == of_threads; });
+      if (n == 0 || known) continue;
+      ProgramPart part;
+      set_shapes(program, inputs, n, part);
+      set_memory(program, inputs, isa, of_threads, part);
+      int64_t& bytes = of_threads == 1 && plan.each ? plan.bytes_each : plan.arena_bytes;
+      bytes = std::max(bytes, part.bytes);
+      plan.parts.push_back(std::move(part));
+    }
+  };
+  add(plan.each, 1);
+  add(plan.batch - plan.each * threads, threads);
+  plan.arena_bytes = std::max(plan.arena_bytes, plan.each ? plan.bytes_each * threads : 0);
   return plan;
 }
 
@@ -438,18 +504,43 @@ void run_step(const Memory& at, const ProgramStep& s, Isa isa, const Parallel& p
   }
 }
 
+// Images [first, first + count) of the batch, some at a time.
+void run_images(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, void* const* outputs, int64_t first,
+                int64_t count, Isa isa, const Parallel& parallel, char* arena, double* seconds) {
+  using Clock = std::chrono::steady_clock;
+  const ProgramHeader& h = *program.header;
+  std::vector<ProgramInput> x(inputs, inputs + h.inputs);
+  std::vector<void*> y(size_t(h.outputs));
+  for (int64_t done = 0, images; done < count; done += images) {
+    images = std::min(plan.at_once, count - done);
+    const ProgramPart& part = plan.part(images, parallel.threads);
+    for (int32_t i = 0; i < h.inputs; ++i)
+      x[size_t(i)].data = static_cast<const float*>(inputs[i].data) + (first + done) * inputs[i].strides[0];
+    for (int32_t i = 0; i < h.outputs; ++i) {
+      const ProgramShape& s = part.shapes[size_t(program.outputs[i])];
+      y[size_t(i)] = static_cast<float*>(outputs[i]) + (first + done) * s.h * s.w * s.c;
+    }
+    const Memory at{program, part, x.data(), y.data(), arena, mask_of(isa)};
+    for (int32_t i = 0; i < h.steps; ++i) {
+      const auto start = seconds ? Clock::now() : Clock::time_point();
+      run_step(at, program.steps[i], isa, parallel, arena + part.workspace);
+      if (seconds) seconds[i] += std::chrono::duration<double>(Clock::now() - start).count();
+    }
+  }
+}
+
 }  // namespace
 
 void run_program(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, void* const* outputs, Isa isa,
                  const Parallel& parallel, void* arena, double* seconds) {
-  using Clock = std::chrono::steady_clock;
-  const Memory at{program, plan, inputs, outputs, static_cast<char*>(arena), mask_of(isa)};
-  if (plan.shapes[size_t(program.inputs[0])].n == 0) return;
-  for (int32_t i = 0; i < program.header->steps; ++i) {
-    const auto start = seconds ? Clock::now() : Clock::time_point();
-    run_step(at, program.steps[i], isa, parallel, at.arena + plan.workspace);
-    if (seconds) seconds[i] = std::chrono::duration<double>(Clock::now() - start).count();
-  }
+  char* memory = static_cast<char*>(arena);
+  if (seconds) std::fill_n(seconds, program.header->steps, 0.0);
+  if (plan.each)
+    parallel(plan.threads, [&](int64_t i) {  // the first one's steps are what is timed
+      run_images(program, plan, inputs, outputs, i * plan.each, plan.each, isa, Parallel{}, memory + i * plan.bytes_each, i ? nullptr : seconds);
+    });
+  const int64_t together = plan.each * plan.threads;
+  run_images(program, plan, inputs, outputs, together, plan.batch - together, isa, parallel, memory, seconds);
 }
 
 StepWork work_of(const Program& program, const ProgramPlan& plan, const ProgramStep& s) {

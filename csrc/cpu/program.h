@@ -41,12 +41,27 @@ struct ProgramInput {
   int64_t strides[4];
 };
 
-// What follows from the sizes of a call's inputs.
-struct ProgramPlan {
-  std::string error;               // why the program does not take them, else empty
+// Sizes and memory of so many images at a time.
+struct ProgramPart {
+  int64_t images = 0;
+  int threads = 1;
   std::vector<ProgramShape> shapes;  // of every value
-  std::vector<int64_t> slots;      // their offsets in the arena
-  int64_t workspace = 0, arena_bytes = 0;
+  std::vector<int64_t> slots;        // their offsets in the arena
+  int64_t workspace = 0, bytes = 0;
+};
+
+// What follows from the sizes of a call's inputs. Images do not depend on each other, so a batch is cut: each thread takes
+// images of its own, as many at a time as stay in cache from layer to layer; what does not divide is done together.
+struct ProgramPlan {
+  std::string error;                 // why the program does not take them, else empty
+  std::vector<ProgramShape> shapes;  // of every value, whole batch
+  int64_t batch = 0, each = 0;       // images; of a thread of its own
+  int64_t at_once = 1;
+  int threads = 1;
+  std::vector<ProgramPart> parts;    // one a (images, threads) that occurs
+  int64_t bytes_each = 0, arena_bytes = 0;
+
+  const ProgramPart& part(int64_t images, int of_threads) const;
 };
 
 ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa isa, int threads);

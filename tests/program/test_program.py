@@ -355,3 +355,25 @@ def test_the_profile_shows_what_is_left_to_torch() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 2, 1))
     profile = qk.compile(quantized(net, x), x).profile(x, runs=2)
     assert [s.kind for s in profile.steps if s.kind != "planar"][:2] == ["conv2d", "torch"]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_batches_are_cut_by_threads_and_by_cache_without_changing_a_bit(
+    threads: int, batch: int
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 40, 1), nn.ReLU(),
+        nn.Conv2d(40, 40, 3, 2, 1, groups=40), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 7),
+    )  # fmt: skip
+    # 64 x 150 x 150 floats are 5.8 MB: one image at a time
+    x = images(batch, 3, 150, 150, seed=batch)
+    model = quantized(net, x, activation="dynamic")
+    chained = qk.compile(model, x)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(chained(x), model(x))
+    finally:
+        torch.set_num_threads(before)
