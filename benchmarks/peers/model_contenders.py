@@ -20,6 +20,7 @@ from .contenders import Call, Contender
 from .model_problem import ModelProblem
 from .onnx_model import onnxruntime_fp32, onnxruntime_int8
 from .openvino_model import openvino
+from .problem import Unsupported
 
 OURS = "qkernels"
 
@@ -100,7 +101,7 @@ def _fast_layout(value: Any) -> Any:
 def without_torch(problem: ModelProblem, threads: int) -> Call:
     chained = qkernels.compile(_int8(problem.model), problem.x)
     if chained.program is None:
-        raise ValueError("torch has a part in it")
+        raise Unsupported("torch has a part in it")
     program, x = chained.program.program, problem.x.numpy()
     program.threads = threads
     return lambda: program(x)
