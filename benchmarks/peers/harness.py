@@ -33,6 +33,7 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument("--only", default="", help="regular expression on the name of a row")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.set_defaults(all_threads=None)  # in a child, which runs one of them
     parser.add_argument("--quick", action="store_true", help="a fifth of the time")
     parser.add_argument("--fresh", action="store_true", help="forget the rows of an earlier run")
     return parser
@@ -86,7 +87,7 @@ def load(
     if results:
         return results
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    command = f"python benchmarks/{Path(sys.argv[0]).name} --threads {' '.join(map(str, arguments.all_threads))}{flags}"
+    command = f"python benchmarks/{Path(sys.argv[0]).name} --threads {' '.join(map(str, arguments.all_threads or arguments.threads))}{flags}"
     command += f" --only '{arguments.only}'" if arguments.only else ""
     machine = describe_machine() | {"contenders": versions(contenders)}
     return {"machine": machine, "command": command, "peaks": peaks, "crashed": [], "rows": []}
