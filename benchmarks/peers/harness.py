@@ -87,7 +87,8 @@ def load(
     if results:
         return results
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    command = f"python benchmarks/{Path(sys.argv[0]).name} --threads {' '.join(map(str, arguments.all_threads or arguments.threads))}{flags}"
+    threads = " ".join(map(str, arguments.all_threads or arguments.threads))
+    command = f"python benchmarks/{Path(sys.argv[0]).name} --threads {threads}{flags}"
     command += f" --only '{arguments.only}'" if arguments.only else ""
     machine = describe_machine() | {"contenders": versions(contenders)}
     return {"machine": machine, "command": command, "peaks": peaks, "crashed": [], "rows": []}
