@@ -63,7 +63,11 @@ def targets_text(rows: list[Row]) -> str:
 def verdict(goal: dict[str, Any]) -> str:
     if goal["reached"] is None:
         return f"{goal['factor']:g}: not compared"
-    met = "met" if goal["reached"] >= goal["factor"] else "**not met**"
+    met = (
+        "met"
+        if goal["reached"] >= goal["factor"]
+        else "[not met](graph.md#what-bounds-whole-models)"
+    )
     return f"{goal['factor']:g}: {met}"
 
 
