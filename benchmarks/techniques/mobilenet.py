@@ -1,0 +1,69 @@
+"""Rows of the table: a MobileNetV2, whose depthwise layers one scale a tensor cannot serve.
+
+All rows share one training; the float column is that of the MobileNetV2, the int8 column is compared with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import qkernels
+from qkernels.pipeline import create_model
+from qkernels.recovery import correct_bias, equalize
+from techniques.row import Outcome, Row, Setting
+
+
+def quantized(
+    weight: str, *, equal: bool = False, bias: bool = False
+) -> Callable[[Setting], Outcome]:
+    def run(setting: Setting) -> Outcome:
+        net = _mobilenet(setting)
+        model = equalize(net)[0] if equal else net
+        batches = setting.calibration()
+        int8, _ = qkernels.quantize(model, {"weight": weight}, calibration=batches)
+        if bias:
+            correct_bias(int8, model, batches)
+        return Outcome(net, int8)
+
+    return run
+
+
+def _mobilenet(setting: Setting) -> nn.Module:
+    """Trained by the first row that asks, read by the others; twice the table's epochs, being a deep model."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setting.seed)
+        fresh = create_model("mobilenet_v2", setting.data)
+    shared = setting.beside("mobilenet")
+    config = setting.training(epochs=2 * setting.epochs, warmup_epochs=1, lr=0.1)
+    return shared.fit(fresh, config=config)
+
+
+def _row(name: str, ids: str, run: Callable[[Setting], Outcome], code: str = "equalize") -> Row:
+    paths = (
+        f"qkernels/recovery/{code}.py",
+        "tests/recovery/test_equalize.py",
+        "docs/quantization.md",
+    )
+    return Row(f"MobileNetV2, {name}", ("S4-5", *ids.split()), *paths, run)
+
+
+ROWS = [
+    _row("one scale a tensor", "S3-1", quantized("per_tensor")),
+    _row("one scale a tensor, equalized", "S3-1", quantized("per_tensor", equal=True)),
+    _row(
+        "one scale a tensor, equalized, biases corrected",
+        "S3-1",
+        quantized("per_tensor", equal=True, bias=True),
+        "bias",
+    ),
+    _row("one scale a channel", "S3-2", quantized("per_channel")),
+    _row(
+        "one scale a channel, equalized, biases corrected",
+        "S3-2",
+        quantized("per_channel", equal=True, bias=True),
+        "bias",
+    ),
+]
