@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 from qkernels.machine import describe_machine
+from techniques.elsewhere import POINTERS, Pointer
 from techniques.experiment import Plan, outcomes
 from techniques.results import Measured, Result
 from techniques.row import Row
@@ -57,8 +58,10 @@ def write(plan: Plan, out: Path, command: str) -> None:
                 *(_line(row, found, out) for row, found in rows),
             ]
             lines.append("")
+    lines += ["## Not a row of figures", "| what | ids | |", "| --- | --- | --- |"]
+    lines += [f"| {p.name} | {', '.join(p.technique)} | {_links(p, out)} |" for p in POINTERS]
     versions = machine["versions"]
-    lines.append(f"Machine: {machine['cpu']}, {machine['isa']}; torch {versions['torch']}.")
+    lines.append(f"\nMachine: {machine['cpu']}, {machine['isa']}; torch {versions['torch']}.")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines) + "\n")
 
@@ -127,7 +130,7 @@ def _notes(found: list[Result]) -> str:
     return "; ".join(filter(None, [found[0].note, *figures]))
 
 
-def _links(row: Row, out: Path) -> str:
+def _links(row: Row | Pointer, out: Path) -> str:
     root = Path(__file__).parents[2]
     parts = {"code": row.code, "test": row.test, "example": row.example}
     return ", ".join(
