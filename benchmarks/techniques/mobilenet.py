@@ -1,6 +1,6 @@
 """Rows of the table: a MobileNetV2, whose depthwise layers one scale a tensor serves badly.
 
-All rows share one training of a model of half width, guided by the teacher; the float column is that of the MobileNetV2, the int8 column is compared with it.
+All rows share one training, of half width and guided by the teacher; the int8 column is compared with the float one.
 """
 
 from __future__ import annotations
