@@ -115,7 +115,8 @@ def _plain(picture: Image.Image) -> Image.Image:
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if not picture.has_transparency_data:
         return picture
-    picture = picture.convert("RGBA")
+    if picture.mode != "RGBA":
+        picture = picture.convert("RGBA")
     white = Image.new("RGB", picture.size, "white")
     white.paste(picture, mask=picture)
     return white

@@ -48,7 +48,7 @@ def classifier(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the main job leaves, after a few epochs on real digits."""
     run = tmp_path_factory.mktemp("student")
-    small = {"teacher_epochs": 4, "teacher_width": 8, "epochs": 6, "student_width": 8}
+    small = {"teacher_epochs": 2, "teacher_width": 8, "epochs": 4, "student_width": 8}
     timing = {"timing_seconds": 0.01, "throughput_batch": 4}
-    run_pipeline(PipelineConfig.for_data("digits", run=run, lr=0.01, **small, **timing))
+    run_pipeline(PipelineConfig.for_data("digits", run=run, lr=0.02, **small, **timing))
     return run

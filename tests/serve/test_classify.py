@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ from qkernels import cli, load
 from qkernels import data as datasets
 from qkernels.program import Program
 from qkernels.quantization import read_metadata
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +67,16 @@ def test_the_student_of_the_pipeline_classifies_pictures(student: Path, file: st
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_curl_sends_a_file_and_gets_a_label(server: Served, tmp_path: Path) -> None:
-    (body,), *_ = digits(1)
-    (tmp_path / "digit.png").write_bytes(body)
-    command = ["curl", "-s", "--data-binary", "@digit.png", f"{server.url}/classify"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, timeout=20)
-    assert json.loads(done.stdout)["label"] in "0123456789"
+def test_curl_sends_the_picture_of_the_readme_and_gets_its_label(
+    server: Served, student: Path
+) -> None:
+    bodies, batch, labels = digits(10)
+    with Image.open(ROOT / "docs/digit.png") as sent, Image.open(io.BytesIO(bodies[9])) as seven:
+        assert sent.tobytes() == seven.tobytes() and labels[9] == 7
+    command = ["curl", "-s", "--data-binary", "@docs/digit.png", f"{server.url}/classify"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=20)
+    want = Program.load(student / "student.qkp")(batch.numpy())[9].argmax()
+    assert json.loads(done.stdout)["label"] == str(want)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
