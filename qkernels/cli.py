@@ -33,11 +33,13 @@ from qkernels.export import export_onnx
 from qkernels.machine import describe_machine
 from qkernels.measure import count_macs, measure_speed
 from qkernels.pipeline import (
+    PROGRAM,
     RECIPES,
     PipelineConfig,
     calibration_batches,
     create_model,
     describe_architecture,
+    describe_data,
     run_pipeline,
 )
 from qkernels.program import Program
@@ -151,6 +153,8 @@ def pipeline(**flags: Any) -> None:
     for sentence in findings(result):
         _print(sentence)
     _print(f"\nThe report: {write_report(result, config.run / 'report').resolve()}")
+    if (program := config.run / PROGRAM).exists():
+        _print(f"To serve the int8 student: qkernels serve {shlex.quote(str(program))}")
 
 
 TRAIN_HELP = {
@@ -294,8 +298,7 @@ def quantize(
     if exact is not None and batches is not None:
         shifts = recovery.correct_bias(net, exact, batches)
         _print(f"biases of {len(shifts)} layers corrected, by up to {max(shifts.values()):.3g}")
-    extra = {"data": dataset.name, "mean": dataset.mean, "std": dataset.std}
-    qkernels.save(net, out, architecture=architecture, extra=extra)
+    qkernels.save(net, out, architecture=architecture, extra=describe_data(dataset))
     _print(report)
     _print(f"wrote {out}: {_kilobytes(out)}, before {_kilobytes(weights)}")
 
@@ -389,8 +392,7 @@ def advise(
     architecture = describe_architecture(best.student or model, dataset, width)
     if best.channels:
         architecture["kwargs"]["channels"] = best.channels
-    extra = {"data": dataset.name, "mean": dataset.mean, "std": dataset.std}
-    qkernels.save(best.model, out, architecture=architecture, extra=extra)
+    qkernels.save(best.model, out, architecture=architecture, extra=describe_data(dataset))
     _print(f"wrote {out}: {_kilobytes(out)}, before {_kilobytes(weights)}")
     if plot is not None:
         advice.plot(plot)
@@ -436,7 +438,7 @@ def compile_(
     example = torch.zeros(_size(size))
     model = qkernels.compile(qkernels.load(checkpoint), example, exact=exact, max_batch=max_batch)
     _print(model.report)
-    model.save(out)
+    model.save(out, extra=read_metadata(checkpoint)["extra"])
     _print(f"wrote {out}: {_kilobytes(out)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,13 +12,16 @@ from qkernels import data as datasets
 from qkernels.distill import TrainConfig
 from qkernels.measure import count_macs, measure_speed, paired_change
 from qkernels.pipeline import (
+    PROGRAM,
     PipelineConfig,
     PipelineResult,
     calibration_batches,
     create_model,
     run_pipeline,
 )
-from qkernels.quantization import load
+from qkernels.pipeline.run import compile_student
+from qkernels.program import Program
+from qkernels.quantization import load, quantize
 from qkernels.timing import Timing, time_in_turns
 
 TINY = {"epochs": 2, "teacher_epochs": 2, "teacher_width": 8, "student_width": 4}
@@ -115,6 +119,25 @@ def test_the_int8_file_alone_rebuilds_the_model_that_was_measured(tiny: Pipeline
     with torch.inference_mode():
         correct = int((model(images).argmax(1) == labels).sum())
     assert correct == tiny.row("student int8").accuracy.correct
+
+
+def test_the_program_that_is_left_to_be_served_is_the_int8_student(tiny: PipelineResult) -> None:
+    data, run = datasets.load("digits"), tiny.config.run
+    (images, _), *_ = data.batches("test", 50)
+    program = Program.load(run / PROGRAM)
+    expected = load(run / "int8" / "percentile.safetensors")(images)
+    assert np.array_equal(program(images.numpy()), expected.numpy())
+    assert program.extra["image_input"]["classes"] == list("0123456789")
+    assert program.extra["image_input"]["size"] == [8, 8]
+
+
+def test_a_student_that_is_no_program_is_said_and_leaves_no_old_one(tmp_path: Path) -> None:
+    (tmp_path / PROGRAM).write_text("old")
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Sigmoid(), torch.nn.Conv2d(4, 2, 1))  # fmt: skip
+    int8, _ = quantize(net.eval(), "dynamic")
+    said: list[str] = []
+    compile_student(PipelineConfig(run=tmp_path), datasets.load("digits"), int8, said.append)
+    assert "left to torch" in said[0] and not (tmp_path / PROGRAM).exists()
 
 
 def test_a_finished_run_is_measured_again_without_training(tiny: PipelineResult) -> None:

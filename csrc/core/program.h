@@ -1,6 +1,6 @@
 // A chained model as one run of bytes: what a saved file holds is what runs, wherever it lies in memory.
 //
-//   ProgramHeader, ProgramValue[values], ProgramStep[steps], int32 inputs[], int32 outputs[], names, constants
+//   ProgramHeader, ProgramValue[values], ProgramStep[steps], int32 inputs[], int32 outputs[], names, constants, extra
 //
 // Offsets count bytes from the start, constants begin at multiples of 64, numbers are little-endian. Batch, height and
 // width are those of the inputs of a call; everything else is fixed here. qkernels/program/format.py writes it.
@@ -20,7 +20,7 @@ struct ProgramHeader {
   uint32_t checksum;                    // CRC-32 of everything behind the header
   int32_t values, steps, inputs, outputs, slots;
   int64_t max_batch;                    // 0: any
-  int64_t unused;
+  int64_t extra;                        // offset of JSON for people and servers, up to the end; 0: none
 };
 static_assert(sizeof(ProgramHeader) == 64);
 

@@ -8,6 +8,7 @@ from typing import Any
 from qkernels.data.augment import Augment
 from qkernels.data.batches import Batches
 from qkernels.data.split import Split
+from qkernels.image_input import ImageInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,7 +16,8 @@ class ImageData:
     """Named splits of one data set.
 
     `mean` and `std` are per channel, of pixels scaled to [0, 1]; `augment` is what suits the data
-    (None: nothing). `val` is never part of `train`; it may be empty.
+    (None: nothing). `val` is never part of `train`; it may be empty. `border` is the share of each
+    edge that the images have lost, see `ImageInput`.
     """
 
     name: str
@@ -26,6 +28,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: Augment | None = None
+    border: float = 0.0
 
     def __post_init__(self) -> None:
         channels = self.train.images.shape[1]
@@ -44,6 +47,11 @@ class ImageData:
         """(C, H, W)"""
         _, channels, height, width = self.train.images.shape
         return channels, height, width
+
+    @property
+    def image_input(self) -> ImageInput:
+        """How any picture becomes like these, for files of models that were trained on them."""
+        return ImageInput(self.class_names, self.image_shape[1:], self.mean, self.std, self.border)
 
     def split(self, name: str) -> Split:
         """The split called train, val or test; ValueError for another name."""

@@ -15,18 +15,17 @@ from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
 from qkernels.data.paths import data_root
 from qkernels.data.split import Split, hold_out
+from qkernels.image_input import fit
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, which every published model of that size expects
 STD = (0.229, 0.224, 0.225)
+BORDER = (1 - 224 / 256) / 2  # the evaluation protocol of He et al. 2016
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Files as uint8 RGB [3, size, size]: shorter side to size * 256 / 224, centre crop.
-
-    The evaluation protocol of He et al. 2016 for size 224. An ImageStore.
-    """
+    """Files as uint8 RGB [3, size, size]: the central square, 224/256 of the shorter side. An ImageStore."""
 
     paths: tuple[Path, ...]
     size: int
@@ -55,12 +54,7 @@ class ImageFiles:
                 picture = file.convert("RGB")
         except OSError as error:
             raise ValueError(f"{path} is not a readable image: {error}") from error
-        scale = round(self.size * 256 / 224) / min(picture.size)
-        width, height = (max(self.size, round(side * scale)) for side in picture.size)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        picture = picture.resize((width, height)).crop(
-            (left, top, left + self.size, top + self.size)
-        )
+        picture = fit(picture, (self.size, self.size), BORDER)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
@@ -91,7 +85,7 @@ def load_imagefolder(
         train, val = hold_out(train, val_fraction, seed)
     test = _read_split(base / "test", classes, image_size) if (base / "test").is_dir() else val
     augment = Augment(padding=image_size // 8, flip=True)
-    return ImageData("imagefolder", classes, train, val, test, MEAN, STD, augment)
+    return ImageData("imagefolder", classes, train, val, test, MEAN, STD, augment, BORDER)
 
 
 def _read_split(folder: Path, classes: tuple[str, ...], size: int) -> Split:

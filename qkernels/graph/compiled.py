@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -68,15 +69,15 @@ class CompiledModel(nn.Module):
         self._check(inputs)
         return profile(self.graph, inputs, runs)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """As a file for `qkernels.program.Program.load`, which needs no torch.
+    def save(self, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> None:
+        """As a file for `qkernels.program.Program.load`, which needs no torch; ``extra``: JSON-able values to keep.
 
         Raises ValueError, naming the steps, where a part of the model is left to torch.
         """
         if self.program is None:
             steps = ", ".join(self.report.unfused) or "the order of its inputs or outputs"
             raise ValueError(f"the model is no program by itself; left to torch: {steps}")
-        self.program.program.save(path)
+        self.program.program.save(path, extra=extra)
 
     def train(self, mode: bool = True) -> CompiledModel:
         """Has no effect: the model is for inference in either mode."""

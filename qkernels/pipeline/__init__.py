@@ -1,11 +1,12 @@
 """The whole workflow: teacher, distilled student, int8 student, all measured on held-out images."""
 
-from qkernels.pipeline.architecture import create_model, describe_architecture
+from qkernels.pipeline.architecture import create_model, describe_architecture, describe_data
 from qkernels.pipeline.config import RECIPES, PipelineConfig
 from qkernels.pipeline.result import PipelineResult, Row
-from qkernels.pipeline.run import calibration_batches, run_pipeline
+from qkernels.pipeline.run import PROGRAM, calibration_batches, run_pipeline
 
 __all__ = [
+    "PROGRAM",
     "RECIPES",
     "PipelineConfig",
     "PipelineResult",
@@ -13,5 +14,6 @@ __all__ = [
     "calibration_batches",
     "create_model",
     "describe_architecture",
+    "describe_data",
     "run_pipeline",
 ]

@@ -1,4 +1,4 @@
-"""Models that fit a data set, by name."""
+"""Models that fit a data set, by name, and what their files keep."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ def describe_architecture(name: str, data: ImageData, width: int | None = None) 
     channels, height, _ = data.image_shape
     kwargs = {"num_classes": data.num_classes, "in_channels": channels, "image_size": height}
     return {"name": name, "kwargs": kwargs if width is None else {**kwargs, "width": width}}
+
+
+def describe_data(data: ImageData) -> dict[str, Any]:
+    """What a model's file keeps of its data as `extra`: enough to classify a picture with it."""
+    return {"data": data.name, **data.image_input.as_extra()}

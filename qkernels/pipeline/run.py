@@ -17,9 +17,10 @@ from qkernels import models
 from qkernels.data import ImageData
 from qkernels.distill import EpochRecord, TrainConfig, train
 from qkernels.evaluate import predict, score
+from qkernels.graph import compile
 from qkernels.machine import describe_machine
 from qkernels.measure import Speed, count_macs, count_parameters, measure_speed, paired_change
-from qkernels.pipeline.architecture import create_model, describe_architecture
+from qkernels.pipeline.architecture import create_model, describe_architecture, describe_data
 from qkernels.pipeline.config import Observer, PipelineConfig
 from qkernels.pipeline.result import PipelineResult, Row
 from qkernels.quantization import (
@@ -34,6 +35,7 @@ from qkernels.quantization import (
 
 TEACHER, ALONE, DISTILLED, INT8 = "teacher", "student alone", "student distilled", "student int8"
 FOLDERS = {TEACHER: "teacher", ALONE: "student", DISTILLED: "distilled"}
+PROGRAM = "student.qkp"  # the int8 student, to be served
 
 Say = Callable[[str], object]
 Curves = dict[str, tuple[EpochRecord, ...]]
@@ -53,14 +55,16 @@ def run_pipeline(
 ) -> PipelineResult:
     """Do what `config.run` does not hold yet, then evaluate and time all models.
 
-    Float weights go to RUN/teacher, RUN/student and RUN/distilled, int8 ones to RUN/int8. A run
-    that was killed goes on where it was. `say` is told what is about to happen.
+    Float weights go to RUN/teacher, RUN/student and RUN/distilled, int8 ones to RUN/int8, and the
+    int8 student as a program to RUN/student.qkp. A run that was killed goes on where it was. `say`
+    is told what is about to happen.
     Raises ValueError or FileNotFoundError for settings, data, weights or a run folder at fault.
     """
     data = datasets.load(config.data, config.data_root)
     floats, curves = _train_all(config, data, say, progress)
     say(f"quantizing, calibrated on {config.calibration_images} training images")
     quantized, reports = _quantize_all(config, data, floats[DISTILLED].model)
+    compile_student(config, data, quantized[INT8].model, say)
     entries = floats | quantized
     say(f"evaluating {len(entries)} models on {len(data.test)} test images")
     batches = data.batches("test", 250)
@@ -151,7 +155,6 @@ def _quantize_all(
 ) -> tuple[dict[str, _Entry], dict[str, QuantReport]]:
     entries, reports = {}, {}
     architecture = describe_architecture(config.student, data, config.student_width)
-    extra = {"data": data.name, "mean": data.mean, "std": data.std, "classes": data.class_names}
     for name, settings in int8_configs(config).items():
         batches = calibration_batches(data, config.calibration_images, config.seed)
         static = settings.activation == "static"
@@ -159,9 +162,20 @@ def _quantize_all(
         file = f"{settings.observer if static else settings.activation}.safetensors"
         path = config.run / "int8" / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(model, path, architecture=architecture, extra=extra)
+        save(model, path, architecture=architecture, extra=describe_data(data))
         entries[name] = _Entry(load(path), path, against=DISTILLED)  # what is on disk is measured
     return entries, reports
+
+
+def compile_student(config: PipelineConfig, data: ImageData, student: nn.Module, say: Say) -> None:
+    """Write the int8 student as a program, or `say` which part of it is none."""
+    path = config.run / PROGRAM
+    try:
+        chained = compile(student, torch.zeros(1, *data.image_shape))
+        chained.save(path, extra=describe_data(data))
+    except ValueError as error:  # a part of it is left to torch
+        path.unlink(missing_ok=True)
+        say(f"{path} is not written, the checkpoint can be served as well: {error}")
 
 
 def _rows(

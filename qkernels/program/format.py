@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ HEADER = np.dtype(
     [
         ("magic", "S8"), ("version", "<u4"), ("layout", "<u4"), ("bytes", "<i8"), ("checksum", "<u4"),
         ("values", "<i4"), ("steps", "<i4"), ("inputs", "<i4"), ("outputs", "<i4"), ("slots", "<i4"),
-        ("max_batch", "<i8"), ("unused", "<i8"),
+        ("max_batch", "<i8"), ("extra", "<i8"),
     ]
 )  # fmt: skip
 VALUE = np.dtype(
@@ -107,7 +108,7 @@ def assemble(
             row["weight_bytes"] = step.constants["weight"].nbytes
 
     data = np.zeros(_up(used, 64), np.uint8)
-    header = data[: HEADER.itemsize].view(HEADER)[0]
+    header = _header(data)
     counts = (len(values), len(steps), len(inputs), len(outputs), max(slots, default=-1) + 1)
     header["magic"], header["version"] = MAGIC, kernel_core.PROGRAM_VERSION
     header["layout"], header["bytes"] = kernel_core.LAYOUT_VERSION, data.nbytes
@@ -129,7 +130,41 @@ def checksum(data: NDArray[np.uint8]) -> int:
 
 
 def stored_checksum(data: NDArray[np.uint8]) -> int:
-    return int(data[: HEADER.itemsize].view(HEADER)[0]["checksum"])
+    return int(_header(data)["checksum"])
+
+
+def with_extra(data: NDArray[np.uint8], extra: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """The program with these values behind it, in place of those that were there. ValueError: JSON cannot hold them."""
+    try:
+        text = json.dumps(dict(extra), allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"extra must be JSON-able: {error}") from error
+    end = int(_header(data)["extra"]) or data.nbytes
+    new = np.zeros(_up(end + len(text), 64), np.uint8)
+    new[:end] = data[:end]
+    new[end : end + len(text)] = np.frombuffer(text, np.uint8)
+    header = _header(new)
+    header["extra"], header["bytes"] = end, new.nbytes
+    header["checksum"] = checksum(new)
+    return new
+
+
+def read_extra(data: NDArray[np.uint8]) -> dict[str, Any]:
+    """What `with_extra` has written; empty where it has not."""
+    at = int(_header(data)["extra"])
+    if at == 0:
+        return {}
+    try:
+        extra = json.loads(data[at:].tobytes().rstrip(b"\0"))
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise ValueError("the values kept with the program are no JSON object")
+    return extra
+
+
+def _header(data: NDArray[np.uint8]) -> Any:
+    return data[: HEADER.itemsize].view(HEADER)[0]
 
 
 def _up(n: int, to: int) -> int:

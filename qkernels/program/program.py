@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import qkernels._core as kernel_core
-from qkernels.program.format import checksum, stored_checksum
+from qkernels.program.format import checksum, read_extra, stored_checksum, with_extra
 from qkernels.program.profile import Profile
 
 
@@ -46,12 +47,16 @@ class Program:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the bytes aside, then rename: a reader sees the old file or the new one."""
+    def save(self, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> None:
+        """Write the bytes aside, then rename: a reader sees the old file or the new one.
+
+        ``extra``: JSON-able values to keep in the file; None: those that the program has.
+        """
+        data = self.data if extra is None else with_extra(self.data, extra)
         target = Path(path)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
             aside = Path(folder) / target.name
-            self.data.tofile(aside)
+            data.tofile(aside)
             aside.replace(target)
 
     def __call__(self, *inputs: NDArray[np.float32]) -> Any:
@@ -85,6 +90,11 @@ class Program:
     def outputs(self) -> list[tuple[int, int]]:
         """(axes, channels) of each output; 0 channels: they follow from the image size."""
         return list(self._program.signature(False))
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Values that were saved with it; ValueError if they are damaged."""
+        return read_extra(self.data)
 
     @property
     def max_batch(self) -> int | None:

@@ -6,26 +6,38 @@ import asyncio
 import contextlib
 import hmac
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
-import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import qkernels
-from qkernels.serve import protocol
-from qkernels.serve.batching import Batcher, QueueFull
+from qkernels.image_input import ImageInput
+from qkernels.serve import pictures, protocol
+from qkernels.serve.batching import Batcher, QueueFull, Times
 from qkernels.serve.current import CurrentModel
+from qkernels.serve.limits import read_body, time_limit
 from qkernels.serve.metrics import Metrics
+from qkernels.serve.model import Model
 from qkernels.serve.protocol import RequestError
 from qkernels.serve.settings import Settings
 
 logger = logging.getLogger("qkernels.serve")
+
+_PAGE = Path(__file__).with_name("page.html").read_bytes()
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
 
 
 def _log_failure(error: BaseException) -> None:
@@ -52,6 +64,9 @@ def application(
         Route("/v2/health/live", server.live),
         Route("/v2/health/ready", server.ready),
         Route("/metrics", server.metrics_text),
+        Route("/classify", server.classify, methods=["POST"]),
+        Route("/classify", server.classes),
+        Route("/", server.page),
     ]
     token = settings.token
     guard = [] if token is None else [Middleware(_BearerToken, token=token)]
@@ -74,6 +89,7 @@ class _Server:
         self._settings, self._failed = settings, failed
         self._metrics = Metrics()
         self._current = CurrentModel(settings, self._metrics)
+        self._decoder = pictures.Decoder(settings.queue)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -82,6 +98,7 @@ class _Server:
         yield
         watching.cancel()
         self._current.close()
+        self._decoder.close()
 
     def _watched(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -113,11 +130,36 @@ class _Server:
         self._batcher(request)
         return JSONResponse({"name": self._settings.name, "ready": True})
 
+    async def page(self, request: Request) -> Response:
+        return Response(_PAGE, media_type="text/html", headers=_PAGE_HEADERS)
+
+    async def classes(self, request: Request) -> Response:
+        model = self._loaded().model
+        image_input = _image_input(model)
+        return JSONResponse(
+            {
+                "model_name": self._settings.name,
+                "model_version": model.version,
+                "classes": image_input.classes,
+                "size": image_input.size,
+                "max_pixels": pictures.MAX_PIXELS,
+                "max_bytes": self._settings.max_body,
+            }
+        )
+
     async def infer(self, request: Request) -> Response:
+        return await self._counted(request, self._infer)
+
+    async def classify(self, request: Request) -> Response:
+        return await self._counted(request, self._classify)
+
+    async def _counted(
+        self, request: Request, answer: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
         metrics = self._metrics
         with metrics.in_flight.track_inprogress(), metrics.request_seconds.time():
             try:
-                response = await self._answer(request)
+                response = await answer(request)
             except RequestError as error:
                 response = await _refused(request, error)
             except Exception as error:
@@ -125,42 +167,51 @@ class _Server:
         metrics.requests.labels(response.status_code).inc()
         return response
 
-    async def _answer(self, request: Request) -> Response:
-        """Within the time that the server and the request allow."""
-        batcher, limit = self._batcher(request), self._settings.timeout
-        came = False
-        try:
-            with anyio.fail_after(limit) as scope:
-                body = await _body(request, self._settings.max_body)
-                came = True
-                if batcher.full:  # before anything is spent on it
-                    raise _overloaded()
-                asked = protocol.decode(
-                    body, request.headers.get(protocol.JSON_LENGTH), batcher.model
-                )
-                if asked.timeout is not None and asked.timeout < limit:
-                    scope.deadline -= limit - asked.timeout
-                    limit = asked.timeout
-                results = await batcher.infer(asked.inputs)
-        except QueueFull:
-            raise _overloaded() from None
-        except TimeoutError:
-            if came:
-                raise RequestError(504, f"no answer within {limit:g} s") from None
-            sentence = f"the body did not come within {limit:g} s"
-            raise RequestError(408, sentence, {"connection": "close"}) from None
+    async def _infer(self, request: Request) -> Response:
+        batcher = self._batcher(request)
+        with time_limit(self._settings.timeout) as limit:
+            body = await read_body(request, self._settings.max_body)
+            limit.body_came = True
+            if batcher.full:  # before anything is spent on it
+                raise QueueFull
+            asked = protocol.decode(body, request.headers.get(protocol.JSON_LENGTH), batcher.model)
+            if asked.timeout is not None:
+                limit.shorten(asked.timeout)
+            results = await batcher.infer(asked.inputs)
         answer, headers = protocol.encode(self._settings.name, batcher.model, asked, results)
         logger.debug("200", extra={"rows": len(asked.inputs[0]), "id": asked.id})
         return Response(answer, headers=headers)
+
+    async def _classify(self, request: Request) -> Response:
+        batcher, times = self._loaded(), Times()
+        model, image_input = batcher.model, _image_input(batcher.model)
+        with time_limit(self._settings.timeout) as limit:
+            body = await read_body(request, self._settings.max_body)
+            limit.body_came = True
+            if batcher.full:
+                raise QueueFull
+            began = time.perf_counter()
+            x = await self._decoder(body, image_input)
+            decode = time.perf_counter() - began
+            (logits,) = await batcher.infer([x], times=times)
+        answer = pictures.answer(self._settings.name, model.version, image_input, logits[0])
+        seconds = {"decode": decode, "queue": times.queue, "compute": times.compute}
+        answer["milliseconds"] = {name: round(1e3 * value, 3) for name, value in seconds.items()}
+        return JSONResponse(answer)
+
+    def _loaded(self) -> Batcher:
+        batcher = self._current.batcher
+        if batcher is None:
+            sentence = f"model {self._settings.name!r} is being loaded"
+            raise RequestError(503, sentence, {"retry-after": "1"})
+        return batcher
 
     def _batcher(self, request: Request) -> Batcher:
         """Of the model and version in the address, which are compared with what is loaded and nothing else."""
         name, version = request.path_params["name"], request.path_params.get("version")
         if name != self._settings.name:
             raise RequestError(404, f"there is no model {name!r}; this is {self._settings.name!r}")
-        batcher = self._current.batcher
-        if batcher is None:
-            raise RequestError(503, f"model {name!r} is being loaded", {"retry-after": "1"})
+        batcher = self._loaded()
         if version is not None and version != batcher.model.version:
             raise RequestError(
                 404, f"there is no version {version!r}; it is {batcher.model.version!r}"
@@ -168,42 +219,30 @@ class _Server:
         return batcher
 
 
-def _overloaded() -> RequestError:
-    return RequestError(503, "too many requests are waiting", {"retry-after": "1"})
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    if encoding := request.headers.get("content-encoding"):
-        raise RequestError(415, f"content-encoding {encoding!r} is not taken")
-    size, chunks = int(request.headers.get("content-length", "0")), list[bytes]()
-    try:
-        if size <= limit:
-            size = 0
-            async for chunk in request.stream():
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > limit:
-                    break
-    except ClientDisconnect:
-        raise RequestError(499, "the client went") from None
-    if size > limit:
-        raise RequestError(413, f"the body is larger than {limit} bytes", {"connection": "close"})
-    return b"".join(chunks)
+def _image_input(model: Model) -> ImageInput:
+    if model.image_input is None:
+        sentence = "the model's file has no image_input: how a picture becomes an input, and what the classes are"
+        raise RequestError(404, sentence)
+    return model.image_input
 
 
 class _BearerToken:
-    """Everything but the health of the server needs the token."""
+    """Everything but the health of the server and the page, which asks for it, needs the token."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._expected = app, b"Bearer " + token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not scope["path"].startswith("/v2/health/"):
+        if scope["type"] == "http" and not _is_open(scope["path"]):
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not hmac.compare_digest(given, self._expected):
                 response = _error(401, "a bearer token is needed", {"www-authenticate": "Bearer"})
                 return await response(scope, receive, send)
         await self._app(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    return path == "/" or path.startswith("/v2/health/")
 
 
 def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:

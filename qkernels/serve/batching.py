@@ -20,11 +20,20 @@ class QueueFull(Exception):
     """As many rows are waiting as may."""
 
 
+@dataclass
+class Times:
+    """Seconds of one request: before its batch began, and of the batch."""
+
+    queue: float = 0.0
+    compute: float = 0.0
+
+
 @dataclass(eq=False)
 class _Waiting:
     inputs: Arrays
     future: asyncio.Future[Arrays]
     arrived: float
+    started: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -54,8 +63,11 @@ class Batcher:
     def full(self) -> bool:
         return self._rows >= self._settings.queue
 
-    async def infer(self, inputs: Arrays) -> Arrays:
-        """Rows of the batch that these inputs run in. Cancelled, it leaves the queue. Raises QueueFull at once."""
+    async def infer(self, inputs: Arrays, times: Times | None = None) -> Arrays:
+        """Rows of the batch that these inputs run in. Cancelled, it leaves the queue. Raises QueueFull at once.
+
+        ``times``, where given, is filled in.
+        """
         if self._rows + len(inputs[0]) > self._settings.queue:
             raise QueueFull
         waiting = _Waiting(inputs, self._loop.create_future(), time.perf_counter())
@@ -65,12 +77,16 @@ class Batcher:
             self._looking = True
             self._loop.call_soon(self._start)
         try:
-            return await waiting.future
+            results = await waiting.future
         except asyncio.CancelledError:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
                 self._count(-waiting.rows)
             raise
+        if times is not None:
+            times.queue = waiting.started - waiting.arrived
+            times.compute = time.perf_counter() - waiting.started
+        return results
 
     def _start(self) -> None:
         """Start the batches that are due, and come back for one that will be."""
@@ -84,6 +100,7 @@ class Batcher:
             batch = self._take()
             started = time.perf_counter()
             for waiting in batch:
+                waiting.started = started
                 self._metrics.queue_seconds.observe(started - waiting.arrived)
             self._running += 1
             run = self._loop.run_in_executor(self._executor, self._run, batch)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from qkernels.image_input import KEY, ImageInput
 from qkernels.program import Program
 from qkernels.serve.settings import Size
 
@@ -30,7 +32,8 @@ class Tensor:
 class Model:
     """A model that has run. ``run`` takes arrays [N, *size], 1 <= N <= max_batch, from any thread.
 
-    ``version``: the CRC-32 of its file, so that a version never means two models.
+    ``version``: the CRC-32 of its file, so that a version never means two models. ``image_input``: how a picture
+    becomes an input, where the file says so.
     """
 
     version: str
@@ -39,6 +42,7 @@ class Model:
     outputs: tuple[Tensor, ...]
     max_batch: int
     run: Run
+    image_input: ImageInput | None = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,13 @@ class Opened:
     sizes: tuple[Size, ...]
     max_batch: int | None
     run: Run
+    image_input: ImageInput | None = None
 
     def warm_up(self, max_batch: int) -> Model:
-        """Run the smallest and the largest batch, so that the first request meets no first time."""
+        """Run the smallest and the largest batch, so that the first request meets no first time.
+
+        Raises ValueError where the file describes images or classes that are not the model's.
+        """
         largest = min(max_batch, self.max_batch or max_batch)
         for rows in (largest, 1):
             results = self.run([np.zeros((rows, *size), np.float32) for size in self.sizes])
@@ -64,7 +72,24 @@ class Opened:
             _named("output", outputs),
             largest,
             self.run,
+            self._image_input(outputs),
         )
+
+    def _image_input(self, outputs: Sequence[Size]) -> ImageInput | None:
+        """For the size that is served."""
+        said = self.image_input
+        if said is None:
+            return None
+        channels, *size = self.sizes[0]
+        is_image = len(self.sizes) == 1 and len(size) == 2 and channels in (1, 3)
+        same = channels == len(said.mean) == len(said.std)
+        if not is_image or not same or [tuple(y) for y in outputs] != [(len(said.classes),)]:
+            raise ValueError(
+                f"{KEY} has {len(said.mean)} means, {len(said.std)} stds and {len(said.classes)} classes; "
+                f"the model takes {self.sizes} and gives {outputs}"
+            )
+        height, width = size
+        return replace(said, size=(height, width))
 
 
 def open_model(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
@@ -79,21 +104,25 @@ def open_model(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
         return _checkpoint(path, version, sizes, threads)
     try:
         program = Program(data, threads)
+        image_input = _read_image_input(program.extra)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    sizes = sizes or _sizes(image_input)
     if not sizes:
         if any(axes == 4 for axes, _ in program.inputs):
             raise ValueError(f"{path} takes images of any size: give --size, such as 1,3,224,224")
         sizes = [(1, channels) for _, channels in program.inputs]
-    return _program(program, version, sizes)
+    return _program(program, version, sizes, image_input)
 
 
-def _program(program: Program, version: str, sizes: Sequence[Size]) -> Opened:
+def _program(
+    program: Program, version: str, sizes: Sequence[Size], image_input: ImageInput | None
+) -> Opened:
     def run(inputs: Arrays) -> Arrays:
         return _listed(program(*inputs))
 
     examples = tuple(size[1:] for size in sizes)
-    return Opened(version, "qkernels_program", examples, program.max_batch, run)
+    return Opened(version, "qkernels_program", examples, program.max_batch, run, image_input)
 
 
 def _checkpoint(path: Path, version: str, sizes: Sequence[Size], threads: int) -> Opened:
@@ -102,8 +131,11 @@ def _checkpoint(path: Path, version: str, sizes: Sequence[Size], threads: int) -
     import qkernels
     from qkernels.quantization import read_metadata
 
+    metadata = read_metadata(path)
+    image_input = _read_image_input(metadata["extra"])
+    sizes = sizes or _sizes(image_input)
     if not sizes:
-        options = (read_metadata(path)["architecture"] or {"kwargs": {}})["kwargs"]
+        options = (metadata["architecture"] or {"kwargs": {}})["kwargs"]
         if not {"in_channels", "image_size"} <= options.keys():
             raise ValueError(
                 f"{path} does not say its image size: give --size, such as 1,3,224,224"
@@ -113,14 +145,29 @@ def _checkpoint(path: Path, version: str, sizes: Sequence[Size], threads: int) -
     examples = tuple(torch.zeros(1, *size[1:]) for size in sizes)
     chained = qkernels.compile(qkernels.load(path), examples)
     if chained.program is not None:
-        return _program(Program(chained.program.program.data, threads), version, sizes)
+        program = Program(chained.program.program.data, threads)
+        return _program(program, version, sizes, image_input)
 
     def run(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
             y = chained(*(torch.from_numpy(np.require(x, requirements="W")) for x in inputs))
         return [t.numpy() for t in _listed(y)]
 
-    return Opened(version, "qkernels_torch", tuple(s[1:] for s in sizes), None, run)
+    taken = tuple(size[1:] for size in sizes)
+    return Opened(version, "qkernels_torch", taken, None, run, image_input)
+
+
+def _read_image_input(extra: Mapping[str, Any]) -> ImageInput | None:
+    try:
+        return msgspec.convert(extra.get(KEY), ImageInput | None)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{KEY} is not right: {error}") from error
+
+
+def _sizes(image_input: ImageInput | None) -> list[Size]:
+    if image_input is None:
+        return []
+    return [(1, len(image_input.mean), *image_input.size)]
 
 
 def _listed(results: Any) -> Any:

@@ -273,6 +273,33 @@ def test_a_file_that_is_not_whole_is_refused_in_one_sentence(
         Program.load(tmp_path / "bad.qkp")
 
 
+def test_a_file_keeps_values_beside_the_program_and_the_program_stays_as_it_is(
+    tmp_path: Path,
+) -> None:
+    program, x, expected = small_program()
+    assert program.extra == {}
+    path = tmp_path / "model.qkp"
+    for extra in ({"classes": ["é", "b"], "top1": 0.5}, {}, {"long": "a" * 1000}, {"b": None}):
+        program.save(path, extra=extra)
+        program = Program.load(path)
+        assert program.extra == extra
+        assert np.array_equal(program(x.numpy()), expected.numpy())
+        program.save(path)
+        assert Program.load(path).extra == extra
+    for bad in ({"x": np.zeros(1)}, {"x": float("nan")}):
+        with pytest.raises(ValueError, match="extra must be JSON-able"):
+            program.save(path, extra=bad)
+    assert Program.load(path).extra == {"b": None}
+
+
+@pytest.mark.parametrize("at", [-1, 1, 63, 2**62])
+def test_a_forged_place_of_the_extra_values_is_one_sentence(at: int) -> None:
+    data = small_program()[0].data.copy()
+    data[: HEADER.itemsize].view(HEADER)[0]["extra"] = at
+    with pytest.raises(ValueError, match="values kept with the program are no JSON object"):
+        _ = Program(data).extra
+
+
 def test_forged_tables_are_refused_or_run_within_their_memory() -> None:
     """Any four bytes of the tables changed, the checksum made good again: a sentence, or a result, never a crash."""
     program, x, _ = small_program()

@@ -9,6 +9,9 @@ from serve_process import Served, serving
 from served_nets import SIZE, Heads, save_program
 
 import qkernels as qk
+from qkernels.image_input import ImageInput
+from qkernels.pipeline import PipelineConfig, run_pipeline
+from qkernels.program import Program
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +33,22 @@ def two_headed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(program: Path) -> Iterator[Served]:
     with serving(program, "--size", SIZE, "--max-batch", 8, "--max-body", 0.1) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def classifier(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small program with names for its five outputs."""
+    path = tmp_path_factory.mktemp("served") / "classifier.qkp"
+    described = ImageInput(tuple("vwxyz"), (8, 8), (0.5,) * 3, (0.25,) * 3)
+    Program.load(program).save(path, extra=described.as_extra())
+    return path
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the main job leaves, after a few epochs on real digits."""
+    run = tmp_path_factory.mktemp("student")
+    small = {"teacher_epochs": 2, "teacher_width": 8, "epochs": 4, "student_width": 8}
+    timing = {"timing_seconds": 0.01, "throughput_batch": 4}
+    run_pipeline(PipelineConfig.for_data("digits", run=run, lr=0.02, **small, **timing))
+    return run

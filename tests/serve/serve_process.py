@@ -23,6 +23,7 @@ class Served:
     lines: list[dict[str, Any]] = field(default_factory=list)
     listening: threading.Event = field(default_factory=threading.Event)
     ready: threading.Event = field(default_factory=threading.Event)
+    scheme: str = ""
     address: str = ""
 
     def read_log(self) -> None:
@@ -31,15 +32,15 @@ class Served:
             is_json = text.startswith("{")  # or a sentence of one that did not start
             self.lines.append(json.loads(text) if is_json else {"message": text})
             message = self.lines[-1]["message"]
-            if found := re.search(r"running on http://(\S+)", message):
-                self.address = found[1]
+            if found := re.search(r"running on (https?)://(\S+)", message):
+                self.scheme, self.address = found[1], found[2]
                 self.listening.set()
             if "is ready" in message:
                 self.ready.set()
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"{self.scheme}://{self.address}"
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=20)

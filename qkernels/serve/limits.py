@@ -1,0 +1,63 @@
+"""The time and the bytes that a request may take."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import anyio
+from starlette.requests import ClientDisconnect, Request
+
+from qkernels.serve.batching import QueueFull
+from qkernels.serve.protocol import RequestError
+
+
+@dataclass
+class TimeLimit:
+    """``seconds`` from the start; ``body_came``: whose fault it is when they are over."""
+
+    scope: anyio.CancelScope
+    seconds: float
+    body_came: bool = False
+
+    def shorten(self, seconds: float) -> None:
+        if seconds < self.seconds:
+            self.scope.deadline -= self.seconds - seconds
+            self.seconds = seconds
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[TimeLimit]:
+    """Around the making of an answer; that it takes too long, or the queue is full, becomes a RequestError."""
+    try:
+        with anyio.fail_after(seconds) as scope:
+            limit = TimeLimit(scope, seconds)
+            yield limit
+    except QueueFull:
+        raise RequestError(503, "too many requests are waiting", {"retry-after": "1"}) from None
+    except TimeoutError:
+        if limit.body_came:
+            raise RequestError(504, f"no answer within {limit.seconds:g} s") from None
+        sentence = f"the body did not come within {seconds:g} s"
+        raise RequestError(408, sentence, {"connection": "close"}) from None
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body, of at most ``limit`` bytes. Raises RequestError."""
+    if encoding := request.headers.get("content-encoding"):
+        raise RequestError(415, f"content-encoding {encoding!r} is not taken")
+    size, chunks = int(request.headers.get("content-length", "0")), list[bytes]()
+    try:
+        if size <= limit:
+            size = 0
+            async for chunk in request.stream():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    break
+    except ClientDisconnect:
+        raise RequestError(499, "the client went") from None
+    if size > limit:
+        raise RequestError(413, f"the body is larger than {limit} bytes", {"connection": "close"})
+    return b"".join(chunks)

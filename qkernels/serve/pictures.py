@@ -1,0 +1,122 @@
+"""Pictures as inputs and classes as answers: what POST /classify takes and gives."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from qkernels.image_input import ImageInput
+from qkernels.serve.batching import QueueFull
+from qkernels.serve.protocol import RequestError
+
+MAX_PIXELS = 25_000_000
+TOP = 5
+# Naming the plugins keeps Pillow from importing all it has.
+_FORMATS = tuple(
+    plugin.format
+    for plugin in (
+        PngImagePlugin.PngImageFile,
+        JpegImagePlugin.JpegImageFile,
+        WebPImagePlugin.WebPImageFile,
+    )
+)
+
+
+class Decoder:
+    """Decodes one picture at a time in a thread of its own, which bounds the memory; ``most`` may wait or run."""
+
+    def __init__(self, most: int) -> None:
+        self._thread = ThreadPoolExecutor(1, "decoder")
+        self._most, self._now = most, 0
+
+    async def __call__(self, body: bytes, image_input: ImageInput) -> NDArray[np.float32]:
+        """As `decode`. Raises QueueFull at once."""
+        if self._now >= self._most:
+            raise QueueFull
+        self._now += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, decode, body, image_input)
+        finally:
+            self._now -= 1
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False)
+
+
+def decode(body: bytes, image_input: ImageInput) -> NDArray[np.float32]:
+    """The input [1, C, H, W] for one picture. Raises RequestError that says why the bytes are not taken."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are not for a server's log
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        picture = _opened(body)
+        try:
+            pixels = image_input.pixels(_plain(picture))
+        except Exception as error:  # decoders raise whatever damaged bytes lead them to
+            raise _damaged(error) from error
+    return image_input.normalised(pixels[None])
+
+
+def answer(
+    name: str, version: str, image_input: ImageInput, logits: NDArray[np.float32]
+) -> dict[str, Any]:
+    """The most probable classes, by the softmax of the model's output [classes]."""
+    shares = np.exp(logits.astype(np.float64) - logits.max())
+    shares /= shares.sum()
+    best = np.argsort(-shares, kind="stable")[:TOP]
+    top = [{"label": image_input.classes[i], "probability": float(shares[i])} for i in best]
+    return {"model_name": name, "model_version": version, **top[0], "top": top}
+
+
+def _opened(body: bytes) -> Image.Image:
+    """The picture with its size known and nothing of it decoded yet."""
+    try:
+        picture = Image.open(io.BytesIO(body), formats=_FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise _too_large() from None
+    except UnidentifiedImageError as error:
+        raise RequestError(415, "the body is no PNG, JPEG or WebP picture") from error
+    except Exception as error:
+        raise _damaged(error) from error
+    if picture.width * picture.height > MAX_PIXELS:
+        raise _too_large()
+    # A JPEG of several pictures (MPO) is what telephones write; the first of them is the photograph.
+    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+        raise RequestError(400, f"the {picture.format} picture is animated; a still one is needed")
+    return picture
+
+
+def _damaged(error: Exception) -> RequestError:
+    return RequestError(400, f"the picture is damaged: {' '.join(str(error).split())}")
+
+
+def _too_large() -> RequestError:
+    return RequestError(413, f"the picture has more than {MAX_PIXELS:,} pixels")
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """Upright, 8 bits a channel, what is transparent on white."""
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture
+    if picture.mode != "RGBA":
+        picture = picture.convert("RGBA")
+    white = Image.new("RGB", picture.size, "white")
+    white.paste(picture, mask=picture)
+    return white
