@@ -27,16 +27,23 @@ from qkernels.serve.settings import Settings
 
 logger = logging.getLogger("qkernels.serve")
 
+_FULL, _COME_BACK = "too many requests are waiting", {"retry-after": "1"}
+
 
 def _log_failure(error: BaseException) -> None:
     logger.error("the model cannot be served: %s", error)
 
 
 def application(
-    settings: Settings, failed: Callable[[BaseException], None] = _log_failure
+    settings: Settings,
+    failed: Callable[[BaseException], None] = _log_failure,
+    restarts: int = 0,
 ) -> Starlette:
-    """An ASGI application that loads the model when it starts; ``failed`` is told why it could not."""
-    server = _Server(settings, failed)
+    """An ASGI application that loads the model when it starts; ``failed`` is told why it could not.
+
+    ``restarts``, for the metrics: how many processes served before this one and were killed.
+    """
+    server = _Server(settings, failed, restarts)
     model = "/v2/models/{name}"
     routes = [
         route
@@ -57,7 +64,7 @@ def application(
     guard = [] if token is None else [Middleware(_BearerToken, token=token)]
     app = Starlette(
         routes=routes,
-        middleware=guard,
+        middleware=[*guard, Middleware(_Door, server=server)],
         lifespan=server.lifespan,
         exception_handlers={
             RequestError: _refused,
@@ -70,10 +77,25 @@ def application(
 
 
 class _Server:
-    def __init__(self, settings: Settings, failed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, settings: Settings, failed: Callable[[BaseException], None], restarts: int
+    ) -> None:
         self._settings, self._failed = settings, failed
-        self._metrics = Metrics()
+        self._metrics = Metrics(restarts)
         self._current = CurrentModel(settings, self._metrics)
+        self._inside = 0  # requests for results that have no answer yet
+        self._most = settings.queue + settings.workers * settings.max_batch
+        self._metrics.in_flight.set_function(lambda: self._inside)
+
+    @property
+    def full(self) -> bool:
+        """Whether one more request for results is refused: as many are inside, waiting or still being read, as the
+        queue and the workers can hold, or as many rows wait as may."""
+        batcher = self._current.batcher
+        return self._inside >= self._most or (batcher is not None and batcher.full)
+
+    def count(self, status: int) -> None:
+        self._metrics.requests.labels(status).inc()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -114,15 +136,17 @@ class _Server:
         return JSONResponse({"name": self._settings.name, "ready": True})
 
     async def infer(self, request: Request) -> Response:
-        metrics = self._metrics
-        with metrics.in_flight.track_inprogress(), metrics.request_seconds.time():
-            try:
+        self._inside += 1
+        try:
+            with self._metrics.request_seconds.time():
                 response = await self._answer(request)
-            except RequestError as error:
-                response = await _refused(request, error)
-            except Exception as error:
-                response = await _failed(request, error)
-        metrics.requests.labels(response.status_code).inc()
+        except RequestError as error:
+            response = await _refused(request, error)
+        except Exception as error:
+            response = await _failed(request, error)
+        finally:
+            self._inside -= 1
+        self.count(response.status_code)
         return response
 
     async def _answer(self, request: Request) -> Response:
@@ -133,17 +157,15 @@ class _Server:
             with anyio.fail_after(limit) as scope:
                 body = await _body(request, self._settings.max_body)
                 came = True
-                if batcher.full:  # before anything is spent on it
-                    raise _overloaded()
                 asked = protocol.decode(
                     body, request.headers.get(protocol.JSON_LENGTH), batcher.model
                 )
                 if asked.timeout is not None and asked.timeout < limit:
                     scope.deadline -= limit - asked.timeout
                     limit = asked.timeout
-                results = await batcher.infer(asked.inputs)
+                results = await batcher.infer(asked.inputs, scope.deadline - anyio.current_time())
         except QueueFull:
-            raise _overloaded() from None
+            raise RequestError(503, _FULL, _COME_BACK) from None
         except TimeoutError:
             if came:
                 raise RequestError(504, f"no answer within {limit:g} s") from None
@@ -160,16 +182,12 @@ class _Server:
             raise RequestError(404, f"there is no model {name!r}; this is {self._settings.name!r}")
         batcher = self._current.batcher
         if batcher is None:
-            raise RequestError(503, f"model {name!r} is being loaded", {"retry-after": "1"})
+            raise RequestError(503, f"model {name!r} is being loaded", _COME_BACK)
         if version is not None and version != batcher.model.version:
             raise RequestError(
                 404, f"there is no version {version!r}; it is {batcher.model.version!r}"
             )
         return batcher
-
-
-def _overloaded() -> RequestError:
-    return RequestError(503, "too many requests are waiting", {"retry-after": "1"})
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -189,6 +207,29 @@ async def _body(request: Request, limit: int) -> bytes:
     if size > limit:
         raise RequestError(413, f"the body is larger than {limit} bytes", {"connection": "close"})
     return b"".join(chunks)
+
+
+class _Door:
+    """Refuses requests for results while the server is full, before anything is read or routed: what refusing costs
+    is taken from the requests that are answered, and there may be many times more to refuse."""
+
+    def __init__(self, app: ASGIApp, server: _Server) -> None:
+        self._app, self._server = app, server
+        refusal = _error(503, _FULL, _COME_BACK)
+        self._start = {
+            "type": "http.response.start",
+            "status": refusal.status_code,
+            "headers": refusal.raw_headers,
+        }
+        self._body = {"type": "http.response.body", "body": refusal.body}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and self._server.full:
+            self._server.count(503)
+            await send(self._start)
+            await send(self._body)
+        else:
+            await self._app(scope, receive, send)
 
 
 class _BearerToken:
