@@ -21,13 +21,12 @@ import qkernels
 from qkernels.serve import protocol
 from qkernels.serve.batching import Batcher, QueueFull
 from qkernels.serve.current import CurrentModel
+from qkernels.serve.door import COME_BACK, FULL
 from qkernels.serve.metrics import Metrics
 from qkernels.serve.protocol import RequestError
 from qkernels.serve.settings import Settings
 
 logger = logging.getLogger("qkernels.serve")
-
-_FULL, _COME_BACK = "too many requests are waiting", {"retry-after": "1"}
 
 
 def _log_failure(error: BaseException) -> None:
@@ -64,7 +63,7 @@ def application(
     guard = [] if token is None else [Middleware(_BearerToken, token=token)]
     app = Starlette(
         routes=routes,
-        middleware=[*guard, Middleware(_Door, server=server)],
+        middleware=guard,
         lifespan=server.lifespan,
         exception_handlers={
             RequestError: _refused,
@@ -73,6 +72,7 @@ def application(
         },
     )
     app.router.redirect_slashes = False  # an address is right or 404
+    app.state.inside = server  # for a door in front
     return app
 
 
@@ -89,8 +89,8 @@ class _Server:
 
     @property
     def full(self) -> bool:
-        """Whether one more request for results is refused: as many are inside, waiting or still being read, as the
-        queue and the workers can hold, or as many rows wait as may."""
+        """Whether one more request for results is one too many: as many are inside, waiting or still being read, as
+        the queue and the workers hold, or as many rows wait as may."""
         batcher = self._current.batcher
         return self._inside >= self._most or (batcher is not None and batcher.full)
 
@@ -165,7 +165,7 @@ class _Server:
                     limit = asked.timeout
                 results = await batcher.infer(asked.inputs, scope.deadline - anyio.current_time())
         except QueueFull:
-            raise RequestError(503, _FULL, _COME_BACK) from None
+            raise RequestError(503, FULL, COME_BACK) from None
         except TimeoutError:
             if came:
                 raise RequestError(504, f"no answer within {limit:g} s") from None
@@ -182,7 +182,7 @@ class _Server:
             raise RequestError(404, f"there is no model {name!r}; this is {self._settings.name!r}")
         batcher = self._current.batcher
         if batcher is None:
-            raise RequestError(503, f"model {name!r} is being loaded", _COME_BACK)
+            raise RequestError(503, f"model {name!r} is being loaded", COME_BACK)
         if version is not None and version != batcher.model.version:
             raise RequestError(
                 404, f"there is no version {version!r}; it is {batcher.model.version!r}"
@@ -207,29 +207,6 @@ async def _body(request: Request, limit: int) -> bytes:
     if size > limit:
         raise RequestError(413, f"the body is larger than {limit} bytes", {"connection": "close"})
     return b"".join(chunks)
-
-
-class _Door:
-    """Refuses requests for results while the server is full, before anything is read or routed: what refusing costs
-    is taken from the requests that are answered, and there may be many times more to refuse."""
-
-    def __init__(self, app: ASGIApp, server: _Server) -> None:
-        self._app, self._server = app, server
-        refusal = _error(503, _FULL, _COME_BACK)
-        self._start = {
-            "type": "http.response.start",
-            "status": refusal.status_code,
-            "headers": refusal.raw_headers,
-        }
-        self._body = {"type": "http.response.body", "body": refusal.body}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and self._server.full:
-            self._server.count(503)
-            await send(self._start)
-            await send(self._body)
-        else:
-            await self._app(scope, receive, send)
 
 
 class _BearerToken:
