@@ -23,6 +23,7 @@ from qkernels.image_input import ImageInput
 from qkernels.serve import pictures, protocol
 from qkernels.serve.batching import Batcher, QueueFull, Times
 from qkernels.serve.current import CurrentModel
+from qkernels.serve.door import COME_BACK
 from qkernels.serve.limits import read_body, time_limit
 from qkernels.serve.metrics import Metrics
 from qkernels.serve.model import Model
@@ -45,10 +46,15 @@ def _log_failure(error: BaseException) -> None:
 
 
 def application(
-    settings: Settings, failed: Callable[[BaseException], None] = _log_failure
+    settings: Settings,
+    failed: Callable[[BaseException], None] = _log_failure,
+    restarts: int = 0,
 ) -> Starlette:
-    """An ASGI application that loads the model when it starts; ``failed`` is told why it could not."""
-    server = _Server(settings, failed)
+    """An ASGI application that loads the model when it starts; ``failed`` is told why it could not.
+
+    ``restarts``, for the metrics: how many processes served before this one and were killed.
+    """
+    server = _Server(settings, failed, restarts)
     model = "/v2/models/{name}"
     routes = [
         route
@@ -81,15 +87,31 @@ def application(
         },
     )
     app.router.redirect_slashes = False  # an address is right or 404
+    app.state.inside = server  # for a door in front
     return app
 
 
 class _Server:
-    def __init__(self, settings: Settings, failed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, settings: Settings, failed: Callable[[BaseException], None], restarts: int
+    ) -> None:
         self._settings, self._failed = settings, failed
-        self._metrics = Metrics()
+        self._metrics = Metrics(restarts)
         self._current = CurrentModel(settings, self._metrics)
         self._decoder = pictures.Decoder(settings.queue)
+        self._inside = 0  # requests for results that have no answer yet
+        self._most = settings.queue + settings.workers * settings.max_batch
+        self._metrics.in_flight.set_function(lambda: self._inside)
+
+    @property
+    def full(self) -> bool:
+        """Whether one more request for results is one too many: as many are inside, waiting or still being read, as
+        the queue and the workers hold, or as many rows wait as may."""
+        batcher = self._current.batcher
+        return self._inside >= self._most or (batcher is not None and batcher.full)
+
+    def count(self, status: int) -> None:
+        self._metrics.requests.labels(status).inc()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -156,15 +178,17 @@ class _Server:
     async def _counted(
         self, request: Request, answer: Callable[[Request], Awaitable[Response]]
     ) -> Response:
-        metrics = self._metrics
-        with metrics.in_flight.track_inprogress(), metrics.request_seconds.time():
-            try:
+        self._inside += 1
+        try:
+            with self._metrics.request_seconds.time():
                 response = await answer(request)
-            except RequestError as error:
-                response = await _refused(request, error)
-            except Exception as error:
-                response = await _failed(request, error)
-        metrics.requests.labels(response.status_code).inc()
+        except RequestError as error:
+            response = await _refused(request, error)
+        except Exception as error:
+            response = await _failed(request, error)
+        finally:
+            self._inside -= 1
+        self.count(response.status_code)
         return response
 
     async def _infer(self, request: Request) -> Response:
@@ -172,12 +196,10 @@ class _Server:
         with time_limit(self._settings.timeout) as limit:
             body = await read_body(request, self._settings.max_body)
             limit.body_came = True
-            if batcher.full:  # before anything is spent on it
-                raise QueueFull
             asked = protocol.decode(body, request.headers.get(protocol.JSON_LENGTH), batcher.model)
             if asked.timeout is not None:
                 limit.shorten(asked.timeout)
-            results = await batcher.infer(asked.inputs)
+            results = await batcher.infer(asked.inputs, limit.left)
         answer, headers = protocol.encode(self._settings.name, batcher.model, asked, results)
         logger.debug("200", extra={"rows": len(asked.inputs[0]), "id": asked.id})
         return Response(answer, headers=headers)
@@ -188,12 +210,12 @@ class _Server:
         with time_limit(self._settings.timeout) as limit:
             body = await read_body(request, self._settings.max_body)
             limit.body_came = True
-            if batcher.full:
+            if batcher.full:  # before anything is spent on it
                 raise QueueFull
             began = time.perf_counter()
             x = await self._decoder(body, image_input)
             decode = time.perf_counter() - began
-            (logits,) = await batcher.infer([x], times=times)
+            (logits,) = await batcher.infer([x], limit.left, times)
         answer = pictures.answer(self._settings.name, model.version, image_input, logits[0])
         seconds = {"decode": decode, "queue": times.queue, "compute": times.compute}
         answer["milliseconds"] = {name: round(1e3 * value, 3) for name, value in seconds.items()}
@@ -203,7 +225,7 @@ class _Server:
         batcher = self._current.batcher
         if batcher is None:
             sentence = f"model {self._settings.name!r} is being loaded"
-            raise RequestError(503, sentence, {"retry-after": "1"})
+            raise RequestError(503, sentence, COME_BACK)
         return batcher
 
     def _batcher(self, request: Request) -> Batcher:
