@@ -12,7 +12,7 @@ import uvicorn
 
 from qkernels.serve.app import application
 from qkernels.serve.logs import log_to_stderr
-from qkernels.serve.settings import Settings, Size, share_cores
+from qkernels.serve.settings import Settings, parse_size, share_cores
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -65,7 +65,7 @@ def serve(
     settings = Settings(
         path=model,
         name=name or model.stem,
-        sizes=tuple(_size(text) for text in size or ()),
+        sizes=tuple(parse_size(text) for text in size or ()),
         workers=workers,
         threads=threads,
         max_batch=max_batch,
@@ -96,16 +96,6 @@ def serve(
     server.run()
     if failures:
         raise failures[0]
-
-
-def _size(text: str) -> Size:
-    try:
-        size = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        size = ()
-    if len(size) not in (2, 4) or min(size) < 1:
-        raise ValueError(f"size {text!r} must be N,C,H,W or N,C, such as 1,3,224,224")
-    return size
 
 
 if __name__ == "__main__":

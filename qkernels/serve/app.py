@@ -33,10 +33,15 @@ def _log_failure(error: BaseException) -> None:
 
 
 def application(
-    settings: Settings, failed: Callable[[BaseException], None] = _log_failure
+    settings: Settings,
+    failed: Callable[[BaseException], None] = _log_failure,
+    current: CurrentModel | None = None,
 ) -> Starlette:
-    """An ASGI application that loads the model when it starts; ``failed`` is told why it could not."""
-    server = _Server(settings, failed)
+    """An ASGI application that loads the model when it starts; ``failed`` is told why it could not.
+
+    ``current``: who loads and batches instead, where that is another engine's part.
+    """
+    server = _Server(settings, failed, current)
     model = "/v2/models/{name}"
     routes = [
         route
@@ -70,10 +75,15 @@ def application(
 
 
 class _Server:
-    def __init__(self, settings: Settings, failed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        failed: Callable[[BaseException], None],
+        current: CurrentModel | None,
+    ) -> None:
         self._settings, self._failed = settings, failed
         self._metrics = Metrics()
-        self._current = CurrentModel(settings, self._metrics)
+        self._current = current or CurrentModel(settings, self._metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:

@@ -40,6 +40,21 @@ class Model:
     max_batch: int
     run: Run
 
+    def check(self, inputs: Arrays) -> None:
+        """Raises ValueError for arrays that ``run`` does not take."""
+        if len(inputs) != len(self.inputs):
+            raise ValueError(f"the model takes {len(self.inputs)} inputs, not {len(inputs)}")
+        for x, tensor in zip(inputs, self.inputs, strict=True):
+            fits = x.dtype == np.float32 and x.shape[1:] == tensor.size
+            if not (fits and 1 <= len(x) <= self.max_batch):
+                needed = ", ".join(["N", *map(str, tensor.size)])
+                raise ValueError(
+                    f"input {tensor.name!r} is {x.dtype} {list(x.shape)}; float32 [{needed}] with N from 1 to "
+                    f"{self.max_batch} is needed"
+                )
+        if len(rows := {len(x) for x in inputs}) != 1:
+            raise ValueError(f"the inputs differ in their batch: {sorted(rows)}")
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -81,14 +96,22 @@ def open_model(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
         program = Program(data, threads)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return _program(program, path, version, sizes)
+
+
+def map_program(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
+    """A program that is mapped: processes of one machine that open it share its weights. The file may be replaced, as
+    `Program.save` does, but not written over. Raises as `open_model`."""
+    program = Program.load(path, threads)
+    return _program(program, path, f"{zlib.crc32(program.data.data):08x}", sizes)
+
+
+def _program(program: Program, path: Path, version: str, sizes: Sequence[Size]) -> Opened:
     if not sizes:
         if any(axes == 4 for axes, _ in program.inputs):
             raise ValueError(f"{path} takes images of any size: give --size, such as 1,3,224,224")
         sizes = [(1, channels) for _, channels in program.inputs]
-    return _program(program, version, sizes)
 
-
-def _program(program: Program, version: str, sizes: Sequence[Size]) -> Opened:
     def run(inputs: Arrays) -> Arrays:
         return _listed(program(*inputs))
 
@@ -113,7 +136,7 @@ def _checkpoint(path: Path, version: str, sizes: Sequence[Size], threads: int) -
     examples = tuple(torch.zeros(1, *size[1:]) for size in sizes)
     chained = qkernels.compile(qkernels.load(path), examples)
     if chained.program is not None:
-        return _program(Program(chained.program.program.data, threads), version, sizes)
+        return _program(Program(chained.program.program.data, threads), path, version, sizes)
 
     def run(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
