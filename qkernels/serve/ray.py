@@ -56,6 +56,8 @@ class Replica:
     """One process that answers on as many threads as it has CPUs. It maps the program: the replicas of a node share
     the weights. Raises what `map_program` and `Settings` raise, more CPUs than the node has among it."""
 
+    full = False  # Ray's proxy refuses what is beyond max_queued_requests
+
     def __init__(self, arguments: Arguments) -> None:
         self._settings = Settings(
             path=arguments.path,
@@ -69,13 +71,14 @@ class Replica:
         settings = self._settings
         opened = map_program(settings.path, settings.sizes, settings.threads)
         self.model = opened.warm_up(settings.max_batch)
-        self.infer.set_max_batch_size(self.model.max_batch)
-        self.infer.set_batch_wait_timeout_s(settings.max_delay)
+        batch: Any = self.infer  # Ray's types have not its setters, nor bind below
+        batch.set_max_batch_size(self.model.max_batch)
+        batch.set_batch_wait_timeout_s(settings.max_delay)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return application(self._settings, current=_Loaded(self))
 
-    async def predict(self, *inputs: np.ndarray) -> list[np.ndarray]:
+    async def predict(self, *inputs: np.ndarray) -> Arrays:
         """For a handle in Python: float32 arrays [N, ...] to the model's outputs. Raises ValueError for others."""
         self.model.check(inputs)
         return await self.infer(inputs)
@@ -89,10 +92,6 @@ class Replica:
         results = self.model.run([np.concatenate(column) for column in zip(*requests, strict=True)])
         ends = np.cumsum([len(inputs[0]) for inputs in requests])[:-1]
         return list(zip(*(np.split(y, ends) for y in results), strict=True))
-
-    @property
-    def full(self) -> bool:
-        return False  # Ray's proxy refuses what is beyond max_queued_requests
 
 
 class _Loaded(CurrentModel):
@@ -110,4 +109,5 @@ class _Loaded(CurrentModel):
 
 def app(arguments: Arguments) -> serve.Application:
     """For `serve run` and Serve's configuration files."""
-    return Replica.bind(arguments)
+    replica: Any = Replica
+    return replica.bind(arguments)
