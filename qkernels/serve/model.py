@@ -82,7 +82,7 @@ def open_model(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not sizes:
-        if any(axes == 4 for axes, _ in program.inputs):
+        if any(axes > 2 for axes, _ in program.inputs):
             raise ValueError(f"{path} takes images of any size: give --size, such as 1,3,224,224")
         sizes = [(1, channels) for _, channels in program.inputs]
     return _program(program, version, sizes)

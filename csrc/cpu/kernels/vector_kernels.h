@@ -1,6 +1,8 @@
 // The kernels that only need lanes: one source for every vector type V, instantiated once per instruction set.
 #pragma once
+#include "attention.h"
 #include "depthwise.h"
+#include "layer_norm.h"
 #include "pixels.h"
 #include "pool.h"
 #include "rows.h"
@@ -23,4 +25,12 @@
   void interleave_##suffix(const PlanesToPixels& p) { interleave<V>(p); }                                           \
   void deinterleave_##suffix(const PixelsToPlanes& p) { deinterleave<V>(p); }                                       \
   void pool_##suffix(const Pool2dProblem& p, int64_t image, int64_t row) { pool<V>(p, image, row); }                \
+  void layer_norm_##suffix(const LayerNormProblem& p, int64_t begin, int64_t end) { layer_norm<V>(p, begin, end); } \
+  void pack_head_##suffix(const AttentionProblem& p, int64_t image, int64_t head, const HeadMemory& m) {            \
+    pack_head<V>(p, image, head, m);                                                                                \
+  }                                                                                                                 \
+  void attend_##suffix(const AttentionProblem& p, int64_t image, int64_t head, int64_t begin, int64_t rows,         \
+                       const HeadMemory& m) {                                                                       \
+    attend<V>(p, image, head, begin, rows, m);                                                                      \
+  }                                                                                                                 \
   }

@@ -28,6 +28,7 @@ struct Avx512 {
   QK_INLINE I dot4(I sum, I x, I w) { return _mm512_dpbusd_epi32(sum, x, w); }
   QK_INLINE F repeat_four(const float* p, int) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
   QK_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
+  QK_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   QK_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   QK_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
@@ -39,6 +40,7 @@ struct Avx512 {
   QK_INLINE I xori(I a, I b) { return _mm512_xor_si512(a, b); }
   QK_INLINE F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   QK_INLINE I round(F v) { return _mm512_cvtps_epi32(v); }
+  QK_INLINE F power_of_two(I v) { return _mm512_castsi512_ps(_mm512_slli_epi32(addi(v, set1i(127)), 23)); }
   QK_INLINE void store_f32(float* p, F v) { _mm512_storeu_ps(p, v); }
   QK_INLINE void store_f16(uint16_t* p, F v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
