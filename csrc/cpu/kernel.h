@@ -180,6 +180,7 @@ struct Kernels {
   void (*interleave)(const PlanesToPixels&);
   void (*deinterleave)(const PixelsToPlanes&);
   void (*pool)(const Pool2dProblem&, int64_t image, int64_t row);
+  void (*lookup)(const int8_t* table, int64_t count, const int8_t* x, int8_t* y);  // table[256], by unsigned bytes
   void (*layer_norm)(const LayerNormProblem&, int64_t begin, int64_t end);  // rows
   void (*pack_head)(const AttentionProblem&, int64_t image, int64_t head, const HeadMemory&);
   void (*attend)(const AttentionProblem&, int64_t image, int64_t head, int64_t begin, int64_t rows, const HeadMemory&);

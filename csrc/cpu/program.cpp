@@ -518,7 +518,7 @@ void run_step(const Memory& at, const ProgramStep& s, Isa isa, const Parallel& p
     case StepKind::lookup:
       return lookup({x.n * x.h * x.w * x.c, reinterpret_cast<const int8_t*>(at.program.base + s.weight), at.mask,
                      static_cast<const int8_t*>(at(s.x)), static_cast<int8_t*>(at(s.y))},
-                    parallel);
+                    isa, parallel);
     case StepKind::layer_norm: return layer_norm(layer_norm_problem(at.program, s, x, at(s.x), at(s.y), at.mask), isa, parallel);
     case StepKind::attention: return attention(attention_problem(at.program, s, x, at(s.x), at(s.y), at.mask), isa, parallel, workspace);
     case StepKind::planar: return to_planar({x.n, x.h * x.w, x.c, type, at(s.x), at(s.y)}, parallel);

@@ -91,6 +91,7 @@ struct Avx2 {
     out[2] = _mm256_permute2f128_ps(in[0], in[1], 0x31);
     out[3] = _mm256_permute2f128_ps(in[2], in[3], 0x31);
   }
+  QK_INLINE int64_t lookup_bytes(const int8_t*, int64_t, const int8_t*, int8_t*) { return 0; }
   QK_INLINE void store_i32(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 };
 

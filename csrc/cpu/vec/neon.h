@@ -80,6 +80,7 @@ struct Neon {
   QK_INLINE void lanes_to_pixels(const F (&in)[4], F (&out)[4]) {
     for (int i = 0; i < 4; ++i) out[i] = in[i];
   }
+  QK_INLINE int64_t lookup_bytes(const int8_t*, int64_t, const int8_t*, int8_t*) { return 0; }
   QK_INLINE void store_i32(int32_t* p, I v) { vst1q_s32(p, v); }
 };
 

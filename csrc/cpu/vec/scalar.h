@@ -137,6 +137,8 @@ struct Scalar {
   QK_INLINE void lanes_to_pixels(const F (&in)[16], F (&out)[16]) {
     for (int i = 0; i < 16; ++i) out[i] = in[i];
   }
+  // table[256] of as many of `count` unsigned bytes as vectors hold; returns how many that were.
+  QK_INLINE int64_t lookup_bytes(const int8_t*, int64_t, const int8_t*, int8_t*) { return 0; }
   QK_INLINE void store_i32(int32_t* p, I v) { write_any(p, v); }
 };
 
