@@ -6,7 +6,7 @@
 //
 // Every sum of a product is one chain of fma in increasing k, so lanes and tiles do not show in the bits.
 #pragma once
-#include "sums.h"
+#include "tokens.h"
 
 namespace qk {
 namespace {
@@ -110,20 +110,26 @@ QK_INLINE typename V::F exp2_of(typename V::F t) {
   return V::mul(y, V::power_of_two(n));
 }
 
-// Scores to 2^((score - largest) * exponent), in place; returns 1 / their sum. What lies behind them up to a multiple of
-// 16 is overwritten.
+// The largest of a row's scores. What lies behind them up to a multiple of 16 becomes -inf.
 template <class V>
-QK_INLINE float softmax_row(float* s, int64_t count, float exponent) {
+QK_INLINE float largest_of(float* s, int64_t count) {
   const int64_t end = round_up(count, kSums);
   for (int64_t j = count; j < end; ++j) s[j] = -__builtin_inff();
-  alignas(64) float each[V::width];
   auto largest = V::set1(-__builtin_inff());
   for (int64_t j = 0; j < end; j += V::width) largest = V::max(V::load_f32(s + j), largest);
+  alignas(64) float each[V::width];
   V::store_f32(each, largest);
-  for (int64_t i = 1; i < V::width; ++i) each[0] = each[i] > each[0] ? each[i] : each[0];
-  const auto top = V::set1(each[0]), factor = V::set1(exponent);
+  for (int64_t half = V::width / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) each[i] = each[i + half] > each[i] ? each[i + half] : each[i];
+  return each[0];
+}
+
+// Scores to 2^((score - largest) * exponent), in place; returns 1 / their sum.
+template <class V>
+QK_INLINE float exponentials(float* s, int64_t count, float largest, float exponent) {
+  const auto top = V::set1(largest), factor = V::set1(exponent);
   Sums<V> sum;
-  for (int64_t j = 0; j < end; j += kSums)
+  for (int64_t j = 0; j < count; j += kSums)
     for (int v = 0; v < sum.vectors; ++v) {
       float* at = s + j + v * V::width;
       const auto e = exp2_of<V>(V::mul(V::sub(V::load_f32(at), top), factor));
@@ -133,20 +139,29 @@ QK_INLINE float softmax_row(float* s, int64_t count, float exponent) {
   return 1.0f / sum.total();
 }
 
+// R rows of sums, times `inverse`, to y.
+template <class V, int R>
+QK_INLINE void divide_rows(const Finisher<V>& finish, const AttentionProblem& p, const HeadMemory& m, int64_t first, const float* inverse, void* y) {
+  store_rows<V, R>(finish, p.width, y, p.heads * p.width, [&](int r, int64_t e, int64_t) QK_LAMBDA {
+    return V::mul(V::load_f32(m.sums + (first + r) * m.sum_step + e), V::set1(inverse[r]));
+  });
+}
+
 // Rows [begin, begin + rows) of one head whose keys and values are packed; rows <= HeadMemory::kRows.
 template <class V>
 void attend(const AttentionProblem& p, int64_t image, int64_t head, int64_t begin, int64_t rows, const HeadMemory& m) {
   const int64_t features = p.heads * p.width, item = size_of(p.epilogue.out_type), first = image * p.tokens + begin;
   const float* q = p.x + first * 3 * features + head * p.width;
   char* y = static_cast<char*>(p.y) + (first * features + head * p.width) * item;
-  float inverse[HeadMemory::kRows];
+  float row[HeadMemory::kRows];  // its largest score, then 1 / the sum of its weights
   product<V>(q, 3 * features, rows, m.keys, p.width, p.tokens, m.scores, m.score_step);
-  for (int64_t r = 0; r < rows; ++r) inverse[r] = softmax_row<V>(m.scores + r * m.score_step, p.tokens, p.exponent);
+  for (int64_t r = 0; r < rows; ++r) row[r] = largest_of<V>(m.scores + r * m.score_step, p.tokens);
+  for (int64_t r = 0; r < rows; ++r) row[r] = exponentials<V>(m.scores + r * m.score_step, p.tokens, row[r], p.exponent);
   product<V>(m.scores, m.score_step, rows, m.values, p.tokens, p.width, m.sums, m.sum_step);
   const auto finish = Finisher<V>::make(p.epilogue);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t e = 0; e < p.width; e += V::width)
-      finish(V::mul(V::load_f32(m.sums + r * m.sum_step + e), V::set1(inverse[r])), nullptr, p.width - e, y + (r * features + e) * item);
+  int64_t r = 0;
+  for (; r + 2 <= rows; r += 2) divide_rows<V, 2>(finish, p, m, r, row + r, y + r * features * item);
+  if (r < rows) divide_rows<V, 1>(finish, p, m, r, row + r, y + r * features * item);
 }
 
 }  // namespace

@@ -1,52 +1,60 @@
-// Layer normalization: each row is read three times, from L1 after the first.
+// Layer normalization: rows are read three times, from L1 after the first, and four at a time, so that their chains of
+// additions hide each other's latency.
 #pragma once
-#include "sums.h"
+#include "tokens.h"
 
 namespace qk {
 namespace {
 
-template <class V>
-QK_INLINE float mean_of(const float* x, int64_t count) {
-  Sums<V> sum;
-  for_sixteens(x, count, 0.0f, [&](const float* at) QK_LAMBDA {
-    for (int v = 0; v < sum.vectors; ++v) sum.part[v] = V::add(sum.part[v], V::load_f32(at + v * V::width));
-  });
-  return sum.total() / float(count);
+// total[r] = the sum of row r, or of what `add` makes of it: add(partial sums, values, r). Rows are filled up to a
+// multiple of 16 with rest[r], which must add nothing.
+template <class V, int R, class Add>
+QK_INLINE void sum_rows(const float* x, int64_t count, const float* rest, Add add, float* total) {
+  Sums<V> sum[R];
+  const auto take = [&](const float* at, int64_t step) QK_LAMBDA {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < sum[r].vectors; ++v) sum[r].part[v] = add(sum[r].part[v], V::load_f32(at + r * step + v * V::width), r);
+  };
+  const int64_t whole = count / kSums * kSums;
+  for (int64_t i = 0; i < whole; i += kSums) take(x + i, count);
+  if (whole < count) {
+    alignas(64) float last[R][kSums];
+    for (int r = 0; r < R; ++r)
+      for (int64_t i = 0; i < kSums; ++i) last[r][i] = whole + i < count ? x[r * count + whole + i] : rest[r];
+    take(last[0], kSums);
+  }
+  for (int r = 0; r < R; ++r) total[r] = sum[r].total();
 }
 
-template <class V>
-QK_INLINE float variance_of(const float* x, int64_t count, float mean) {
-  Sums<V> sum;
-  const auto m = V::set1(mean);
-  for_sixteens(x, count, mean, [&](const float* at) QK_LAMBDA {
-    for (int v = 0; v < sum.vectors; ++v) {
-      const auto d = V::sub(V::load_f32(at + v * V::width), m);
-      sum.part[v] = V::fma(d, d, sum.part[v]);
-    }
-  });
-  return sum.total() / float(count);
+template <class V, int R>
+QK_INLINE void layer_norm_rows(const LayerNormProblem& p, const Finisher<V>& finish, int64_t first) {
+  const float* x = p.x + first * p.c;
+  const float count = float(p.c), zeros[R] = {};
+  float mean[R], scale[R];
+  sum_rows<V, R>(x, p.c, zeros, [](typename V::F sum, typename V::F v, int) QK_LAMBDA { return V::add(sum, v); }, mean);
+  for (int r = 0; r < R; ++r) mean[r] /= count;
+  const auto square = [&](typename V::F sum, typename V::F v, int r) QK_LAMBDA {
+    const auto away = V::sub(v, V::set1(mean[r]));
+    return V::fma(away, away, sum);
+  };
+  sum_rows<V, R>(x, p.c, mean, square, scale);
+  for (int r = 0; r < R; ++r) scale[r] = 1.0f / __builtin_sqrtf(scale[r] / count + p.epsilon);
+  const int64_t step = p.c;
+  const float *weight = p.weight, *bias = p.bias;
+  const auto value = [&](int r, int64_t c, int64_t left) QK_LAMBDA {
+    const auto away = V::sub(load_some<V>(x + r * step + c, left), V::set1(mean[r]));
+    return V::fma(V::mul(away, V::set1(scale[r])), load_some<V>(weight + c, left), load_some<V>(bias + c, left));
+  };
+  store_rows<V, R>(finish, p.c, static_cast<char*>(p.y) + first * p.c * size_of(p.epilogue.out_type), step, value);
 }
 
 template <class V>
 void layer_norm(const LayerNormProblem& p, int64_t begin, int64_t end) {
   const auto finish = Finisher<V>::make(p.epilogue);
-  const int64_t item = size_of(p.epilogue.out_type), whole = p.c / V::width * V::width, left = p.c - whole;
-  alignas(64) float w_last[V::width] = {}, b_last[V::width] = {}, x_last[V::width] = {};
-  __builtin_memcpy(w_last, p.weight + whole, size_t(left) * 4);
-  __builtin_memcpy(b_last, p.bias + whole, size_t(left) * 4);
-  for (int64_t r = begin; r < end; ++r) {
-    const float* x = p.x + r * p.c;
-    char* y = static_cast<char*>(p.y) + r * p.c * item;
-    const float m = mean_of<V>(x, p.c);
-    const auto mean = V::set1(m), inverse = V::set1(1.0f / __builtin_sqrtf(variance_of<V>(x, p.c, m) + p.epsilon));
-    const auto value = [&](const float* x, const float* w, const float* b) QK_LAMBDA {
-      return V::fma(V::mul(V::sub(V::load_f32(x), mean), inverse), V::load_f32(w), V::load_f32(b));
-    };
-    for (int64_t c = 0; c < whole; c += V::width) finish.whole(value(x + c, p.weight + c, p.bias + c), nullptr, y + c * item);
-    if (left == 0) continue;
-    __builtin_memcpy(x_last, x + whole, size_t(left) * 4);
-    finish.part(value(x_last, w_last, b_last), left, nullptr, y + whole * item);
-  }
+  int64_t r = begin;
+  for (; r + 4 <= end; r += 4) layer_norm_rows<V, 4>(p, finish, r);
+  for (; r < end; ++r) layer_norm_rows<V, 1>(p, finish, r);
 }
 
 }  // namespace
