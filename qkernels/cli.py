@@ -487,8 +487,8 @@ def _size(text: str) -> list[int]:
         size = [int(part) for part in text.split(",")]
     except ValueError:
         size = []
-    if len(size) not in (2, 4) or min(size) < 1:
-        raise ValueError(f"size {text!r} must be N,C,H,W or N,C, such as 1,3,224,224")
+    if len(size) not in (2, 3, 4) or min(size) < 1:
+        raise ValueError(f"size {text!r} must be N,C,H,W, N,T,C or N,C, such as 1,3,224,224")
     return size
 
 

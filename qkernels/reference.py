@@ -6,6 +6,7 @@ Kernels return these bits on every instruction set, thread count and device. The
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,6 +101,10 @@ class Epilogue:
         y = fma(total.float(), scale, bias)
         if self.residual is not None:
             y = y + self._real_residual()
+        return self.store(y)
+
+    def store(self, y: Tensor) -> Tensor:
+        """Clamp and output of float32 values, whatever computed them."""
         low = -torch.inf if self.clamp_min is None else self.clamp_min
         high = torch.inf if self.clamp_max is None else self.clamp_max
         y = clamp(y, low, high)
@@ -226,3 +231,77 @@ def avg_pool2d(x: Tensor, zero_point: int, *args: Any, **kwargs: Any) -> Tensor:
     count = torch.round(ones / mean_of_ones)
     total = total + zero_point * count
     return torch.round(total.float() * (1 / count.float())).to(torch.int8)
+
+
+def row_sums(x: Tensor) -> Tensor:
+    """Of the last axis, which becomes 1: sixteen partial sums by index mod 16, each in increasing index, then the upper
+    half added to the lower until one is left."""
+    return _halved(x, lambda total, part: total + part)
+
+
+def square_sums(x: Tensor) -> Tensor:
+    """As `row_sums`, of squares: each partial sum is a chain of `fma`."""
+    return _halved(x, lambda total, part: fma(part, part, total))
+
+
+def _halved(x: Tensor, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    parts = F.pad(x, (0, -x.shape[-1] % 16)).unflatten(-1, (-1, 16))
+    total = torch.zeros_like(parts[..., 0, :])
+    for part in parts.unbind(-2):
+        total = add(total, part)
+    while total.shape[-1] > 1:
+        low, high = total.chunk(2, -1)
+        total = low + high
+    return total
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, epilogue: Epilogue
+) -> Tensor:
+    """x [rows, C] float32; weight and bias [C]. Of ``epilogue``, only the output."""
+    count = torch.tensor(float(x.shape[1]))
+    away = x - row_sums(x) / count
+    variance = square_sums(away) / count + torch.tensor(epsilon, dtype=torch.float32)
+    root = torch.sqrt(variance.double()).float()  # IEEE's; that of float32 may be off by one unit
+    return epilogue.store(fma(away * (1 / root), weight, bias))
+
+
+_EXP2 = (
+    1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2, 2.402264791363012e-1,
+    6.931472028550421e-1, 1.0,
+)  # fmt: skip
+
+
+def exp2(t: Tensor) -> Tensor:
+    """2^t for t <= 0; 0 below -126.5 and for NaN. 2^f, f in [-0.5, 0.5], by the polynomial of Cephes' exp2f, times
+    2^n."""
+    t = torch.where(t > -127, t, torch.tensor(-127.0))
+    n = torch.round(t)
+    f = t - n
+    y = torch.full_like(f, _EXP2[0])
+    for c in _EXP2[1:]:
+        y = fma(y, f, torch.tensor(c))
+    return y * ((n.int() + 127) << 23).view(torch.float32)  # 2^-127 counts as 0
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a [..., M, K] by b [..., K, N] in float32, each sum one chain of `fma` in increasing k."""
+    total = torch.zeros(*a.shape[:-1], b.shape[-1])
+    for k in range(a.shape[-1]):
+        total = fma(a[..., k, None], b[..., k, None, :], total)
+    return total
+
+
+def attention(x: Tensor, heads: int, exponent: float, epilogue: Epilogue) -> Tensor:
+    """x [N, T, 3 * C] float32, queries, keys and values, to [N, T, C]; ``exponent``: log2(e) times the scale of scores.
+
+    Scores less the largest of their row (NaN is ignored) become powers of two, which weigh the values; their sum
+    divides last. Of ``epilogue``, only the output.
+    """
+    n, t, c = x.shape
+    query, key, value = x.view(n, t, 3, heads, c // 3 // heads).permute(2, 0, 3, 1, 4)
+    scores = matmul(query, key.transpose(2, 3))
+    largest = torch.where(torch.isnan(scores), -torch.inf, scores).amax(3, keepdim=True)
+    weights = exp2((scores - largest) * torch.tensor(exponent, dtype=torch.float32))
+    y = matmul(weights, value) * (1 / row_sums(weights))
+    return epilogue.store(y.transpose(1, 2).flatten(2))

@@ -96,6 +96,26 @@ struct MeanProblem {
   float* y = nullptr;
 };
 
+// y[r,c] = (x[r,c] - mean) / sqrt(variance + epsilon) * weight[c] + bias[c], of each row; the order is docs/numerics.md.
+struct LayerNormProblem {
+  int64_t rows = 0, c = 0;
+  const float* x = nullptr;             // [rows,c]
+  const float* weight = nullptr;        // [c]
+  const float* bias = nullptr;          // [c]
+  float epsilon = 0.0f;                 // finite, >= 0
+  void* y = nullptr;                    // [rows,c]
+  Epilogue epilogue;                    // the output's type and scale
+};
+
+// y[n,i,h] = sum_j softmax_j(scale * q[n,i,h] . k[n,j,h]) * v[n,j,h] of every head h; the order is docs/numerics.md.
+struct AttentionProblem {
+  int64_t batch = 0, tokens = 0, heads = 0, width = 0;  // width: of a head
+  const float* x = nullptr;             // [batch,tokens,3,heads,width]: queries, keys, values
+  float exponent = 1.0f;                // log2(e) * scale, finite, > 0
+  void* y = nullptr;                    // [batch,tokens,heads,width]
+  Epilogue epilogue;                    // the output's type and scale
+};
+
 // y[M,N] = fma(sum_k x[m,k] * float(w[n,k]), w_scale[n], bias[n]); the sum's order is docs/numerics.md.
 using WeightOnlyProblem = GemmProblem;  // x float, never quantized; x_scale, x_zero and w_sum unused
 

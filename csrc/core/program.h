@@ -2,14 +2,14 @@
 //
 //   ProgramHeader, ProgramValue[values], ProgramStep[steps], int32 inputs[], int32 outputs[], names, constants, extra
 //
-// Offsets count bytes from the start, constants begin at multiples of 64, numbers are little-endian. Batch, height and
-// width are those of the inputs of a call; everything else is fixed here. qkernels/program/format.py writes it.
+// Offsets count bytes from the start, constants begin at multiples of 64, numbers are little-endian. Batch, height,
+// width and tokens are those of the inputs of a call; everything else is fixed here. qkernels/program/format.py writes it.
 #pragma once
 #include "problem.h"
 
 namespace qk {
 
-constexpr uint32_t kProgramVersion = 1;
+constexpr uint32_t kProgramVersion = 2;
 constexpr char kProgramMagic[9] = "qkprog\r\n";  // a transfer that changes line ends breaks it
 
 struct ProgramHeader {
@@ -24,11 +24,11 @@ struct ProgramHeader {
 };
 static_assert(sizeof(ProgramHeader) == 64);
 
-// One tensor between steps: an image [n, h, w, c] or rows [n, c].
+// One tensor between steps: an image [n, h, w, c], tokens [n, t, c] or rows [n, c].
 struct ProgramValue {
   int32_t slot;                         // of the arena; -1: an input or output, whose memory is the caller's
   int32_t channels;                     // 0: features of a flattened image, known at the call
-  uint8_t rank;                         // 4 or 2
+  uint8_t rank;                         // 4, 3 or 2
   DType type;                           // s8 or f32
   uint8_t planar;                       // [n, c, h, w] instead; an output only
   uint8_t nhwc_only;                    // an input that must come as [n, h, w, c]
@@ -43,8 +43,10 @@ enum class StepKind : int32_t {
   copy,      // every stride-th pixel of x, with a border and at a channel of y
   planar,    // [n, h, w, c] to [n, c, h, w], or to rows [n, c*h*w]
   lookup,    // any function of s8 to s8; `weight` is its table of 256
+  layer_norm,  // LayerNormProblem: of f32 tokens or rows; `weight` and `bias` are f32
+  attention,   // AttentionProblem: f32 [n, t, 3c] to [n, t, c]
 };
-constexpr int32_t kStepKinds = 7;
+constexpr int32_t kStepKinds = 9;
 
 struct ProgramStep {
   StepKind kind;
@@ -62,7 +64,7 @@ struct ProgramStep {
   int32_t residual_zero;
   float lo, hi, out_inv_scale;
   int32_t out_zero;
-  int32_t unused;
+  float parameter;                      // layer_norm: epsilon; attention, whose heads are `groups`: log2(e) times its scale
   int64_t weight, weight_bytes, w_scale, bias;  // offsets in the program; bias 0: none
 };
 static_assert(sizeof(ProgramStep) == 160);

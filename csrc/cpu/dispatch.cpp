@@ -14,7 +14,11 @@ namespace qk {
   void gather_##suffix(const GatherRun&);                                                            \
   void interleave_##suffix(const PlanesToPixels&);                                                   \
   void deinterleave_##suffix(const PixelsToPlanes&);                                                 \
-  void pool_##suffix(const Pool2dProblem&, int64_t, int64_t);
+  void pool_##suffix(const Pool2dProblem&, int64_t, int64_t);                                        \
+  void lookup_##suffix(const int8_t*, int64_t, const int8_t*, int8_t*);                              \
+  void layer_norm_##suffix(const LayerNormProblem&, int64_t, int64_t);                               \
+  void pack_head_##suffix(const AttentionProblem&, int64_t, int64_t, const HeadMemory&);             \
+  void attend_##suffix(const AttentionProblem&, int64_t, int64_t, int64_t, int64_t, const HeadMemory&);
 #include "kernels.inc"
 #undef QK_KERNELS
 
@@ -26,7 +30,8 @@ constexpr Kernels kTable[] = {
 #define QK_KERNELS(isa, gemm, mr, x_offset, piece, piece_rows, suffix)                                                      \
   {Isa::isa, #gemm, mr, x_offset, piece, piece_rows, gemm, gemm##_peak,                                     \
    weight_only_##suffix, depthwise_##suffix, quantize_##suffix, extremes_##suffix, to_f32_##suffix,      \
-   dequantize_##suffix, gather_##suffix, interleave_##suffix, deinterleave_##suffix, pool_##suffix},
+   dequantize_##suffix, gather_##suffix, interleave_##suffix, deinterleave_##suffix, pool_##suffix, \
+   lookup_##suffix, layer_norm_##suffix, pack_head_##suffix, attend_##suffix},
 #include "kernels.inc"
 #undef QK_KERNELS
 };

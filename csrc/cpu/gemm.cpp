@@ -12,10 +12,18 @@ constexpr int64_t kWorkPerThread = 1 << 19;   // multiply-adds below which anoth
 constexpr int64_t kFewRows = 48;              // a worker, up to which they share the rows and split the channels
 constexpr int kMaxWorkers = 256;
 
+// int8 rows that lie as the kernel reads packed ones: nothing to turn, no padding of K or of the last rows, and not so far
+// apart that they share few cache sets.
+bool lie_packed(const GemmProblem& p, const Kernels& k) {
+  return p.x_type == DType::s8 && (k.x_offset != 0) == (p.x_mask != 0) && p.k % k.piece == 0 && p.m % k.piece_rows == 0 &&
+         p.x_stride % 1024 != 0;
+}
+
 // Rows [m0, m0 + rows) of x as int8 with their scale and offset; dynamic scales are found here, row by row.
 void pack_rows(const GemmProblem& p, const GemmPlan& plan, const BlockPosition& at, const PackedRows& out, GemmBlock& block) {
   const Kernels& k = *plan.kernels;
   const Epilogue& e = p.epilogue;
+  const bool in_place = lie_packed(p, k);
   for (int64_t r = 0; r < at.rows; ++r) {
     const char* x = static_cast<const char*>(p.x) + (at.m0 + r) * p.x_stride * size_of(p.x_type);
     ScaleZero sz;
@@ -27,11 +35,12 @@ void pack_rows(const GemmProblem& p, const GemmPlan& plan, const BlockPosition& 
       sz = dynamic_scale(ends.lo, ends.hi, p.range == Range::dynamic_symmetric);
     }
     const bool flip = (k.x_offset != 0) != (p.x_mask != 0);
-    k.quantize(x, p.x_type, p.k, 1.0f / sz.scale, sz.zero, flip, out.a + r * plan.lda);
+    if (!in_place) k.quantize(x, p.x_type, p.k, 1.0f / sz.scale, sz.zero, flip, out.a + r * plan.lda);
     out.scale[r] = sz.scale;
     out.offset[r] = sz.zero + k.x_offset;
   }
   read_packed(plan, out, at.rows, block);
+  if (in_place) block.a = static_cast<const int8_t*>(p.x) + at.m0 * p.x_stride, block.lda = p.x_stride;
   block.one_scale = p.range == Range::given && at.m0 / e.rows_per_scale == (at.m0 + at.rows - 1) / e.rows_per_scale;
 }
 

@@ -103,6 +103,26 @@ struct DepthwiseMemory {
   }
 };
 
+// What a worker keeps of a head of attention, and of the rows at hand (kernels/attention.h).
+struct HeadMemory {
+  static constexpr int64_t kPanel = 32;  // columns of a packed panel
+  static constexpr int64_t kRows = 32;   // taken together, so that a panel in L1 serves them all
+  int64_t score_step, sum_step;          // floats between rows
+  float* keys;                // [tokens / kPanel][width][kPanel]
+  float* values;              // [width / kPanel][tokens][kPanel]
+  float* scores;              // [kRows][score_step]
+  float* sums;                // [kRows][sum_step]
+
+  HeadMemory(int64_t tokens, int64_t width, Workspace& w)
+      : score_step(round_up(tokens, kPanel) + 16),  // rows a power of two apart would share few cache sets
+        sum_step(round_up(width, kPanel)) {
+    keys = w.take<float>(round_up(tokens, kPanel) * width);
+    values = w.take<float>(sum_step * tokens);
+    scores = w.take<float>(kRows * score_step);
+    sums = w.take<float>(kRows * sum_step);
+  }
+};
+
 // Windows of `pixels` neighbouring output pixels to rows of K: rows x columns pieces of `piece` bytes each.
 struct GatherRun {
   const int8_t* x;            // first piece of the first pixel
@@ -160,6 +180,10 @@ struct Kernels {
   void (*interleave)(const PlanesToPixels&);
   void (*deinterleave)(const PixelsToPlanes&);
   void (*pool)(const Pool2dProblem&, int64_t image, int64_t row);
+  void (*lookup)(const int8_t* table, int64_t count, const int8_t* x, int8_t* y);  // table[256], by unsigned bytes
+  void (*layer_norm)(const LayerNormProblem&, int64_t begin, int64_t end);  // rows
+  void (*pack_head)(const AttentionProblem&, int64_t image, int64_t head, const HeadMemory&);
+  void (*attend)(const AttentionProblem&, int64_t image, int64_t head, int64_t begin, int64_t rows, const HeadMemory&);
 };
 
 }  // namespace qk

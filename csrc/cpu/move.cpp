@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "dispatch.h"
+
 namespace qk {
 namespace {
 
@@ -45,13 +47,13 @@ void copy(const CopyProblem& p, const Parallel& parallel) {
   });
 }
 
-void lookup(const LookupProblem& p, const Parallel& parallel) {
+void lookup(const LookupProblem& p, Isa isa, const Parallel& parallel) {
   int8_t table[256];  // by the byte as it is stored, and as it will be
   for (int i = 0; i < 256; ++i) table[uint8_t(i - 128) ^ uint8_t(p.mask)] = p.table[i] ^ p.mask;
   const int workers = workers_for(p.count, parallel);
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(p.count, workers, worker);
-    for (int64_t i = mine.begin; i < mine.end; ++i) p.y[i] = table[uint8_t(p.x[i])];
+    kernels_of(isa).lookup(table, mine.end - mine.begin, p.x + mine.begin, p.y + mine.begin);
   });
 }
 

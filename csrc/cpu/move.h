@@ -1,5 +1,6 @@
-// Steps of a program that move values or look them up, without a kernel of their own.
+// Steps of a program that move values or look them up.
 #pragma once
+#include "isa.h"
 #include "parallel.h"
 #include "../core/problem.h"
 
@@ -35,6 +36,6 @@ struct LookupProblem {
   const int8_t* x = nullptr;
   int8_t* y = nullptr;
 };
-void lookup(const LookupProblem& p, const Parallel& parallel);
+void lookup(const LookupProblem& p, Isa isa, const Parallel& parallel);
 
 }  // namespace qk

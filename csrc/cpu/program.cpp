@@ -12,6 +12,8 @@
 #include "gemm.h"
 #include "move.h"
 #include "pool.h"
+#include "program_tokens.h"
+#include "tokens.h"
 
 namespace qk {
 
@@ -71,7 +73,7 @@ struct Checker {
 
   const char* value(const ProgramValue& v) const {
     if (v.slot < -1 || v.slot >= program.header->slots) return "a value lies in no slot";
-    if ((v.rank != 2 && v.rank != 4) || v.channels < 0) return "a value has no sizes";
+    if (v.rank < 2 || v.rank > 4 || v.channels < 0) return "a value has no sizes";
     if (v.type != DType::f32 && v.type != DType::s8) return "a value is neither float32 nor int8";
     return nullptr;
   }
@@ -111,7 +113,7 @@ struct Checker {
   }
 
   const char* linear(const ProgramStep& s, const ProgramValue& x, const ProgramValue& y) const {
-    if (x.rank != 2 || y.rank != 2) return "it reads or writes no rows";
+    if (x.rank == 4 || y.rank != x.rank) return "it reads or writes no rows";
     if (s.oc < 1 || !within(s.kw, 1, kMaxK) || (x.channels && x.channels != s.kw)) return "its K is not that of its input";
     if (const char* why = weights(s, {1, s.oc, s.kw})) return why;
     return epilogue(s, x, y);
@@ -147,10 +149,12 @@ struct Checker {
     if (known[size_t(s.y)] != again) return "it writes a value that exists already, or a part of none";
     if (x.nhwc_only == 0 && x.slot < 0 && x.rank == 4 && s.kind != StepKind::conv2d && std::count(program.inputs, program.outputs, s.x))
       return "it reads an input whose pixels may lie anywhere";
-    const char* why = s.kind == StepKind::conv2d   ? conv2d(s, x, y)
-                      : s.kind == StepKind::linear ? linear(s, x, y)
-                      : s.kind == StepKind::lookup ? lookup(s, x, y)
-                                                   : mover(s, x, y);
+    const char* why = s.kind == StepKind::conv2d       ? conv2d(s, x, y)
+                      : s.kind == StepKind::linear     ? linear(s, x, y)
+                      : s.kind == StepKind::lookup     ? lookup(s, x, y)
+                      : s.kind == StepKind::layer_norm ? check_layer_norm(program, s)
+                      : s.kind == StepKind::attention  ? check_attention(program, s)
+                                                       : mover(s, x, y);
     if (why) return why;
     if (s.residual >= 0) {
       if (s.kind != StepKind::conv2d && s.kind != StepKind::linear) return "it takes no residual";
@@ -278,7 +282,7 @@ Conv2dProblem conv2d_problem(const Memory& at, const ProgramStep& s) {
 GemmProblem linear_problem(const Memory& at, const ProgramStep& s) {
   const ProgramShape& x = at.plan.shapes[size_t(s.x)];
   GemmProblem p;
-  p.m = x.n, p.n = s.oc, p.k = s.kw;
+  p.m = x.n * x.h * x.w, p.n = s.oc, p.k = s.kw;
   p.x = at(s.x);
   p.x_type = at.program.values[s.x].type;
   p.x_mask = p.x_type == DType::s8 ? at.mask : 0;
@@ -300,7 +304,7 @@ int64_t pooled(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_
   return out;
 }
 
-constexpr double kMaxElements = 0x1p48;
+constexpr double kMaxElements = 0x1p48, kMaxWork = 0x1p60;
 
 // The sizes of y, or why the step does not take x.
 std::string shape_of(const Memory& at, const ProgramStep& s, ProgramShape& y) {
@@ -309,6 +313,10 @@ std::string shape_of(const Memory& at, const ProgramStep& s, ProgramShape& y) {
   y = {x.n, 1, 1, value.channels};
   if (s.kind == StepKind::linear) {
     if (x.c != s.kw) return sentence("it takes rows of ", s.kw, " features, but this image size gives ", x.c);
+    y = {x.n, x.h, x.w, value.channels};
+  } else if (s.kind == StepKind::attention) {
+    y = {x.n, x.h, 1, value.channels};
+    if (double(y.n) * double(y.h) * double(y.h) * double(y.c) > kMaxWork) return sentence("a sequence of ", x.h, " tokens is too large");
   } else if (s.kind == StepKind::conv2d || s.kind == StepKind::max_pool) {
     const int64_t h = x.h + s.pad_top + s.pad_bottom, w = x.w + s.pad_left + s.pad_right;
     const int64_t kh = int64_t(s.dilation_h) * (s.kh - 1) + 1, kw = int64_t(s.dilation_w) * (s.kw - 1) + 1;
@@ -324,7 +332,7 @@ std::string shape_of(const Memory& at, const ProgramStep& s, ProgramShape& y) {
   } else if (s.kind == StepKind::copy) {
     y.h = ceil_div(x.h, s.stride_h) + s.pad_top + s.pad_bottom;
     y.w = ceil_div(x.w, s.stride_w) + s.pad_left + s.pad_right;
-  } else if (s.kind == StepKind::lookup) {
+  } else if (s.kind == StepKind::lookup || s.kind == StepKind::layer_norm) {
     y = x;
   } else if (s.kind == StepKind::planar) {
     y = value.rank == 2 ? ProgramShape{x.n, 1, 1, x.h * x.w * x.c} : x;
@@ -335,6 +343,7 @@ std::string shape_of(const Memory& at, const ProgramStep& s, ProgramShape& y) {
     return sentence("what it joins is ", before.h, "x", before.w, " and ", y.h, "x", y.w);
   if (s.residual >= 0) {
     const ProgramShape& r = at.plan.shapes[size_t(s.residual)];
+    if (value.rank == 3 && r.h != y.h) return sentence("it adds ", r.h, " tokens to ", y.h);
     if (r.n != y.n || r.h != y.h || r.w != y.w) return sentence("it adds an image of ", r.h, "x", r.w, " to one of ", y.h, "x", y.w);
   }
   return {};
@@ -344,12 +353,14 @@ std::string check_input(const Program& program, int32_t i, const ProgramInput& i
   const ProgramValue& value = program.values[program.inputs[i]];
   const int64_t* size = input.sizes;
   std::ostringstream got;
-  got << "input " << i << " is [" << size[0] << ", " << size[1];
+  got << "input " << i << " is [" << size[0] << ", ";
+  if (input.rank == 3) got << size[2] << ", ";
+  got << size[1];
   if (input.rank == 4) got << ", " << size[2] << ", " << size[3];
   got << "]; ";
-  const char* form = value.rank == 4 ? ", H, W]" : "]";
-  if (input.rank != value.rank || size[1] != value.channels) return sentence(got.str(), "[N, ", value.channels, form, " is needed");
-  if (input.rank == 4 && (size[2] < 1 || size[3] < 1)) return sentence(got.str(), "only the batch may be empty");
+  const char *before = value.rank == 3 ? "[N, T, " : "[N, ", *after = value.rank == 4 ? ", H, W]" : "]";
+  if (input.rank != value.rank || size[1] != value.channels) return sentence(got.str(), before, value.channels, after, " is needed");
+  if (size[2] < 1 || size[3] < 1) return sentence(got.str(), "only the batch may be empty");
   if (program.header->max_batch && size[0] > program.header->max_batch)
     return sentence(got.str(), "the program was made for batches of at most ", program.header->max_batch);
   if (size[0] != batch) return sentence(got.str(), "the first input has a batch of ", batch);
@@ -371,8 +382,7 @@ std::string set_shapes(const Program& program, const ProgramInput* inputs, int64
   part.shapes.assign(size_t(h.values), {});
   for (int32_t i = 0; i < h.inputs; ++i) {
     const int64_t* size = inputs[i].sizes;
-    const bool image = inputs[i].rank == 4;
-    part.shapes[size_t(program.inputs[i])] = {images, image ? size[2] : 1, image ? size[3] : 1, size[1]};
+    part.shapes[size_t(program.inputs[i])] = {images, size[2], size[3], size[1]};
   }
   const Memory at{program, part, inputs, nullptr, nullptr, 0};
   for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) {
@@ -399,6 +409,8 @@ void set_memory(const Program& program, const ProgramInput* inputs, Isa isa, int
     }
     if (s->kind == StepKind::conv2d) workspace = std::max(workspace, conv2d_workspace(conv2d_problem(at, *s), isa, threads));
     if (s->kind == StepKind::linear) workspace = std::max(workspace, gemm_workspace(linear_problem(at, *s), isa, threads));
+    if (s->kind == StepKind::attention)
+      workspace = std::max(workspace, attention_workspace(attention_problem(program, *s, part.shapes[size_t(s->x)], nullptr, nullptr, at.mask), threads));
   }
   for (int64_t& slot : part.slots) {
     const int64_t bytes = round_up(slot + kReadOn, 64);
@@ -408,7 +420,14 @@ void set_memory(const Program& program, const ProgramInput* inputs, Isa isa, int
   part.bytes = round_up(part.workspace + workspace, 64);
 }
 
-// Of one image: what its values take, and its multiply-adds.
+int64_t macs_of(const ProgramStep& s, const ProgramShape& x, const ProgramShape& y) {
+  const int64_t values = y.n * y.h * y.w * y.c;
+  if (s.kind == StepKind::conv2d) return values * (x.c / s.groups) * s.kh * s.kw;
+  if (s.kind == StepKind::linear) return values * x.c;
+  return s.kind == StepKind::attention ? 2 * values * x.h : 0;
+}
+
+// Of one image or sequence: what its values take, and its multiply-adds.
 StepWork image_work(const Program& program, const ProgramPart& whole) {
   std::vector<int64_t> slots(size_t(program.header->slots), 0);
   StepWork work{0, 0};
@@ -417,7 +436,7 @@ StepWork image_work(const Program& program, const ProgramPart& whole) {
     const ProgramShape &x = whole.shapes[size_t(s.x)], &y = whole.shapes[size_t(s.y)];
     const ProgramValue& value = program.values[s.y];
     if (value.slot >= 0) slots[size_t(value.slot)] = std::max(slots[size_t(value.slot)], y.h * y.w * y.c * size_of(value.type));
-    if (s.kind == StepKind::conv2d) work.macs += y.h * y.w * y.c * (x.c / s.groups) * s.kh * s.kw;
+    work.macs += macs_of(s, x, {1, y.h, y.w, y.c});
   }
   for (int64_t bytes : slots) work.bytes += bytes;
   return work;
@@ -442,7 +461,7 @@ ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa
   plan.shapes = whole.shapes;
   if (!plan.error.empty() || plan.batch == 0) return plan;
   plan.at_once = plan.batch;
-  if (inputs[0].rank == 4) {  // rows would read all weights once more
+  if (inputs[0].rank != 2) {  // rows would read all weights once more
     const StepWork image = image_work(program, whole);
     plan.at_once = std::clamp<int64_t>(kCacheBytes / std::max<int64_t>(image.bytes, 1), 1, plan.batch);
     if (threads > 1 && plan.batch / threads * image.macs >= kWorkPerThread) plan.each = plan.batch / threads;
@@ -499,7 +518,9 @@ void run_step(const Memory& at, const ProgramStep& s, Isa isa, const Parallel& p
     case StepKind::lookup:
       return lookup({x.n * x.h * x.w * x.c, reinterpret_cast<const int8_t*>(at.program.base + s.weight), at.mask,
                      static_cast<const int8_t*>(at(s.x)), static_cast<int8_t*>(at(s.y))},
-                    parallel);
+                    isa, parallel);
+    case StepKind::layer_norm: return layer_norm(layer_norm_problem(at.program, s, x, at(s.x), at(s.y), at.mask), isa, parallel);
+    case StepKind::attention: return attention(attention_problem(at.program, s, x, at(s.x), at(s.y), at.mask), isa, parallel, workspace);
     case StepKind::planar: return to_planar({x.n, x.h * x.w, x.c, type, at(s.x), at(s.y)}, parallel);
   }
 }
@@ -551,9 +572,9 @@ StepWork work_of(const Program& program, const ProgramPlan& plan, const ProgramS
   const ProgramShape &x = plan.shapes[size_t(s.x)], &y = plan.shapes[size_t(s.y)];
   StepWork work{0, bytes(s.x) + bytes(s.y)};
   if (s.residual >= 0) work.bytes += bytes(s.residual);
-  if (s.kind == StepKind::conv2d) work.macs = y.n * y.h * y.w * y.c * (x.c / s.groups) * s.kh * s.kw;
-  if (s.kind == StepKind::linear) work.macs = y.n * y.c * x.c;
-  if (s.weight_bytes) work.bytes += s.weight_bytes + s.oc * (s.bias ? 8 : 4);
+  work.macs = macs_of(s, x, y);
+  if (s.kind == StepKind::layer_norm) work.bytes += 2 * s.weight_bytes;
+  else if (s.weight_bytes) work.bytes += s.weight_bytes + s.oc * (s.bias ? 8 : 4);
   return work;
 }
 

@@ -29,17 +29,22 @@ struct Program {
 // Why these bytes are no program that may run, whoever wrote them; empty if they are one. Checks all but the checksum.
 std::string check_program(const void* bytes, int64_t size);
 
+// Of tokens, h is their number.
 struct ProgramShape {
   int64_t n = 0, h = 1, w = 1, c = 0;
 };
 
-// An input of a call. Strides count elements, order n, c, h, w; rows are contiguous.
+// An input of a call. Strides count elements, order n, c, h, w; rows and tokens are contiguous.
 struct ProgramInput {
   const void* data;
   int rank;
-  int64_t sizes[4];      // n, c, h, w
+  int64_t sizes[4];      // n, c, h, w; of tokens n, c, t, 1; of rows n, c, 1, 1
   int64_t strides[4];
 };
+
+inline ProgramInput program_input(const void* data, int rank) { return {data, rank, {0, 0, 1, 1}, {0, 1, 0, 0}}; }
+// Where the sizes hold the caller's axis: channels come last in tokens.
+constexpr int axis_of(int rank, int axis) { return rank == 3 && axis ? 3 - axis : axis; }
 
 // Sizes and memory of so many images at a time.
 struct ProgramPart {

@@ -19,6 +19,7 @@
 #include "../cpu/pack.h"
 #include "../cpu/pool.h"
 #include "../cpu/quantize.h"
+#include "../cpu/tokens.h"
 #include "program.h"
 #include "threads.h"
 
@@ -390,6 +391,51 @@ Bytes pool2d_nhwc(const Bytes& x, Pair out_size, Pair kernel_size, Pair stride, 
   return y;
 }
 
+// ---- tokens
+
+Epilogue output_of(const Options& o) {
+  check(!o.residual && !o.clamp_min && !o.clamp_max, "a residual or clamp is not taken here");
+  return epilogue_of(o, Floats(), std::nullopt);
+}
+
+Array layer_norm_rows(const Floats& x, const Floats& weight, const Floats& bias, float epsilon, const py::kwargs& kwargs) {
+  const Options o = options_of(kwargs);
+  check(x.ndim() == 2 && x.shape(1) >= 1, "x must be [rows, C]");
+  LayerNormProblem p;
+  p.rows = x.shape(0), p.c = x.shape(1);
+  check(weight.size() == p.c && bias.size() == p.c, "weight has ", weight.size(), " values and bias ", bias.size(), "; ", p.c, " are needed");
+  check(std::isfinite(epsilon) && epsilon >= 0, "epsilon is ", epsilon, "; it is finite and at least 0");
+  p.x = x.data(), p.weight = weight.data(), p.bias = bias.data(), p.epsilon = epsilon;
+  p.epilogue = output_of(o);
+  Array y = output(o.out, shape_of(x), p.epilogue.out_type);
+  p.y = y.mutable_data();
+  const Isa isa = isa_of(o.isa);
+  const Parallel threads = checked_threads(o.threads);
+  py::gil_scoped_release unlocked;
+  layer_norm(p, isa, threads);
+  return y;
+}
+
+// x [N, T, 3 * heads * width] -> [N, T, heads * width].
+Array attention_tokens(const Floats& x, int64_t heads, float exponent, const py::kwargs& kwargs) {
+  const Options o = options_of(kwargs);
+  check(x.ndim() == 3 && x.shape(1) >= 1, "x must be [N, T, 3 * C] with T of 1 or more");
+  check(heads >= 1 && x.shape(2) >= 1 && x.shape(2) % (3 * heads) == 0, "x has ", x.shape(2), " features, no multiple of 3 times heads=", heads);
+  check(std::isfinite(exponent) && exponent > 0, "exponent is ", exponent, "; it is finite and above 0");
+  AttentionProblem p;
+  p.batch = x.shape(0), p.tokens = x.shape(1), p.heads = heads, p.width = x.shape(2) / 3 / heads;
+  p.x = x.data(), p.exponent = exponent;
+  p.epilogue = output_of(o);
+  Array y = output(o.out, {p.batch, p.tokens, heads * p.width}, p.epilogue.out_type);
+  p.y = y.mutable_data();
+  const Isa isa = isa_of(o.isa);
+  const Parallel threads = checked_threads(o.threads);
+  Scratch scratch(attention_workspace(p, o.threads));
+  py::gil_scoped_release unlocked;
+  attention(p, isa, threads, scratch.data());
+  return y;
+}
+
 // ---- what runs here
 
 py::dict cpu_features() {
@@ -504,6 +550,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("quantize", &qk::quantize_rows, "x"_a, "scale"_a = py::none(), "zero_point"_a = py::none(), "per_row"_a = false,
         "symmetric"_a = true, "isa"_a = py::none(), "threads"_a = 1, "-> (q, scale, zero_point); without scale, ranges are found.");
   m.def("dequantize", &qk::dequantize_rows, "q"_a, "scale"_a, "zero_point"_a, "dtype"_a = "f32", "isa"_a = py::none(), "threads"_a = 1);
+  m.def("layer_norm", &qk::layer_norm_rows, "x"_a, "weight"_a, "bias"_a, "epsilon"_a,
+        "x [rows, C] float32; keywords: out_dtype, output_scale, output_zero_point, out, isa, threads.");
+  m.def("attention", &qk::attention_tokens, "x"_a, "heads"_a, "exponent"_a,
+        "x [N, T, 3 * C] float32, queries, keys and values; exponent: log2(e) times the scale; keywords as layer_norm.");
   qk::bind_program(m);
   m.def("pool2d", &qk::pool2d_nhwc, "x"_a, "out_size"_a, "kernel_size"_a, "stride"_a, "padding"_a, "dilation"_a, "average"_a,
         "count_include_pad"_a = true, "zero_point"_a = 0, "isa"_a = py::none(), "threads"_a = 1);

@@ -74,7 +74,7 @@ class LoadedProgram {
 
   // What a call with inputs of these sizes does, step by step.
   py::list steps(const std::vector<std::vector<int64_t>>& input_sizes, int threads) const {
-    static const char* kinds[kStepKinds] = {"conv2d", "linear", "max_pool", "mean", "copy", "planar", "lookup"};
+    static const char* kinds[kStepKinds] = {"conv2d", "linear", "max_pool", "mean", "copy", "planar", "lookup", "layer_norm", "attention"};
     const ProgramPlan plan = planned(inputs_of(input_sizes), active_isa(), threads);
     py::list rows;
     for (int32_t i = 0; i < program_->header->steps; ++i) {
@@ -114,6 +114,7 @@ class LoadedProgram {
   std::vector<int64_t> sizes(const ProgramPlan& plan, int32_t v) const {
     const ProgramShape& s = plan.shapes[size_t(v)];
     if (value(v).rank == 2) return {s.n, s.c};
+    if (value(v).rank == 3) return {s.n, s.h, s.c};
     return value(v).planar ? std::vector<int64_t>{s.n, s.c, s.h, s.w} : std::vector<int64_t>{s.n, s.h, s.w, s.c};
   }
 
@@ -135,7 +136,8 @@ class LoadedProgram {
   }
 
   static void check_axes(size_t i, int64_t axes) {
-    if (axes != 2 && axes != 4) throw std::invalid_argument("input " + std::to_string(i) + " has " + std::to_string(axes) + " axes; [N, C, H, W] or [N, C] is needed");
+    if (axes < 2 || axes > 4)
+      throw std::invalid_argument("input " + std::to_string(i) + " has " + std::to_string(axes) + " axes; [N, C, H, W], [N, T, C] or [N, C] is needed");
   }
 
   static py::array contiguous(const py::array& a) {
@@ -150,12 +152,15 @@ class LoadedProgram {
       py::array& a = arrays[i];
       if (!py::isinstance<py::array_t<float>>(a)) throw py::type_error("input " + std::to_string(i) + " has dtype " + py::str(a.dtype()).cast<std::string>() + "; float32 is needed");
       check_axes(i, a.ndim());
-      if (a.ndim() == 2) a = contiguous(a);
+      if (a.ndim() != 4) a = contiguous(a);
       if (a.ndim() == 4 && value(program_->inputs[i]).nhwc_only)
         a = contiguous(a.attr("transpose")(0, 2, 3, 1)).attr("transpose")(0, 3, 1, 2);
       if (!(a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) a = contiguous(a);
-      ProgramInput in{a.data(), int(a.ndim()), {0, 0, 1, 1}, {0, 1, 0, 0}};
-      for (int axis = 0; axis < a.ndim(); ++axis) in.sizes[axis] = a.shape(axis), in.strides[axis] = a.strides(axis) / int64_t(sizeof(float));
+      ProgramInput in = program_input(a.data(), int(a.ndim()));
+      for (int axis = 0; axis < a.ndim(); ++axis) {
+        const int to = axis_of(in.rank, axis);
+        in.sizes[to] = a.shape(axis), in.strides[to] = a.strides(axis) / int64_t(sizeof(float));
+      }
       inputs.push_back(in);
     }
     return inputs;
@@ -166,8 +171,8 @@ class LoadedProgram {
     std::vector<ProgramInput> inputs;
     for (const auto& s : all) {
       check_axes(inputs.size(), int64_t(s.size()));
-      ProgramInput in{nullptr, int(s.size()), {s[0], s[1], 1, 1}, {0, 1, 0, 0}};
-      if (s.size() == 4) in.sizes[2] = s[2], in.sizes[3] = s[3];
+      ProgramInput in = program_input(nullptr, int(s.size()));
+      for (int axis = 0; axis < in.rank; ++axis) in.sizes[axis_of(in.rank, axis)] = s[size_t(axis)];
       in.strides[0] = in.sizes[1] * in.sizes[2] * in.sizes[3];
       in.strides[1] = in.sizes[2] * in.sizes[3], in.strides[2] = in.sizes[3], in.strides[3] = 1;
       inputs.push_back(in);
@@ -207,7 +212,7 @@ void bind_program(py::module_& m) {
   py::class_<LoadedProgram>(m, "Program", "A chained model, from the bytes of a saved program; they are not copied.")
       .def(py::init<py::buffer>(), "bytes"_a)
       .def("run", &LoadedProgram::run, "inputs"_a, "threads"_a = 1, "timed"_a = false, "seconds"_a = py::none(),
-           "float32 arrays [N, C, H, W] or [N, C], any strides, to a list of arrays; timed: appends each step's seconds. Any thread may call.")
+           "float32 arrays [N, C, H, W], [N, T, C] or [N, C], any strides, to a list of arrays; timed: appends each step's seconds. Any thread may call.")
       .def("steps", &LoadedProgram::steps, "input_sizes"_a, "threads"_a = 1, "What a call with inputs of these sizes does: one dict a step.")
       .def("arena_bytes", &LoadedProgram::arena_bytes, "input_sizes"_a, "threads"_a = 1, "Memory of one call, beside weights, inputs and outputs.")
       .def("signature", &LoadedProgram::signature, "inputs"_a, "(axes, channels) of the inputs, or of the outputs.")

@@ -53,7 +53,7 @@ static Tensor lookup(const Tensor& x_any, const Tensor& table) {
   Tensor y = empty_cpu(x, Ints(x.sizes().begin(), x.sizes().end()), ScalarType::Char, format);
   qk::lookup({x.numel(), static_cast<const int8_t*>(table.const_data_ptr()), 0, static_cast<const int8_t*>(x.const_data_ptr()),
               static_cast<int8_t*>(y.mutable_data_ptr())},
-             torch_threads());
+             active_isa(), torch_threads());
   return y;
 }
 

@@ -32,8 +32,11 @@ static std::vector<ProgramInput> inputs_of(const char* op, const Program& progra
           "; float32 of ", int(value.rank), " axes is needed");
     if (value.nhwc_only) x = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
     else x = value.rank == 4 ? readable(x) : as_contiguous(x);
-    ProgramInput in{x.const_data_ptr(), int(value.rank), {0, 0, 1, 1}, {0, 1, 0, 0}};
-    for (int64_t axis = 0; axis < value.rank; ++axis) in.sizes[axis] = x.size(axis), in.strides[axis] = x.stride(axis);
+    ProgramInput in = program_input(x.const_data_ptr(), int(value.rank));
+    for (int axis = 0; axis < in.rank; ++axis) {
+      const int to = axis_of(in.rank, axis);
+      in.sizes[to] = x.size(axis), in.strides[to] = x.stride(axis);
+    }
     if (value.nhwc_only) {  // axes of size 1 may have any stride
       in.strides[1] = 1, in.strides[3] = x.size(1), in.strides[2] = x.size(1) * x.size(3), in.strides[0] = in.strides[2] * x.size(2);
     }
@@ -47,6 +50,7 @@ static Tensor output_of(const Program& program, const ProgramPlan& plan, int32_t
   const ProgramShape& s = plan.shapes[size_t(v)];
   const ProgramValue& value = program.values[v];
   if (value.rank == 2) return empty_cpu(x, {s.n, s.c}, ScalarType::Float);
+  if (value.rank == 3) return empty_cpu(x, {s.n, s.h, s.c}, ScalarType::Float);
   return empty_cpu(x, {s.n, s.c, s.h, s.w}, ScalarType::Float, value.planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
 }
 

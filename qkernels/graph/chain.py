@@ -4,7 +4,8 @@ Three passes. Adds and clamps move into the epilogue of the layer before them. T
 where each of its readers wants the same scale, else float32. Last, the graph is told.
 
 The bits stay those of the model as it was (docs/graph.md), unless it need not be exact: then a value that a layer reads
-as int8 and a residual add reads too is added as int8, and an activation between two layers becomes a table.
+as int8 and a residual add reads too is added as int8, an activation between two layers becomes a table, and norms and
+attention become steps of our own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from qkernels.graph.layers import ChainedLayer, Int8MaxPool2d, QParams
 from qkernels.graph.lower import left_to_torch, lower
 from qkernels.graph.qkv import merge_linears
 from qkernels.graph.report import ChainReport, LayerChain
+from qkernels.graph.tokens import TokenStep, put_token_steps
 from qkernels.nn import QuantConv2d, QuantLinear
 
 Format = QParams | None  # int8 of this scale, or float32
@@ -38,8 +40,8 @@ def compile(
 
     ``example_inputs``: what ``model`` is called with, float32; batch and image size may differ later.
     ``exact=False``: a residual add reads the int8 that the next layer reads, where there is one, instead of float32;
-    SiLU, GELU, hard-swish and their like between two layers take int8 to int8. Faster, and the one thing that changes
-    a result.
+    SiLU, GELU, hard-swish and their like between two layers take int8 to int8; layer normalization and attention are
+    steps of a program, in an order of their own. Faster, and the one thing that changes a result.
     ``max_batch``: larger batches are refused; None: any batch is taken.
     Raises ValueError for a model that cannot be traced, is in training mode, or has no int8 layer.
     """
@@ -52,6 +54,8 @@ def compile(
     traced = nodes.trace(model, examples)
     _drop_no_ops(traced)
     merge_linears(traced)
+    if not exact:
+        put_token_steps(traced)
     fused = _fuse(traced)
     if not fused:
         raise ValueError(f"{type(model).__name__} has no int8 layer to chain; quantize it first")
@@ -201,6 +205,9 @@ def _apply(traced: fx.GraphModule, fused: dict[fx.Node, LayerChain], wants: dict
         elif nodes.joined(node):
             want = wants[node][0]
             stored[node] = None if want is _ANY else want
+        elif isinstance(step := nodes.module_of(traced, node), TokenStep):
+            want = wants[node][0]
+            stored[node] = step.output = None if want is _ANY else want
         elif _apply_table(traced, node, stored, wants):
             stored[node] = wants[node][0]
         else:

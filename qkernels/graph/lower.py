@@ -19,6 +19,7 @@ from qkernels.graph import trace as nodes
 from qkernels.graph.layers import ChainedLayer, Int8MaxPool2d, QParams
 from qkernels.graph.program import TorchProgram
 from qkernels.graph.tables import Lookup
+from qkernels.graph.tokens import ChainedAttention, ChainedNorm
 from qkernels.nn import MeanPool2d, QuantConv2d
 from qkernels.program.format import PAD_MODES, RANGES, Step, Value, assemble
 
@@ -58,7 +59,9 @@ def _is_worth_it(traced: fx.GraphModule, run: list[fx.Node]) -> bool:
 
 def left_to_torch(traced: fx.GraphModule) -> list[fx.Node]:
     """The steps of a lowered graph that torch computes."""
-    ours = (TorchProgram, ChainedLayer, Lookup, Int8MaxPool2d, MeanPool2d)
+    ours = (
+        TorchProgram, ChainedLayer, ChainedNorm, ChainedAttention, Lookup, Int8MaxPool2d, MeanPool2d,
+    )  # fmt: skip
     return [
         n
         for n in traced.graph.nodes
@@ -93,8 +96,12 @@ def _parts(call: fx.Node, returned: Any) -> bool:
 def _lowering(traced: fx.GraphModule, node: fx.Node) -> _Lowering | None:
     module = nodes.module_of(traced, node)
     if isinstance(module, ChainedLayer):
-        known = isinstance(module.layer, QuantConv2d) or len(_shape(node)) == 2
+        known = isinstance(module.layer, QuantConv2d) or len(_shape(node)) in (2, 3)
         return _Builder.layer if known else None
+    if isinstance(module, ChainedNorm):
+        return _Builder.layer_norm
+    if isinstance(module, ChainedAttention):
+        return _Builder.attention
     if isinstance(module, nn.MaxPool2d | Int8MaxPool2d):
         return _Builder.max_pool if len(_shape(node)) == 4 and not _of_input(node) else None
     if isinstance(module, Lookup):
@@ -187,7 +194,8 @@ class _Builder:
     def value(self, node: fx.Node, **fields: Any) -> int:
         shape, dtype = _shape(_moved(node)), "int8" if stored(node) else "float32"
         size = math.prod(shape) * (1 if stored(node) else 4)
-        self.values.append(Value(shape[1], len(shape), dtype, size, **fields))
+        channels = shape[2 if len(shape) == 3 else 1]
+        self.values.append(Value(channels, len(shape), dtype, size, **fields))
         return len(self.values) - 1
 
     def read(self, node: fx.Node, *, nhwc: bool = True) -> int:
@@ -261,6 +269,22 @@ class _Builder:
         step = self.add("lookup", node, self.read(_source(node)), self.write(node))
         step.constants["weight"] = self.array(module.table)
 
+    def layer_norm(self, node: fx.Node) -> None:
+        norm = nodes.module_of(self.traced, node)
+        assert isinstance(norm, ChainedNorm)
+        step = self.add("layer_norm", node, self.read(_source(node)), self.write(node))
+        step.name = norm.name
+        step.fields |= {"parameter": norm.epsilon, **_output(norm.output)}
+        step.constants = {"weight": self.array(norm.weight), "bias": self.array(norm.bias)}
+
+    def attention(self, node: fx.Node) -> None:
+        attention = nodes.module_of(self.traced, node)
+        assert isinstance(attention, ChainedAttention)
+        step = self.add("attention", node, self.read(_source(node)), self.write(node))
+        step.name = attention.name
+        step.fields |= {"groups": attention.heads, "parameter": attention.exponent}
+        step.fields |= _output(attention.output)
+
     def flatten(self, node: fx.Node) -> None:
         x = self.read(_source(node))
         y = self.write(node)
@@ -318,12 +342,15 @@ def _epilogue(module: ChainedLayer) -> dict[str, Any]:
         fields["range"] = RANGES.index(kind)
     if module.residual:
         fields["residual_scale"], fields["residual_zero"] = module.residual
-    if module.output:
-        inverse = torch.tensor(1.0) / torch.tensor(
-            module.output[0]
-        )  # in float32, as the operators do
-        fields["out_inv_scale"], fields["out_zero"] = float(inverse), module.output[1]
-    return fields
+    return fields | _output(module.output)
+
+
+def _output(format: QParams | None) -> dict[str, Any]:
+    """Of an int8 output; the scale is inverted in float32, as the operators do."""
+    if format is None:
+        return {}
+    inverse = torch.tensor(1.0) / torch.tensor(format[0])
+    return {"out_inv_scale": float(inverse), "out_zero": format[1]}
 
 
 def _window(layer: QuantConv2d) -> dict[str, int]:

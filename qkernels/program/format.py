@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 import qkernels._core as kernel_core
 
 MAGIC = b"qkprog\r\n"
-KINDS = ("conv2d", "linear", "max_pool", "mean", "copy", "planar", "lookup")
+KINDS = (
+    "conv2d", "linear", "max_pool", "mean", "copy", "planar", "lookup", "layer_norm", "attention",
+)  # fmt: skip
 TYPES = {"float32": 0, "int8": 3}
 RANGES = ("given", "dynamic_symmetric", "dynamic_asymmetric")
 PAD_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -40,7 +42,7 @@ STEP = np.dtype(
     [(name, "<i4") for name in _STEP_INTS]
     + [
         ("x_scale", "<f4"), ("x_zero", "<i4"), ("residual_scale", "<f4"), ("residual_zero", "<i4"), ("lo", "<f4"),
-        ("hi", "<f4"), ("out_inv_scale", "<f4"), ("out_zero", "<i4"), ("unused", "<i4"), ("weight", "<i8"),
+        ("hi", "<f4"), ("out_inv_scale", "<f4"), ("out_zero", "<i4"), ("parameter", "<f4"), ("weight", "<i8"),
         ("weight_bytes", "<i8"), ("w_scale", "<i8"), ("bias", "<i8"),
     ]
 )  # fmt: skip

@@ -21,8 +21,9 @@ class Program:
     """A chained model in one run of bytes, which may be a file mapped into memory: loading copies nothing, and
     processes that load the same file share its weights.
 
-    ``program(x)`` takes float32 arrays [N, C, H, W] or [N, C] and returns one array, or a list where there are several
-    outputs. Any number of threads may call at once; each call works in memory of its own, kept for the next.
+    ``program(x)`` takes float32 arrays [N, C, H, W], [N, T, C] or [N, C] and returns one array, or a list where there
+    are several outputs. Any number of threads may call at once; each call works in memory of its own, kept for the
+    next.
     """
 
     def __init__(self, data: NDArray[np.uint8], threads: int = 1) -> None:
@@ -104,7 +105,7 @@ class Program:
     def __repr__(self) -> str:
         def shown(ends: list[tuple[int, int]]) -> str:
             return ", ".join(
-                f"[N, {channels or 'C*H*W'}{', H, W' if axes == 4 else ''}]"
+                f"[N{', T' if axes == 3 else ''}, {channels or 'C*H*W'}{', H, W' if axes == 4 else ''}]"
                 for axes, channels in ends
             )
 

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import qkernels
 from qkernels.image_input import ImageInput
 from qkernels.serve import pictures, protocol
-from qkernels.serve.batching import Batcher, QueueFull, Times
+from qkernels.serve.batching import Batcher, Times
 from qkernels.serve.current import CurrentModel
 from qkernels.serve.door import COME_BACK
 from qkernels.serve.limits import read_body, time_limit
@@ -53,8 +53,8 @@ def application(
 ) -> Starlette:
     """An ASGI application that loads the model when it starts; ``failed`` is told why it could not.
 
-    ``restarts``, for the metrics: how many processes served before this one and were killed.
-    ``current``: who loads and batches instead, where that is another engine's part.
+    ``restarts``, for the metrics: how many processes served before this one and were killed. ``current``: who loads and
+    batches instead, where that is another engine's part.
     """
     server = _Server(settings, failed, restarts, current)
     model = "/v2/models/{name}"
@@ -216,8 +216,6 @@ class _Server:
         with time_limit(self._settings.timeout) as limit:
             body = await read_body(request, self._settings.max_body)
             limit.body_came = True
-            if batcher.full:  # before anything is spent on it
-                raise QueueFull
             began = time.perf_counter()
             x = await self._decoder(body, image_input)
             decode = time.perf_counter() - began
@@ -230,8 +228,7 @@ class _Server:
     def _loaded(self) -> Batcher:
         batcher = self._current.batcher
         if batcher is None:
-            sentence = f"model {self._settings.name!r} is being loaded"
-            raise RequestError(503, sentence, COME_BACK)
+            raise RequestError(503, f"model {self._settings.name!r} is being loaded", COME_BACK)
         return batcher
 
     def _batcher(self, request: Request) -> Batcher:

@@ -24,7 +24,6 @@ class TimeLimit:
 
     @property
     def left(self) -> float:
-        """Seconds."""
         return self.scope.deadline - anyio.current_time()
 
     def shorten(self, seconds: float) -> None:

@@ -121,27 +121,24 @@ def open_model(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
         program = Program(data, threads)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return _program(program, path, version, sizes)
+    return _program(program, path, version, sizes, program.extra)
 
 
 def map_program(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
     """A program that is mapped: processes of one machine that open it share its weights. The file may be replaced, as
     `Program.save` does, but not written over. Raises as `open_model`."""
     program = Program.load(path, threads)
-    return _program(program, path, f"{zlib.crc32(program.data.data):08x}", sizes)
+    version = f"{zlib.crc32(program.data.data):08x}"
+    return _program(program, path, version, sizes, program.extra)
 
 
 def _program(
-    program: Program,
-    path: Path,
-    version: str,
-    sizes: Sequence[Size],
-    image_input: ImageInput | None = None,
+    program: Program, path: Path, version: str, sizes: Sequence[Size], extra: Mapping[str, Any]
 ) -> Opened:
-    image_input = image_input or _read_image_input(path, program.extra)
+    image_input = _read_image_input(path, extra)
     sizes = sizes or _sizes(image_input)
     if not sizes:
-        if any(axes == 4 for axes, _ in program.inputs):
+        if any(axes > 2 for axes, _ in program.inputs):
             raise ValueError(f"{path} takes images of any size: give --size, such as 1,3,224,224")
         sizes = [(1, channels) for _, channels in program.inputs]
 
@@ -173,7 +170,7 @@ def _checkpoint(path: Path, version: str, sizes: Sequence[Size], threads: int) -
     chained = qkernels.compile(qkernels.load(path), examples)
     if chained.program is not None:
         program = Program(chained.program.program.data, threads)
-        return _program(program, path, version, sizes, image_input)
+        return _program(program, path, version, sizes, metadata["extra"])
 
     def run(inputs: Arrays) -> Arrays:
         with torch.inference_mode():

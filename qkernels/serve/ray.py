@@ -7,7 +7,9 @@ How many replicas there are, where and on how many CPUs is said in Ray's own opt
 
 # No annotations from the future: Ray looks for a pydantic model in the annotation of `app`.
 import asyncio
+import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from ray import serve
 from starlette.applications import Starlette
 
 from qkernels.serve.app import application
+from qkernels.serve.batching import Times
 from qkernels.serve.current import CurrentModel
 from qkernels.serve.model import Arrays, map_program
 from qkernels.serve.settings import Settings, parse_size
@@ -56,8 +59,6 @@ class Replica:
     """One process that answers on as many threads as it has CPUs. It maps the program: the replicas of a node share
     the weights. Raises what `map_program` and `Settings` raise, more CPUs than the node has among it."""
 
-    full = False  # Ray's proxy refuses what is beyond max_queued_requests
-
     def __init__(self, arguments: Arguments) -> None:
         self._settings = Settings(
             path=arguments.path,
@@ -94,11 +95,29 @@ class Replica:
         return list(zip(*(np.split(y, ends) for y in results), strict=True))
 
 
+class _Batches:
+    """Ray's batches, as the application asks for its own; how long a request waited for one, Ray does not say."""
+
+    full = False  # Ray's proxy refuses what is beyond max_queued_requests
+
+    def __init__(self, replica: Any) -> None:
+        self.model, self._replica = replica.model, replica
+
+    async def infer(
+        self, inputs: Arrays, seconds: float = math.inf, times: Times | None = None
+    ) -> Arrays:
+        began = time.perf_counter()
+        results: Arrays = await self._replica.infer(inputs)
+        if times is not None:
+            times.compute = time.perf_counter() - began
+        return results
+
+
 class _Loaded(CurrentModel):
     """The model of a replica, which stays as it is: Ray replaces replicas."""
 
     def __init__(self, replica: Any) -> None:
-        self.batcher = replica
+        self.batcher: Any = _Batches(replica)
 
     async def watch(self) -> None:
         pass

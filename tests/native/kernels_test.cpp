@@ -6,6 +6,7 @@
 #include "../../csrc/cpu/gemm.h"
 #include "../../csrc/cpu/pool.h"
 #include "../../csrc/cpu/quantize.h"
+#include "../../csrc/cpu/tokens.h"
 #include "problems.h"
 
 namespace {
@@ -126,6 +127,31 @@ void test_quantize(uint64_t seed) {
   });
 }
 
+void test_layer_norm(uint64_t seed) {
+  const NormCase given(seed);
+  compare("layer_norm " + std::to_string(seed), [&](Isa isa, int count) {
+    std::vector<char> y = given.output();
+    LayerNormProblem own = given.p;
+    own.y = y.data();
+    own.epilogue.out_mask = count > 1 ? -128 : 0;
+    layer_norm(own, isa, threads(count));
+    return masked(y, own.epilogue.out_type, own.epilogue.out_mask);
+  });
+}
+
+void test_attention(uint64_t seed) {
+  const AttentionCase given(seed);
+  compare("attention " + std::to_string(seed), [&](Isa isa, int count) {
+    std::vector<char> y = given.output();
+    AttentionProblem own = given.p;
+    own.y = y.data();
+    own.epilogue.out_mask = count > 1 ? -128 : 0;
+    std::vector<char> scratch = scratch_of(attention_workspace(own, count));
+    attention(own, isa, threads(count), aligned(scratch));
+    return masked(y, own.epilogue.out_type, own.epilogue.out_mask);
+  });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -136,6 +162,8 @@ int main(int argc, char** argv) {
     test_conv2d(seed);
     test_pool(seed);
     test_quantize(seed);
+    test_layer_norm(seed);
+    test_attention(seed);
   }
   std::fprintf(stderr, "%d differ; this machine runs", failures);
   for (int i = 0; i < kIsaCount; ++i)

@@ -253,6 +253,47 @@ struct QuantizeCase {
   }
 };
 
+// float32 tokens in, float32 or int8 out.
+struct NormCase {
+  LayerNormProblem p;
+  std::vector<char> x;
+  std::vector<float> weight, bias;
+
+  explicit NormCase(uint64_t seed) {
+    Random r{seed};
+    p.rows = r.between(1, 90);
+    p.c = r.between(0, 3) ? r.between(1, 100) : 16 * r.between(10, 50);
+    x = activations(r, p.rows * p.c, DType::f32);
+    weight = reals(r, p.c, -2, 2), bias = reals(r, p.c, -1, 1);
+    p.x = reinterpret_cast<const float*>(x.data()), p.weight = weight.data(), p.bias = bias.data();
+    p.epsilon = 1e-5f;
+    p.epilogue.out_type = r.between(0, 1) ? DType::f32 : DType::s8;
+    p.epilogue.out_inv_scale = 20;
+    p.epilogue.out_zero = int32_t(r.between(-128, 127));
+  }
+  std::vector<char> output() const { return std::vector<char>(size_t(p.rows * p.c * size_of(p.epilogue.out_type))); }
+};
+
+struct AttentionCase {
+  AttentionProblem p;
+  std::vector<char> x;
+
+  explicit AttentionCase(uint64_t seed) {
+    Random r{seed};
+    p.batch = r.between(1, 2);
+    p.tokens = r.between(1, 90);
+    p.heads = r.between(1, 4);
+    p.width = r.between(0, 1) ? r.between(1, 70) : 16 * r.between(1, 4);
+    x = activations(r, p.batch * p.tokens * 3 * p.heads * p.width, DType::f32);
+    p.x = reinterpret_cast<const float*>(x.data());
+    p.exponent = 0.2f;
+    p.epilogue.out_type = r.between(0, 1) ? DType::f32 : DType::s8;
+    p.epilogue.out_inv_scale = 60;
+    p.epilogue.out_zero = int32_t(r.between(-128, 127));
+  }
+  std::vector<char> output() const { return std::vector<char>(size_t(p.batch * p.tokens * p.heads * p.width * size_of(p.epilogue.out_type))); }
+};
+
 // What a quantize test compares: q, what it is dequantized to, and the scales.
 inline std::vector<char> joined(std::vector<char> q, const std::vector<char>& y, const std::vector<float>& scale) {
   q.insert(q.end(), y.begin(), y.end());

@@ -1,5 +1,5 @@
 // How every int8 GEMM micro-kernel walks a block of C: panels outside, row tiles inside, sums through a small buffer
-// into the shared epilogue. Tile::run<R, P>(a, b, block, acc) leaves the sums of R rows by P panels in acc[R][P * 16].
+// into the shared epilogue. Tile::run<R, P>(a, b, block, ahead, acc) leaves the sums of R rows by P panels in acc[R][P * 16].
 #pragma once
 #include <utility>
 
@@ -15,6 +15,18 @@ QK_INLINE void for_pieces(const int8_t* a, const int8_t* b, const GemmBlock& g, 
   for (int64_t i = 0; i < g.piece_rows; ++i)
     for (int64_t j = 0; j < g.piece_columns; ++j, b += g.k4 * 64) body(a + i * g.piece_row_stride + j * g.piece_column_stride, b);
 }
+
+// The panels behind those at hand, which a tile asks for step by step of K, `step` bytes a step: weights that lie beyond
+// L2 are there when their turn comes. Nothing where tiles are too few to ask for all in time.
+struct Ahead {
+  const int8_t* p;
+  int64_t step;
+
+  QK_INLINE Ahead of(const GemmBlock& g, int64_t j, int64_t panels, int64_t tiles) {
+    const bool some = j + panels * kPanel < g.cols && tiles >= panels;
+    return {g.b + (j / kPanel + (some ? panels : 0)) * g.panel_bytes, some ? ceil_div(64 * panels, tiles) : 0};
+  }
+};
 
 // P panels of columns from j on, and what their epilogue needs: built once for all row tiles.
 template <class V, int P>
@@ -104,23 +116,24 @@ struct Columns {
 };
 
 template <class V, class Tile, int R, int P>
-void tile_at(const int8_t* a, int64_t row, Columns<V, P>& columns) {
+void tile_at(const int8_t* a, int64_t row, Columns<V, P>& columns, const Ahead& ahead) {
   alignas(64) int32_t acc[R * P * kPanel];
-  Tile::template run<R, P>(a, columns.g.b + columns.j / kPanel * columns.g.panel_bytes, columns.g, acc);
+  Tile::template run<R, P>(a, columns.g.b + columns.j / kPanel * columns.g.panel_bytes, columns.g, ahead, acc);
   columns.store(acc, row, R);
 }
 
 // Each line in as few tiles of at most Most rows as it takes, and those alike, so that no tile is a thin remainder.
 template <class V, class Tile, int Most, int P, int... Less>
 QK_INLINE void column_of_tiles(int64_t j, const GemmBlock& g, std::integer_sequence<int, Less...>) {
-  using Function = void (*)(const int8_t*, int64_t, Columns<V, P>&);
+  using Function = void (*)(const int8_t*, int64_t, Columns<V, P>&, const Ahead&);
   static constexpr Function tiles[] = {tile_at<V, Tile, Less + 1, P>...};
   Columns<V, P> columns(g, j);
   const int64_t count = ceil_div(g.rows, Most);
+  Ahead ahead = Ahead::of(g, j, P, g.lines * count);
   for (int64_t line = 0; line < g.lines; ++line)
-    for (int64_t t = 0; t < count; ++t) {
+    for (int64_t t = 0; t < count; ++t, ahead.p += ahead.step * g.panel_bytes / 64) {
       const int64_t first = g.rows * t / count, rows = g.rows * (t + 1) / count - first;
-      tiles[rows - 1](g.a + line * g.line_stride + first * g.lda, line * g.rows + first, columns);
+      tiles[rows - 1](g.a + line * g.line_stride + first * g.lda, line * g.rows + first, columns, ahead);
     }
 }
 

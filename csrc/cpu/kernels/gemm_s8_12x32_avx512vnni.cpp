@@ -13,10 +13,11 @@ namespace {
 
 struct VnniTile {
   template <int R, int P>
-  QK_INLINE void run(const int8_t* a, const int8_t* b, const GemmBlock& g, int32_t* acc) {
+  QK_INLINE void run(const int8_t* a, const int8_t* b, const GemmBlock& g, const Ahead& next, int32_t* acc) {
     constexpr int U = R * P >= 12 ? 1 : R * P >= 6 ? 2 : 4, thirds = (R + 2) / 3;
     int64_t lda = g.lda;
-    const int64_t panel_bytes = g.panel_bytes, k4 = g.k4;
+    const int64_t panel_bytes = g.panel_bytes, k4 = g.k4, ahead_step = next.step;
+    const int8_t* ahead = next.p;
     __m512i sum[U][R][P];
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u)
@@ -42,6 +43,8 @@ struct VnniTile {
         }
       };
       const auto advance = [&](int by) QK_LAMBDA {
+        __builtin_prefetch(ahead, 0, 2);
+        ahead += by * ahead_step;
         w += by * 64;
 #pragma GCC unroll 4
         for (int i = 0; i < thirds; ++i) rows[i] += by * 4;

@@ -19,7 +19,7 @@ QK_INLINE __m256i dot4(__m256i sum, __m256i magnitude, __m256i a, __m256i b) {
 
 struct Avx2Tile {
   template <int R, int P>
-  QK_INLINE void run(const int8_t* a, const int8_t* b, const GemmBlock& g, int32_t* acc) {
+  QK_INLINE void run(const int8_t* a, const int8_t* b, const GemmBlock& g, const Ahead&, int32_t* acc) {
     const int64_t lda = g.lda, k4 = g.k4;
     __m256i sum[R][2];
 #pragma GCC unroll 4

@@ -8,7 +8,7 @@ namespace {
 
 struct ScalarTile {
   template <int R, int P>
-  QK_INLINE void run(const int8_t* a, const int8_t* b, const GemmBlock& g, int32_t* acc) {
+  QK_INLINE void run(const int8_t* a, const int8_t* b, const GemmBlock& g, const Ahead&, int32_t* acc) {
     for (int i = 0; i < R * 16; ++i) acc[i] = 0;
     for_pieces(a, b, g, [&](const int8_t* x, const int8_t* w) {
       for (int64_t k = 0; k < g.k4; ++k)

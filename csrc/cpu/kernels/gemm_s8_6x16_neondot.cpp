@@ -12,7 +12,7 @@ namespace {
 
 struct NeonTile {
   template <int R, int P>
-  QK_INLINE void run(const int8_t* a, const int8_t* b, const GemmBlock& g, int32_t* acc) {
+  QK_INLINE void run(const int8_t* a, const int8_t* b, const GemmBlock& g, const Ahead&, int32_t* acc) {
     const int64_t lda = g.lda, k4 = g.k4;
     int32x4_t sum[R][4];
 #pragma GCC unroll 6

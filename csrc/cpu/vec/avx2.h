@@ -31,6 +31,7 @@ struct Avx2 {
   }
   QK_INLINE F repeat_four(const float* p, int) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
   QK_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
+  QK_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   QK_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   QK_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
@@ -42,6 +43,7 @@ struct Avx2 {
   QK_INLINE I xori(I a, I b) { return _mm256_xor_si256(a, b); }
   QK_INLINE F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   QK_INLINE I round(F v) { return _mm256_cvtps_epi32(v); }
+  QK_INLINE F power_of_two(I v) { return _mm256_castsi256_ps(_mm256_slli_epi32(addi(v, set1i(127)), 23)); }
   QK_INLINE void store_f32(float* p, F v) { _mm256_storeu_ps(p, v); }
   QK_INLINE void store_f16(uint16_t* p, F v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
@@ -89,6 +91,7 @@ struct Avx2 {
     out[2] = _mm256_permute2f128_ps(in[0], in[1], 0x31);
     out[3] = _mm256_permute2f128_ps(in[2], in[3], 0x31);
   }
+  QK_INLINE int64_t lookup_bytes(const int8_t*, int64_t, const int8_t*, int8_t*) { return 0; }
   QK_INLINE void store_i32(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 };
 

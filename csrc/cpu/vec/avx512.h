@@ -28,6 +28,7 @@ struct Avx512 {
   QK_INLINE I dot4(I sum, I x, I w) { return _mm512_dpbusd_epi32(sum, x, w); }
   QK_INLINE F repeat_four(const float* p, int) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
   QK_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
+  QK_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   QK_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   QK_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
@@ -39,6 +40,7 @@ struct Avx512 {
   QK_INLINE I xori(I a, I b) { return _mm512_xor_si512(a, b); }
   QK_INLINE F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   QK_INLINE I round(F v) { return _mm512_cvtps_epi32(v); }
+  QK_INLINE F power_of_two(I v) { return _mm512_castsi512_ps(_mm512_slli_epi32(addi(v, set1i(127)), 23)); }
   QK_INLINE void store_f32(float* p, F v) { _mm512_storeu_ps(p, v); }
   QK_INLINE void store_f16(uint16_t* p, F v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
@@ -89,6 +91,28 @@ struct Avx512 {
     out[1] = _mm512_shuffle_f32x4(a, b, 0xdd);
     out[2] = _mm512_shuffle_f32x4(c, d, 0x88);
     out[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
+  }
+  // Sixteen tables of sixteen, all looked up by the lower four bits; the upper four choose between the results.
+  QK_INLINE int64_t lookup_bytes(const int8_t* table, int64_t count, const int8_t* x, int8_t* y) {
+    B rows[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) rows[i] = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16 * i)));
+    int64_t i = 0;
+    for (; i + 64 <= count; i += 64) {
+      const B v = _mm512_loadu_si512(x + i), low = _mm512_and_si512(v, _mm512_set1_epi8(15));
+      __mmask64 bit[4];
+#pragma GCC unroll 4
+      for (int b = 0; b < 4; ++b) bit[b] = _mm512_test_epi8_mask(v, _mm512_set1_epi8(char(16 << b)));
+      B found[8];
+#pragma GCC unroll 8
+      for (int r = 0; r < 8; ++r) found[r] = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(rows[2 * r], low), bit[0], rows[2 * r + 1], low);
+#pragma GCC unroll 3
+      for (int b = 1; b < 4; ++b)
+#pragma GCC unroll 4
+        for (int r = 0; r < 8 >> b; ++r) found[r] = _mm512_mask_blend_epi8(bit[b], found[2 * r], found[2 * r + 1]);
+      _mm512_storeu_si512(y + i, found[0]);
+    }
+    return i;
   }
   QK_INLINE void store_i32(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
 };

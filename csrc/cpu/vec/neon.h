@@ -27,6 +27,7 @@ struct Neon {
   QK_INLINE I dot4(I sum, I x, I w) { return vdotq_s32(sum, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(w)); }
   QK_INLINE F repeat_four(const float* p, int) { return vld1q_f32(p); }
   QK_INLINE F add(F a, F b) { return vaddq_f32(a, b); }
+  QK_INLINE F sub(F a, F b) { return vsubq_f32(a, b); }
   QK_INLINE F mul(F a, F b) { return vmulq_f32(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   QK_INLINE F max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }  // vmaxq would keep a NaN
@@ -38,6 +39,7 @@ struct Neon {
   QK_INLINE I xori(I a, I b) { return veorq_s32(a, b); }
   QK_INLINE F to_float(I v) { return vcvtq_f32_s32(v); }
   QK_INLINE I round(F v) { return vcvtnq_s32_f32(v); }
+  QK_INLINE F power_of_two(I v) { return vreinterpretq_f32_s32(vshlq_n_s32(addi(v, set1i(127)), 23)); }
   QK_INLINE void store_f32(float* p, F v) { vst1q_f32(p, v); }
   QK_INLINE void store_f16(uint16_t* p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
   QK_INLINE void store_bf16(uint16_t* p, F v) {
@@ -78,6 +80,7 @@ struct Neon {
   QK_INLINE void lanes_to_pixels(const F (&in)[4], F (&out)[4]) {
     for (int i = 0; i < 4; ++i) out[i] = in[i];
   }
+  QK_INLINE int64_t lookup_bytes(const int8_t*, int64_t, const int8_t*, int8_t*) { return 0; }
   QK_INLINE void store_i32(int32_t* p, I v) { vst1q_s32(p, v); }
 };
 

@@ -77,6 +77,7 @@ struct Scalar {
   }
   QK_INLINE F repeat_four(const float* p, int v) { return p[v % 4]; }  // the v-th vector of p[0..3] over and over
   QK_INLINE F add(F a, F b) { return a + b; }
+  QK_INLINE F sub(F a, F b) { return a - b; }
   QK_INLINE F mul(F a, F b) { return a * b; }
   QK_INLINE F fma(F a, F b, F c) { return __builtin_fmaf(a, b, c); }
   QK_INLINE F max(F a, F b) { return a > b ? a : b; }
@@ -88,6 +89,12 @@ struct Scalar {
   QK_INLINE I xori(I a, I b) { return a ^ b; }
   QK_INLINE F to_float(I v) { return float(v); }
   QK_INLINE I round(F v) { return int32_t(__builtin_rintf(v)); }
+  QK_INLINE F power_of_two(I v) {  // of [-127, 127]; 2^-127 counts as 0
+    const uint32_t bits = uint32_t(v + 127) << 23;
+    float f;
+    __builtin_memcpy(&f, &bits, 4);
+    return f;
+  }
   QK_INLINE void store_f32(float* p, F v) { write_any(p, v); }
   QK_INLINE void store_f16(uint16_t* p, F v) { write_any(p, f32_to_f16(v)); }
   QK_INLINE void store_bf16(uint16_t* p, F v) {
@@ -130,6 +137,8 @@ struct Scalar {
   QK_INLINE void lanes_to_pixels(const F (&in)[16], F (&out)[16]) {
     for (int i = 0; i < 16; ++i) out[i] = in[i];
   }
+  // table[256] of as many of `count` unsigned bytes as vectors hold; returns how many that were.
+  QK_INLINE int64_t lookup_bytes(const int8_t*, int64_t, const int8_t*, int8_t*) { return 0; }
   QK_INLINE void store_i32(int32_t* p, I v) { write_any(p, v); }
 };
 
