@@ -6,7 +6,7 @@ STAMP := $(VENV)/.stamp
 BUILD_TOOLS := torch numpy ninja pybind11 setuptools wheel
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint sanitize bench clean
+.PHONY: demo test lint sanitize bench bench-serving soak clean
 
 demo: $(STAMP)-train
 	$(BIN)/qkernels pipeline
@@ -33,12 +33,23 @@ bench: $(STAMP)-peers
 	$(BIN)/python benchmarks/models.py --out build/models.json
 	$(BIN)/python benchmarks/make_models_doc.py build/models.json
 
+# A served model under load, on an idle machine: eight minutes; goes on where it was stopped.
+bench-serving: $(STAMP)-peers
+	$(BIN)/python benchmarks/serving.py --out build/serving.json
+	$(BIN)/python benchmarks/make_serving_doc.py build/serving.json
+
+# Mixed load on one server, whose memory must stay as it is.
+MINUTES ?= 30
+soak: $(STAMP)-dev
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --out build/soak.json
+	$(BIN)/python benchmarks/make_serving_doc.py build/soak.json
+
 $(STAMP)-tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt $(BUILD_TOOLS)
 	touch $@
 
-# One stamp an extra: train is what the workflow needs, dev the tests, peers the benchmark. Ninja rebuilds only what
+# One stamp an extra: train is what the workflow needs, dev the tests, peers the benchmarks. Ninja rebuilds only what
 # changed.
 $(STAMP)-train $(STAMP)-dev $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[$*]'

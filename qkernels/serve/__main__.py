@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-import uvicorn
 
-from qkernels.serve.app import application
+from qkernels.serve import process
 from qkernels.serve.logs import log_to_stderr
 from qkernels.serve.settings import Settings, Size, share_cores
 
+logger = logging.getLogger("qkernels.serve")
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 
@@ -39,7 +40,9 @@ def serve(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model, else that of its file.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any free one, which the log names.")] = 8080,
+    port: Annotated[
+        int, typer.Option(help="0: any free one, which the log names.", min=0, max=65535)
+    ] = 8080,
     workers: Annotated[int | None, typer.Option(help="Calls at a time, else 1.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Of a call, else what cores are left.")
@@ -59,7 +62,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP by the Open Inference Protocol v2.
 
-    $QKERNELS_TOKEN, where it is set, is the bearer token to ask for. SIGTERM answers what waits, then ends it.
+    $QKERNELS_TOKEN, where it is set, is the bearer token to ask for. SIGTERM answers what waits, then ends it; a
+    serving process that is killed is replaced.
     """
     workers, threads = share_cores(workers, threads)
     settings = Settings(
@@ -76,26 +80,11 @@ def serve(
         token=os.environ.get("QKERNELS_TOKEN"),
     )
     log_to_stderr(log_level)
-    failures: list[BaseException] = []
-
-    def failed(error: BaseException) -> None:
-        failures.append(error)
-        server.should_exit = True
-
-    config = uvicorn.Config(
-        application(settings, failed),
-        host,
-        port,
-        log_config=None,
-        access_log=False,
-        ssl_certfile=certificate,
-        ssl_keyfile=key,
-        timeout_graceful_shutdown=int(timeout) + 1,
-    )
-    server = uvicorn.Server(config)
-    server.run()
-    if failures:
-        raise failures[0]
+    listening = process.listen(host, port)
+    host, port = listening.getsockname()[:2]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    logger.info("running on %s://%s", "https" if certificate else "http", address)
+    process.serve(settings, listening, ssl_certfile=certificate, ssl_keyfile=key)
 
 
 def _size(text: str) -> Size:

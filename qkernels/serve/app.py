@@ -21,9 +21,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import qkernels
 from qkernels.image_input import ImageInput
 from qkernels.serve import pictures, protocol
-from qkernels.serve.batching import Batcher, QueueFull, Times
+from qkernels.serve.batching import Batcher, Times
 from qkernels.serve.current import CurrentModel
-from qkernels.serve.limits import read_body, time_limit
+from qkernels.serve.limits import COME_BACK, FULL, read_body, time_limit
 from qkernels.serve.metrics import Metrics
 from qkernels.serve.model import Model
 from qkernels.serve.protocol import RequestError
@@ -45,10 +45,15 @@ def _log_failure(error: BaseException) -> None:
 
 
 def application(
-    settings: Settings, failed: Callable[[BaseException], None] = _log_failure
+    settings: Settings,
+    failed: Callable[[BaseException], None] = _log_failure,
+    restarts: int = 0,
 ) -> Starlette:
-    """An ASGI application that loads the model when it starts; ``failed`` is told why it could not."""
-    server = _Server(settings, failed)
+    """An ASGI application that loads the model when it starts; ``failed`` is told why it could not.
+
+    ``restarts``, for the metrics: how many processes served before this one and were killed.
+    """
+    server = _Server(settings, failed, restarts)
     model = "/v2/models/{name}"
     routes = [
         route
@@ -72,7 +77,7 @@ def application(
     guard = [] if token is None else [Middleware(_BearerToken, token=token)]
     app = Starlette(
         routes=routes,
-        middleware=guard,
+        middleware=[*guard, Middleware(_Door, server=server)],
         lifespan=server.lifespan,
         exception_handlers={
             RequestError: _refused,
@@ -85,11 +90,26 @@ def application(
 
 
 class _Server:
-    def __init__(self, settings: Settings, failed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, settings: Settings, failed: Callable[[BaseException], None], restarts: int
+    ) -> None:
         self._settings, self._failed = settings, failed
-        self._metrics = Metrics()
+        self._metrics = Metrics(restarts)
         self._current = CurrentModel(settings, self._metrics)
         self._decoder = pictures.Decoder(settings.queue)
+        self._inside = 0  # requests for results that have no answer yet
+        self._most = settings.queue + settings.workers * settings.max_batch
+        self._metrics.in_flight.set_function(lambda: self._inside)
+
+    @property
+    def full(self) -> bool:
+        """Whether one more request for results is refused: as many are inside, waiting or still being read, as the
+        queue and the workers can hold, or as many rows wait as may."""
+        batcher = self._current.batcher
+        return self._inside >= self._most or (batcher is not None and batcher.full)
+
+    def count(self, status: int) -> None:
+        self._metrics.requests.labels(status).inc()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -156,15 +176,17 @@ class _Server:
     async def _counted(
         self, request: Request, answer: Callable[[Request], Awaitable[Response]]
     ) -> Response:
-        metrics = self._metrics
-        with metrics.in_flight.track_inprogress(), metrics.request_seconds.time():
-            try:
+        self._inside += 1
+        try:
+            with self._metrics.request_seconds.time():
                 response = await answer(request)
-            except RequestError as error:
-                response = await _refused(request, error)
-            except Exception as error:
-                response = await _failed(request, error)
-        metrics.requests.labels(response.status_code).inc()
+        except RequestError as error:
+            response = await _refused(request, error)
+        except Exception as error:
+            response = await _failed(request, error)
+        finally:
+            self._inside -= 1
+        self.count(response.status_code)
         return response
 
     async def _infer(self, request: Request) -> Response:
@@ -172,12 +194,10 @@ class _Server:
         with time_limit(self._settings.timeout) as limit:
             body = await read_body(request, self._settings.max_body)
             limit.body_came = True
-            if batcher.full:  # before anything is spent on it
-                raise QueueFull
             asked = protocol.decode(body, request.headers.get(protocol.JSON_LENGTH), batcher.model)
             if asked.timeout is not None:
                 limit.shorten(asked.timeout)
-            results = await batcher.infer(asked.inputs)
+            results = await batcher.infer(asked.inputs, limit.left)
         answer, headers = protocol.encode(self._settings.name, batcher.model, asked, results)
         logger.debug("200", extra={"rows": len(asked.inputs[0]), "id": asked.id})
         return Response(answer, headers=headers)
@@ -188,12 +208,10 @@ class _Server:
         with time_limit(self._settings.timeout) as limit:
             body = await read_body(request, self._settings.max_body)
             limit.body_came = True
-            if batcher.full:
-                raise QueueFull
             began = time.perf_counter()
             x = await self._decoder(body, image_input)
             decode = time.perf_counter() - began
-            (logits,) = await batcher.infer([x], times=times)
+            (logits,) = await batcher.infer([x], limit.left, times)
         answer = pictures.answer(self._settings.name, model.version, image_input, logits[0])
         seconds = {"decode": decode, "queue": times.queue, "compute": times.compute}
         answer["milliseconds"] = {name: round(1e3 * value, 3) for name, value in seconds.items()}
@@ -202,8 +220,7 @@ class _Server:
     def _loaded(self) -> Batcher:
         batcher = self._current.batcher
         if batcher is None:
-            sentence = f"model {self._settings.name!r} is being loaded"
-            raise RequestError(503, sentence, {"retry-after": "1"})
+            raise RequestError(503, f"model {self._settings.name!r} is being loaded", COME_BACK)
         return batcher
 
     def _batcher(self, request: Request) -> Batcher:
@@ -224,6 +241,29 @@ def _image_input(model: Model) -> ImageInput:
         sentence = "the model's file has no image_input: how a picture becomes an input, and what the classes are"
         raise RequestError(404, sentence)
     return model.image_input
+
+
+class _Door:
+    """Refuses requests for results while the server is full, before anything is read or routed: what refusing costs
+    is taken from the requests that are answered, and there may be many times more to refuse."""
+
+    def __init__(self, app: ASGIApp, server: _Server) -> None:
+        self._app, self._server = app, server
+        refusal = _error(503, FULL, COME_BACK)
+        self._start = {
+            "type": "http.response.start",
+            "status": refusal.status_code,
+            "headers": refusal.raw_headers,
+        }
+        self._body = {"type": "http.response.body", "body": refusal.body}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and self._server.full:
+            self._server.count(503)
+            await send(self._start)
+            await send(self._body)
+        else:
+            await self._app(scope, receive, send)
 
 
 class _BearerToken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from concurrent.futures import Executor
@@ -17,7 +18,7 @@ from qkernels.serve.settings import Settings
 
 
 class QueueFull(Exception):
-    """As many rows are waiting as may."""
+    """As many rows are waiting as may, or more than can be computed in time."""
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Batcher:
         self._settings, self._executor, self._metrics = settings, executor, metrics
         self._waiting: deque[_Waiting] = deque()
         self._rows = 0  # of all that wait
+        self._row_seconds = 0.0  # that a row has kept the workers for, lately
         self._running = 0
         self._looking = False
         self._timer: asyncio.TimerHandle | None = None
@@ -61,14 +63,23 @@ class Batcher:
 
     @property
     def full(self) -> bool:
-        return self._rows >= self._settings.queue
+        """Whether no row more may wait."""
+        return self._is_full(1, self._settings.timeout)
 
-    async def infer(self, inputs: Arrays, times: Times | None = None) -> Arrays:
-        """Rows of the batch that these inputs run in. Cancelled, it leaves the queue. Raises QueueFull at once.
+    def _is_full(self, rows: int, seconds: float) -> bool:
+        """A request that would not be answered in its time is worth less than one that is refused at once: computed
+        just too late, such requests would take all of the workers' time, and none would be answered."""
+        return self._rows + rows > self._settings.queue or self._rows * self._row_seconds > seconds
+
+    async def infer(
+        self, inputs: Arrays, seconds: float = math.inf, times: Times | None = None
+    ) -> Arrays:
+        """Rows of the batch that these inputs run in. Cancelled, it leaves the queue. Raises QueueFull at once, also
+        where the rows that wait already need more than ``seconds``, the time that is left to the request.
 
         ``times``, where given, is filled in.
         """
-        if self._rows + len(inputs[0]) > self._settings.queue:
+        if self._is_full(len(inputs[0]), seconds):
             raise QueueFull
         waiting = _Waiting(inputs, self._loop.create_future(), time.perf_counter())
         self._waiting.append(waiting)
@@ -104,7 +115,7 @@ class Batcher:
                 self._metrics.queue_seconds.observe(started - waiting.arrived)
             self._running += 1
             run = self._loop.run_in_executor(self._executor, self._run, batch)
-            run.add_done_callback(partial(self._finish, batch))
+            run.add_done_callback(partial(self._finish, batch, started))
 
     def _due(self) -> None:
         self._timer = None
@@ -131,9 +142,11 @@ class Batcher:
         with self._metrics.compute_seconds.time():
             return self.model.run(inputs)
 
-    def _finish(self, batch: list[_Waiting], run: asyncio.Future[Arrays]) -> None:
+    def _finish(self, batch: list[_Waiting], started: float, run: asyncio.Future[Arrays]) -> None:
         self._running -= 1
         error, at = run.exception(), 0
+        row_seconds = (time.perf_counter() - started) / sum(waiting.rows for waiting in batch)
+        self._row_seconds += 0.2 * (row_seconds / self._settings.workers - self._row_seconds)
         for waiting in batch:
             rows = slice(at, at := at + waiting.rows)
             if waiting.future.done():  # its client went, or its time was up

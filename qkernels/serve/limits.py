@@ -12,6 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 from qkernels.serve.batching import QueueFull
 from qkernels.serve.protocol import RequestError
 
+FULL, COME_BACK = "too many requests are waiting", {"retry-after": "1"}
+
 
 @dataclass
 class TimeLimit:
@@ -20,6 +22,10 @@ class TimeLimit:
     scope: anyio.CancelScope
     seconds: float
     body_came: bool = False
+
+    @property
+    def left(self) -> float:
+        return self.scope.deadline - anyio.current_time()
 
     def shorten(self, seconds: float) -> None:
         if seconds < self.seconds:
@@ -35,7 +41,7 @@ def time_limit(seconds: float) -> Iterator[TimeLimit]:
             limit = TimeLimit(scope, seconds)
             yield limit
     except QueueFull:
-        raise RequestError(503, "too many requests are waiting", {"retry-after": "1"}) from None
+        raise RequestError(503, FULL, COME_BACK) from None
     except TimeoutError:
         if limit.body_came:
             raise RequestError(504, f"no answer within {limit.seconds:g} s") from None

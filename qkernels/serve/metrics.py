@@ -20,7 +20,7 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Metrics:
     """Of one server, in a registry of its own; processor time and memory of the process are among them."""
 
-    def __init__(self) -> None:
+    def __init__(self, restarts: int = 0) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         r = self.registry
@@ -29,7 +29,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "qkernels_request_seconds",
-            "From the headers to the answer.",
+            "From the headers to the answer; not of what is refused before it is read.",
             buckets=_SECONDS,
             registry=r,
         )
@@ -49,6 +49,10 @@ class Metrics:
         self.in_flight = Gauge(
             "qkernels_requests_in_flight", "Requests that have no answer yet.", registry=r
         )
+        self.restarts = Counter(
+            "qkernels_restarts", "Serving processes that were killed before this.", registry=r
+        )
+        self.restarts.inc(restarts)
         self.loads = Counter(
             "qkernels_loads", "Attempts to load the model.", ["result"], registry=r
         )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -41,6 +42,13 @@ class Served:
     @property
     def url(self) -> str:
         return f"{self.scheme}://{self.address}"
+
+    @property
+    def child(self) -> int:
+        """The process that serves now; the one that was started only keeps it alive."""
+        pid = self.process.pid
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=20)

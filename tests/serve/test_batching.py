@@ -127,6 +127,23 @@ async def test_a_full_queue_refuses_at_once_and_keeps_what_it_has() -> None:
         assert not queue.full
 
 
+class SlowGate(Gate):
+    def run(self, inputs: Arrays) -> Arrays:
+        time.sleep(0.02)
+        return super().run(inputs)
+
+
+@asynchronous
+async def test_a_request_that_cannot_be_answered_in_its_time_is_refused_at_once() -> None:
+    async with batcher(SlowGate(), max_batch=1) as queue:
+        for _ in range(20):  # until it knows how long a row takes
+            await queue.infer(rows(0), 0.001)
+        asked = (queue.infer(rows(i), 0.05) for i in range(10))
+        got = await asyncio.gather(*asked, queue.infer(rows(1)), return_exceptions=True)
+        refused = [isinstance(answer, QueueFull) for answer in got]
+        assert not refused[0] and all(refused[3:10]) and not refused[10]
+
+
 @asynchronous
 async def test_a_request_that_ran_out_of_time_leaves_the_queue_and_is_not_computed() -> None:
     gate = Gate(is_open=False)

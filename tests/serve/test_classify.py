@@ -82,7 +82,7 @@ def test_curl_sends_the_picture_of_the_readme_and_gets_its_label(
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
 def test_pictures_need_no_torch_in_the_process(server: Served, client: httpx.Client) -> None:
     assert client.post("/classify", content=digits(1)[0][0]).status_code == 200
-    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    maps = Path(f"/proc/{server.child}/maps").read_text()
     assert "qkernels/_core" in maps and "libtorch" not in maps
 
 

@@ -1,30 +1,127 @@
-"""The load generator, for a moment: every run is there and every request answered."""
+"""The load generator and what is made of its figures, for a moment."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 from served_nets import SIZE
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import serving as load  # noqa: E402
+import load  # noqa: E402
+import make_serving_doc  # noqa: E402
+import served  # noqa: E402
+import serving  # noqa: E402
+import soak  # noqa: E402
+
+SMALL = served.Model("small", (3, 8, 8), 1000.0)
 
 
-def test_every_run_is_measured_and_every_request_answered(program: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def results(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Empty ones, for a model whose files are where the benchmark looks for them."""
+    monkeypatch.setattr(served, "FILES", tmp_path)
+    shutil.copy(program, SMALL.file("qkp"))
+    cores = sorted(os.sched_getaffinity(0))
+    machine = {"cpu": "c", "isa": "i", "versions": {}, "contenders": {}}
+    return {
+        "machine": machine, "command": "x", "threads": 1, "seconds": 0.3, "server_cores": cores[:1],
+        "client_cores": cores[-1:], "bounds_ms": {"small": SMALL.bound_ms}, "queue": 64, "rows": [],
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def same_cores() -> Any:
+    cores = os.sched_getaffinity(0)
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+def test_every_run_is_measured_once_and_every_request_answered(
+    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = served.SERVERS[0]
+    here = served.Server(**{**vars(ours), "models": ("small",)})
+    monkeypatch.setattr(served, "SERVERS", (here,))
+    monkeypatch.setattr(serving, "STEPS", 2)
     out = tmp_path / "serving.json"
-    command = [sys.executable, str(ROOT / "benchmarks/serving.py"), str(program), SIZE]
-    subprocess.run([*command, "--seconds", "0.3", "--out", str(out)], check=True, timeout=120)
+    serving.measure_all(out, "32 clients", (SMALL,), results)
+    assert [row["run"] for row in results["rows"]] == [served.UNBATCHED, served.BATCHED]
+    kept = json.loads(out.read_text())["rows"]
+    serving.measure_all(out, "", (SMALL,), results)
+    assert results["rows"][:2] == kept and len(results["rows"]) == len(ours.runs)
+    for row in results["rows"]:
+        if row["run"] != served.CALL and row["p50_ms"] is not None:
+            assert row["unanswered"] == 0 and row["answered_per_second"] > 0
+    monkeypatch.setattr(make_serving_doc.make_docs, "DOCS", tmp_path)
+    page = make_serving_doc.serving_text(results)
+    assert "| qkernels |" in page and "benchmarks/serving.svg" in page
+
+
+def test_onnx_runtime_answers_behind_the_same_layer(results: dict[str, Any]) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    graph = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 17]>
+        pool (float[N, 3, 8, 8] x) => (float[N, 3, 1, 1] y) { y = GlobalAveragePool(x) }
+    """)
+    onnx.save(graph, SMALL.file("onnx"))
+    row = serving.measure(SMALL, served.SERVERS[1], served.BATCHED, results)
+    assert row["answered_per_second"] > 0 and not row["unanswered"] and not row["refused_per_second"]  # fmt: skip
+
+
+def test_litserve_answers_with_the_same_program(results: dict[str, Any]) -> None:
+    pytest.importorskip("litserve")
+    row = serving.measure(SMALL, served.SERVERS[2], served.ALONE, results)
+    assert row["answered_per_second"] > 0 and not row["unanswered"] and not row["refused_per_second"]  # fmt: skip
+
+
+def test_rates_count_what_happened_within_the_bounds() -> None:
+    answers = [
+        (0.0, 1.5, 200),  # sent before
+        (1.0, 1.1, 200),
+        (1.2, 1.3, 503),
+        (1.4, 3.5, 200),  # answered after
+        (2.0, 2.0, load.CLOSED),
+        (2.5, 9.0, load.HUNG),
+    ]
+    row = load.Load(1.0, 3.0, answers).row()
+    assert row["sent_per_second"] == 5 / 2 and row["answered_per_second"] == 2 / 2
+    assert row["refused_per_second"] == 1 / 2 and row["unanswered"] == 2
+    assert row["p50_ms"] == pytest.approx(1100.0) and row["refused_p99_ms"] == pytest.approx(100.0)
+
+
+def test_a_soak_finds_every_answer_right(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "soak.json"
+    words = ["--minutes", "0.17", "--model", str(program), "--size", SIZE[2:], "--out", str(out)]
+    command = [sys.executable, str(ROOT / "benchmarks/soak.py"), *words]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True)
+    assert out.exists(), done.stderr
     results = json.loads(out.read_text())
-    assert len(results["runs"]) == 4
-    for row in results["runs"].values():
-        assert row["unanswered"] == 0 and row["answered_per_second"] > 0
-    closed = [row for name, row in results["runs"].items() if "clients" in name]
-    assert all(row["refused_per_second"] == 0 for row in closed)
-    page = load.document(results)
-    assert all(name in page for name in results["runs"])
-    assert load.OPEN in (ROOT / "docs/serving.md").read_text()
+    assert results["wrong"] == 0, done.stdout
+    assert {row["kind"] for row in results["answers"]} == {k.name for k in soak.kinds((3, 8, 8))}
+    monkeypatch.setattr(make_serving_doc.make_docs, "DOCS", tmp_path)
+    assert "benchmarks/soak.svg" in make_serving_doc.soak_text(results)
+
+
+def test_memory_that_grows_is_seen_and_memory_that_wavers_is_not() -> None:
+    wave = 3 * np.sin(np.arange(100))
+    assert soak.growth([(i, 50 + w, 9) for i, w in enumerate(wave)]) < soak.BOUND_MB
+    leak = soak.growth([(i, 50 + w + 0.1 * i, 9) for i, w in enumerate(wave)])
+    assert leak == pytest.approx(6, abs=1) and leak > soak.BOUND_MB
+
+
+def test_the_page_has_a_place_for_the_figures() -> None:
+    page = (ROOT / "docs/serving.md").read_text()
+    assert "<!-- serving -->\n" in page and "<!-- soak -->\n" in page

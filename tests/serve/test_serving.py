@@ -53,8 +53,9 @@ def test_a_program_is_served_without_torch_in_the_process(
 ) -> None:
     with serving(program, "--size", SIZE, module=module) as server, server.client() as client:
         answer(client)
-        maps = Path(f"/proc/{server.process.pid}/maps").read_text()
-    assert "qkernels/_core" in maps and "libtorch" not in maps
+        for process in (server.process.pid, server.child):
+            maps = Path(f"/proc/{process}/maps").read_text()
+            assert "qkernels/_core" in maps and "libtorch" not in maps
 
 
 def test_a_checkpoint_is_served_with_the_bits_of_the_model(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_sigterm_answers_what_has_come_and_ends_the_process(program: Path) -> No
         for thread in asking:
             thread.join()
         assert got == [200] * 4
-        assert server.process.wait(10) in (0, -signal.SIGTERM)
+        assert server.process.wait(20) == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(server.url + "/v2")
 

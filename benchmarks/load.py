@@ -1,0 +1,211 @@
+"""A load generator for HTTP: closed loops of clients, and open loops of a rate.
+
+It shares a core between all clients, so that an answer must cost it little: raw bytes, no HTTP library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import re
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import uvloop
+
+Address = tuple[str, int]
+CLOSED, HUNG = (
+    0,
+    -1,
+)  # instead of a status: the server closed or refused the connection, or nothing came
+PATIENCE = 30.0  # seconds after the end of a run, for answers that are still missing
+WARM_UP = 0.25  # of a run, before what is counted
+
+_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
+_CLOSE = re.compile(rb"\r\nconnection: close", re.IGNORECASE)
+
+
+@dataclass
+class Load:
+    """One run: when each request was sent, when it was answered and its status; ``began`` and ``ended`` bound what
+    counts. All times are those of `time.perf_counter`."""
+
+    began: float
+    ended: float
+    answers: list[tuple[float, float, int]] = field(default_factory=list)
+
+    def row(self) -> dict[str, Any]:
+        """JSON-able: rates a second by what happened within the bounds, milliseconds of what was sent within them."""
+        seconds = self.ended - self.began
+        sent = [answer for answer in self.answers if self.began <= answer[0] < self.ended]
+        came = [status for _, at, status in self.answers if self.began <= at < self.ended]
+        good = [at - since for since, at, status in sent if status == 200]
+        refused = [at - since for since, at, status in sent if status not in (200, CLOSED, HUNG)]
+        return {
+            "sent_per_second": len(sent) / seconds,
+            "answered_per_second": came.count(200) / seconds,
+            "refused_per_second": sum(status > 0 and status != 200 for status in came) / seconds,
+            "unanswered": sum(status in (CLOSED, HUNG) for _, _, status in self.answers),
+            "p50_ms": percentile(good, 50),
+            "p99_ms": percentile(good, 99),
+            "refused_p99_ms": percentile(refused, 99),
+        }
+
+
+def percentile(seconds: list[float], q: float) -> float | None:
+    return float(np.percentile(seconds, q) * 1e3) if seconds else None
+
+
+class Connection(asyncio.Protocol):
+    """Kept open; one request at a time."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._received = bytearray()
+        self._head = self._size = 0
+        self.closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: Any = transport
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer. Raises ConnectionError where the server closes instead."""
+        if self.closed:
+            raise ConnectionResetError
+        self._answer = self._loop.create_future()
+        self.transport.write(request)
+        return await self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if not self._head:
+            self._head = self._received.find(b"\r\n\r\n") + 4
+            if self._head < 4:
+                self._head = 0
+                return
+            found = _LENGTH.search(self._received, 0, self._head)
+            assert found is not None
+            self.closed = _CLOSE.search(self._received, 0, self._head) is not None
+            self._size = self._head + int(found[1])
+        if len(self._received) >= self._size and self._answer is not None:
+            status, body = int(self._received[9:12]), bytes(self._received[self._head : self._size])
+            self._received.clear()
+            self._head, answer = 0, self._answer
+            self._answer = None
+            if not answer.done():
+                answer.set_result((status, body))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionResetError())
+
+
+class Client:
+    """Sends one request after the other, on a new connection where the last was closed."""
+
+    def __init__(self, address: Address, request: bytes) -> None:
+        self._address, self._request = address, request
+        self._connection: Connection | None = None
+
+    async def ask(self, load: Load) -> int:
+        began, status = time.perf_counter(), HUNG
+        try:
+            if self._connection is None or self._connection.closed:
+                self._connection = await connect(self._address)
+            status, _ = await self._connection.ask(self._request)
+        except OSError:
+            status = CLOSED
+        finally:  # also where the run gave up waiting
+            load.answers.append((began, time.perf_counter(), status))
+        return status
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.transport.close()
+
+
+async def connect(address: Address) -> Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(Connection, *address)
+    return connection
+
+
+async def closed_loop(address: Address, request: bytes, clients: int, seconds: float) -> Load:
+    """Clients that each send their next request when they have the answer."""
+    load = _load(seconds)
+
+    async def run(client: Client) -> None:
+        while time.perf_counter() < load.ended:
+            if await client.ask(load) == CLOSED:
+                await asyncio.sleep(0.01)  # nobody there: do not spin
+
+    everyone = [Client(address, request) for _ in range(clients)]
+    await _finish({asyncio.create_task(run(client)) for client in everyone}, load)
+    for client in everyone:
+        client.close()
+    return load
+
+
+async def open_loop(address: Address, request: bytes, rate: float, seconds: float) -> Load:
+    """Requests at random times (Poisson, seeded), whether or not earlier ones are answered."""
+    load, random = _load(seconds), np.random.default_rng(0)
+    idle: list[Client] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def one() -> None:
+        client = idle.pop() if idle else Client(address, request)
+        await client.ask(load)
+        idle.append(client)
+
+    at = time.perf_counter()
+    while (at := at + random.exponential(1 / rate)) < load.ended:
+        await asyncio.sleep(max(0.0, at - time.perf_counter()))
+        task = asyncio.create_task(one())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    await _finish(tasks, load)
+    for client in idle:
+        client.close()
+    return load
+
+
+def _load(seconds: float) -> Load:
+    began = time.perf_counter()
+    return Load(began + WARM_UP * seconds, began + seconds)
+
+
+async def _finish(tasks: set[asyncio.Task[None]], load: Load) -> None:
+    """Wait for all answers, and give up those that do not come."""
+    if tasks:
+        left = load.ended + PATIENCE - time.perf_counter()
+        _, hanging = await asyncio.wait(tasks, timeout=left)
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+
+
+def run(load: Coroutine[Any, Any, Load]) -> Load:
+    gc.collect()
+    gc.freeze()  # what is there already shall not be searched while answers are timed
+    return uvloop.run(load)
+
+
+def post(path: str, body: bytes, **headers: object) -> bytes:
+    """The bytes of a request; ``headers``: underscores stand for hyphens."""
+    lines = [f"POST {path} HTTP/1.1", "Host: bench", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def infer(x: np.ndarray, name: str = "m") -> bytes:
+    """A request of the Open Inference Protocol, raw bytes both ways."""
+    given = {"name": "input", "shape": x.shape, "datatype": "FP32"}
+    given["parameters"] = {"binary_data_size": x.nbytes}
+    head = json.dumps({"inputs": [given], "parameters": {"binary_data_output": True}}).encode()
+    body = head + x.tobytes()
+    return post(f"/v2/models/{name}/infer", body, Inference_Header_Content_Length=len(head))

@@ -1,0 +1,209 @@
+"""Results of benchmarks/serving.py and benchmarks/soak.py in docs/serving.md, with a plot of each.
+
+python benchmarks/make_serving_doc.py SERVING.json SOAK.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import make_docs
+from make_docs import line, pyplot, table, unique
+from served import ALONE, BATCHED, BOUNDED, CALL, OVERLOAD, UNBATCHED, Row
+
+OURS, PEER = "qkernels", "ONNX Runtime int8"
+PAGE = make_docs.DOCS / "serving.md"
+
+
+class Figures:
+    """The rows of benchmarks/serving.py by model, server and run."""
+
+    def __init__(self, results: Row) -> None:
+        self.results, self._rows = results, results["rows"]
+        self.models: list[str] = unique(row["model"] for row in self._rows)
+
+    def servers(self, model: str) -> list[str]:
+        return unique(row["server"] for row in self._rows if row["model"] == model)
+
+    def get(self, model: str, server: str, run: str, figure: str) -> float | None:
+        """None: not measured, or nothing was answered."""
+        key = {"model": model, "server": server, "run": run}
+        for row in self._rows:
+            if key.items() <= row.items():
+                value: float | None = row[figure]
+                return value
+        return None
+
+    def rate(self, model: str, server: str, run: str) -> float | None:
+        return self.get(model, server, run, "answered_per_second")
+
+
+def serving_text(results: Row) -> str:
+    """The machine, the targets, and all rows."""
+    figures, machine = Figures(results), results["machine"]
+    versions = machine["versions"] | machine["contenders"]
+    return "\n".join(
+        [
+            f"{machine['cpu']}, instruction set **{machine['isa']}**; the server on cores {results['server_cores']}, "
+            f"{results['threads']} threads a call, the load generator on {results['client_cores']}, "
+            f"{results['seconds']:g} s a run, a queue of {results['queue']} rows; "
+            + ", ".join(f"{name} {version}" for name, version in versions.items())
+            + ".\n",
+            f"    {results['command']}\n",
+            targets_text(figures),
+            rates_text(figures),
+            overload_text(figures),
+            plot_text(figures),
+        ]
+    )
+
+
+def targets_text(figures: Figures) -> str:
+    def row(name: str, target: str, of: Any) -> str:
+        return line([name, target, *(of(model) for model in figures.models)])
+
+    def overhead(model: str) -> str:
+        served = figures.get(model, OURS, ALONE, "p50_ms")
+        called = figures.get(model, OURS, CALL, "p50_ms")
+        return "" if served is None or called is None else f"{served - called:.2f} ms"
+
+    def ratio(of: tuple[str, str], to: tuple[str, str]) -> Any:
+        def cell(model: str) -> str:
+            first, second = figures.rate(model, *of), figures.rate(model, *to)
+            return "" if first is None or not second else f"{first / second:.2f}"
+
+        return cell
+
+    return "\n".join(
+        [
+            table(["", "target", *figures.models], left=2),
+            row("p50 of one client beyond that of a call", "< 0.5 ms", overhead),
+            row(
+                "throughput within the bound / ONNX Runtime's, same HTTP layer",
+                "1",
+                ratio((OURS, BOUNDED), (PEER, BOUNDED)),
+            ),
+            row("32 clients: batches / one by one", "2", ratio((OURS, BATCHED), (OURS, UNBATCHED))),
+            row(
+                "answered at twice the capacity / capacity",
+                "> 0.9",
+                ratio((OURS, OVERLOAD), (OURS, BATCHED)),
+            ),
+            "",
+        ]
+    )
+
+
+def rates_text(figures: Figures) -> str:
+    """A table a model: latency of one client, answers a second of the other runs."""
+    parts = []
+    for model in figures.models:
+        bound = figures.results["bounds_ms"][model]
+        head = [model, "1 client: p50, ms", "p99, ms", "32 clients, one by one: /s"]
+        head += ["batches: /s", "p99, ms", f"p99 below {bound:g} ms: /s"]
+        parts.append(table(head))
+        for server in figures.servers(model):
+            cells = [
+                shown(figures.get(model, server, ALONE, "p50_ms"), 2),
+                shown(figures.get(model, server, ALONE, "p99_ms"), 2),
+                shown(figures.rate(model, server, UNBATCHED)),
+                shown(figures.rate(model, server, BATCHED)),
+                shown(figures.get(model, server, BATCHED, "p99_ms"), 1),
+                shown(figures.rate(model, server, BOUNDED)),
+            ]
+            parts.append(line([server, *cells]))
+        parts.append("")
+    return "\n".join(parts)
+
+
+def overload_text(figures: Figures) -> str:
+    names = {
+        "sent_per_second": "sent/s", "answered_per_second": "answered/s", "p99_ms": "p99, ms",
+        "refused_per_second": "refused/s", "refused_p99_ms": "refused after, p99, ms", "unanswered": "no answer",
+    }  # fmt: skip
+    lines = [table(["twice the capacity", "capacity/s", *names.values()])]
+    for model in figures.models:
+        cells = [shown(figures.get(model, OURS, OVERLOAD, name)) for name in names]
+        lines.append(line([model, shown(figures.rate(model, OURS, BATCHED)), *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def plot_text(figures: Figures) -> str:
+    """Answers a second of every server, a panel a model."""
+    runs = {BOUNDED: "#1f6f8b", BATCHED: "#8aa7b3", UNBATCHED: "#dde3e6"}
+    size = (9, 1.0 + 0.7 * max(len(figures.servers(model)) for model in figures.models))
+    figure, panels = pyplot.subplots(
+        1, len(figures.models), figsize=size, layout="constrained", squeeze=False
+    )
+    for axes, model in zip(panels[0], figures.models, strict=True):
+        servers = figures.servers(model)
+        for index, (run, color) in enumerate(runs.items()):
+            rates = [figures.rate(model, server, run) or 0.0 for server in servers]
+            places = [place + (index - 1) * 0.27 for place in range(len(servers))]
+            axes.barh(places, rates, 0.27, label=run, color=color)
+        axes.set_yticks(range(len(servers)), servers)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{model}, answers a second")
+    panels[0][0].legend(fontsize=8)
+    return _save(figure, "serving", "Answers a second")
+
+
+def soak_text(results: Row) -> str:
+    """What was asked and answered, and the memory of the serving process over the time."""
+    lines = [
+        f"{results['minutes']:g} minutes, the model's file replaced ten times: memory grew by "
+        f"{results['growth_mb']:+.2f} MB from the second fifth of the time to the last (bound "
+        f"{results['bound_mb']:g} MB), open files {results['samples'][0][2]} at the beginning and "
+        f"{results['samples'][-1][2]} at the end, {results['wrong']} wrong answers.\n",
+        f"    {results['command']}\n",
+        table(["requests", "answer", "count"]),
+        *(line([row["kind"], row["got"], f"{row['count']:,}"]) for row in results["answers"]),
+        "",
+    ]
+    figure, axes = pyplot.subplots(figsize=(9, 2.2), layout="constrained")
+    minutes, megabytes, _ = zip(*results["samples"], strict=True)
+    axes.plot(minutes, megabytes, color="#1f6f8b")
+    axes.set_ylim(0, 1.2 * max(megabytes))
+    axes.set_xlabel("minutes")
+    axes.set_ylabel("resident memory, MB")
+    return "\n".join(lines) + "\n" + _save(figure, "soak", "Memory of the serving process")
+
+
+def _save(figure: Any, name: str, alt: str) -> str:
+    path = make_docs.DOCS / "benchmarks" / f"{name}.svg"
+    path.parent.mkdir(exist_ok=True)
+    make_docs.matplotlib.rcParams["svg.hashsalt"] = "qkernels"
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+    return f"![{alt}](benchmarks/{path.name})\n"
+
+
+def shown(value: float | None, digits: int = 0) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def put(name: str, text: str) -> None:
+    """Between the marks of this name in docs/serving.md."""
+    before, mark, rest = PAGE.read_text().partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not (mark and end):
+        raise SystemExit(f"{PAGE} has no place marked {name}")
+    PAGE.write_text(before + mark + text + end + after)
+
+
+def main(paths: list[Path]) -> None:
+    for path in paths:
+        results = json.loads(path.read_text())
+        if "samples" in results:
+            put("soak", soak_text(results))
+        else:
+            put("serving", serving_text(results))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main([Path(path) for path in sys.argv[1:]])

@@ -1,0 +1,213 @@
+"""A server under mixed load for a long time: every answer as it must be, and memory that does not grow.
+
+python benchmarks/soak.py [--minutes 30] [--rate 60] [--model MODEL.qkp --size C,H,W] [--out RESULTS.json]
+
+Requests that are good, malformed, huge, slow or given up half-way, in a seeded mixture, while the model's file is
+replaced now and then. Exit code 1: an answer was wrong, or memory in the last fifth of the time was more than BOUND_MB
+above that in the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import load
+import served
+from load import Address, Connection, connect
+
+from qkernels.data.progress import Advance, progress
+
+BOUND_MB = 2.0
+USERS = 8
+RELOADS = 10
+SAMPLES = 100
+GONE = "gone"  # what a client that went gets
+PATH = "/v2/models/m/infer"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``share`` of all requests. ``pause``: seconds after half of the bytes; ``leaves``: then closes instead."""
+
+    name: str
+    share: float
+    request: bytes
+    expected: int | str
+    pause: float = 0.0
+    leaves: bool = False
+
+
+def kinds(size: tuple[int, ...]) -> list[Kind]:
+    x = np.random.default_rng(0).standard_normal((8, *size)).astype(np.float32)
+    one = load.infer(x[:1])
+    given = {"name": "input", "shape": [1, *size], "datatype": "FP32"}
+    text = json.dumps({"inputs": [given | {"data": x[0].ravel().tolist()}]}).encode()
+    short = json.dumps({"inputs": [given | {"data": [0.5]}]}).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: soak\r\nContent-Length: {10**12}\r\n\r\n".encode()
+    return [
+        Kind("one image", 0.50, one, 200),
+        Kind("eight images", 0.10, load.infer(x), 200),
+        Kind("JSON", 0.05, load.post(PATH, text), 200),
+        Kind("metrics", 0.05, b"GET /metrics HTTP/1.1\r\nHost: soak\r\n\r\n", 200),
+        Kind("slow", 0.05, one, 200, pause=0.2),
+        Kind("gives up", 0.05, one, GONE, leaves=True),
+        Kind("NaN", 0.05, load.infer(np.full_like(x[:1], np.nan)), 400),
+        Kind("wrong shape", 0.05, load.post(PATH, short), 400),
+        Kind("no JSON", 0.05, load.post(PATH, text[:-9]), 400),
+        Kind("another model", 0.03, load.infer(x[:1], "other"), 404),
+        Kind("too large", 0.02, head, 413),
+    ]
+
+
+@dataclass
+class Soak:
+    """What is seen: (minutes, MB, open files) of the serving process, and how often each kind got what."""
+
+    minutes: float
+    rate: float
+    samples: list[tuple[float, float, int]] = field(default_factory=list)
+    answers: Counter[tuple[str, int | str]] = field(default_factory=Counter)
+
+    async def run(
+        self, address: Address, model: Path, mixture: list[Kind], advance: Advance
+    ) -> None:
+        self.began = time.monotonic()
+        self.until = self.began + 60 * self.minutes
+        users = [self._user(address, mixture, seed) for seed in range(USERS)]
+        await asyncio.gather(self._watch(address, model, advance), *users)
+
+    async def _user(self, address: Address, mixture: list[Kind], seed: int) -> None:
+        random, connection = np.random.default_rng(seed), await connect(address)
+        shares = [kind.share for kind in mixture]
+        while time.monotonic() < self.until:
+            kind = mixture[random.choice(len(mixture), p=shares)]
+            if connection.closed:
+                connection = await connect(address)
+            self.answers[kind.name, await _ask(connection, kind)] += 1
+            await asyncio.sleep(random.exponential(USERS / self.rate))
+        connection.transport.close()
+
+    async def _watch(self, address: Address, model: Path, advance: Advance) -> None:
+        """Sample the metrics, and replace the model's file."""
+        reload_at = self.began
+        while (now := time.monotonic()) < self.until:
+            connection = await connect(address)
+            _, body = await connection.ask(b"GET /metrics HTTP/1.1\r\nHost: soak\r\n\r\n")
+            connection.transport.close()
+            megabytes = _metric(body, "process_resident_memory_bytes") / 1e6
+            minutes = (now - self.began) / 60
+            self.samples.append((minutes, megabytes, int(_metric(body, "process_open_fds"))))
+            if now >= reload_at:
+                reload_at += 60 * self.minutes / RELOADS
+                replace(model)
+            advance(1, f"{megabytes:.1f} MB, {sum(self.answers.values())} requests")
+            await asyncio.sleep(60 * self.minutes / SAMPLES)
+
+
+async def _ask(connection: Connection, kind: Kind) -> int | str:
+    try:
+        if kind.leaves or kind.pause:
+            half = len(kind.request) // 2
+            connection.transport.write(kind.request[:half])
+            await asyncio.sleep(kind.pause)
+            if kind.leaves:
+                connection.transport.close()
+                connection.closed = True
+                return GONE
+            status, _ = await connection.ask(kind.request[half:])
+        else:
+            status, _ = await connection.ask(kind.request)
+        return status
+    except OSError:
+        return "connection closed"
+
+
+def _metric(body: bytes, name: str) -> float:
+    found = re.search(rf"^{name} (\S+)$", body.decode(), re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+def replace(path: Path) -> None:
+    """By the same bytes, which the server cannot know."""
+    aside = path.with_suffix(".new")
+    shutil.copyfile(path, aside)
+    aside.replace(path)
+
+
+def growth(samples: list[tuple[float, float, int]]) -> float:
+    """MB from the second fifth of the samples to the last, by their medians."""
+    fifth = len(samples) // 5
+    memory = [megabytes for _, megabytes, _ in samples]
+    return float(np.median(memory[-fifth:]) - np.median(memory[fifth : 2 * fifth]))
+
+
+def report(soak: Soak, mixture: list[Kind], command: str) -> dict[str, Any]:
+    """JSON-able."""
+    expected = {kind.name: kind.expected for kind in mixture}
+    rows = [
+        {"kind": name, "got": got, "count": count, "right": got == expected[name]}
+        for (name, got), count in sorted(soak.answers.items(), key=str)
+    ]
+    return {
+        "command": command,
+        "minutes": soak.minutes,
+        "samples": soak.samples,
+        "answers": rows,
+        "wrong": sum(row["count"] for row in rows if not row["right"]),
+        "growth_mb": growth(soak.samples),
+        "bound_mb": BOUND_MB,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--rate", type=float, default=60.0, help="requests a second")
+    parser.add_argument("--model", type=Path, help="else the ResNet-20 of benchmarks/serving.py")
+    parser.add_argument("--size", default="3,32,32")
+    parser.add_argument("--out", type=Path, default=served.ROOT / "build/soak.json")
+    arguments = parser.parse_args()
+    if arguments.model is None:
+        served.prepare(served.MODELS[:1])
+        arguments.model = served.MODELS[0].file("qkp")
+    mixture = kinds(tuple(map(int, arguments.size.split(","))))
+    soak = Soak(arguments.minutes, arguments.rate)
+    with tempfile.TemporaryDirectory() as folder, progress("soaking", SAMPLES) as advance:
+        model = Path(shutil.copy(arguments.model, folder))
+        port = served.free_port()
+        command = ["-m", "qkernels.serve", str(model), f"--size=1,{arguments.size}", "--name=m"]
+        flags = [f"--port={port}", "--threads=1", "--log-level=error"]
+        with served.running([*command, *flags], port, "/v2/health/ready") as address:
+            uvloop.run(soak.run(address, model, mixture, advance))
+    words = f"--minutes {arguments.minutes:g} --rate {arguments.rate:g}"
+    result = report(soak, mixture, f"python benchmarks/soak.py {words}")
+    served.save(arguments.out, result)
+    for row in result["answers"]:
+        print(
+            f"{row['kind']:>14}  {row['got']!s:<18}{row['count']:>8}  {'' if row['right'] else 'WRONG'}"
+        )
+    print(
+        f"memory: {result['growth_mb']:+.2f} MB (bound {BOUND_MB:g} MB), wrong answers: {result['wrong']}"
+    )
+    sys.exit(result["wrong"] > 0 or result["growth_mb"] > BOUND_MB)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Two processes: one holds the listening socket, its child serves; a child that is killed is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+import uvicorn
+
+from qkernels.serve.app import application
+from qkernels.serve.settings import Settings
+
+logger = logging.getLogger("qkernels.serve")
+
+_WATCHED = {signal.SIGCHLD, signal.SIGINT, signal.SIGTERM}
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_LAST_CALL = 0.1  # seconds in which a draining server still reads from connections that look idle
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; connections wait in it while nobody serves."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def serve(settings: Settings, listening: socket.socket, **options: Any) -> None:
+    """Serve in a child process until a signal; ``options``: of `uvicorn.Config`, such as its TLS.
+
+    Raises in the child what is wrong with the model; this process then exits with the child's code.
+    """
+    restarts = outlive_children(listening)
+    failures: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    config = uvicorn.Config(
+        application(settings, failed, restarts),
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_graceful_shutdown=int(settings.timeout) + 1,
+        **options,
+    )
+    server = _Server(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run([listening])
+    if failures:
+        raise failures[0]
+
+
+def outlive_children(listening: socket.socket) -> int:
+    """Fork a child, and another whenever one is killed by a signal. Returns in each child: how many came before it.
+
+    This process ends with the exit code of a child that ended by itself, or when it is told to: it stops listening,
+    lets the child drain, and exits with 0.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)  # they are waited for, nothing interrupts
+    parent, restarts = os.getpid(), 0
+    while True:
+        began = time.monotonic()
+        if (child := os.fork()) == 0:
+            _end_with(parent)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+            return restarts
+        code = _outlive(child, listening)
+        if code >= 0:
+            sys.exit(code)
+        killer = signal.Signals(-code).name
+        logger.error("process %d was killed by %s; another takes its place", child, killer)
+        time.sleep(max(0.0, began + 1 - time.monotonic()))  # at most one a second
+        restarts += 1
+
+
+def _outlive(child: int, listening: socket.socket) -> int:
+    """The child's exit code, or minus the signal that killed it, which is no failure where it was told to end."""
+    told = False
+    while True:
+        if signal.sigwait(_WATCHED) != signal.SIGCHLD:
+            told = True
+            listening.close()
+            os.kill(child, signal.SIGTERM)
+            continue
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            if not told:
+                return code
+            return 0 if code in (0, -signal.SIGTERM) else 1
+
+
+def _end_with(parent: int) -> None:
+    """Drain and end when the parent does, whatever ends it: nobody else would."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn closes connections that look idle when it is told to end, though a request may lie in their buffers;
+    here these are read first, and each answer says that it is its connection's last."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.server_state.default_headers += [(b"connection", b"close")]
+        await asyncio.sleep(_LAST_CALL)
+        await super().shutdown(sockets)
