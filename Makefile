@@ -55,9 +55,10 @@ $(STAMP)-train $(STAMP)-dev $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES
 	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[$*]'
 	touch $@
 
-# Without its dependencies: they hold a torchvision that does not load beside a CPU torch, and nothing here imports it.
+# Without their dependencies: torchattacks' hold a torchvision that does not load beside a CPU torch, kserve's an older
+# protobuf, and nothing here imports either.
 $(STAMP)-attacks: $(STAMP)-dev
-	$(BIN)/pip install -q --no-deps -c constraints.txt torchattacks
+	$(BIN)/pip install -q --no-deps -c constraints.txt torchattacks kserve
 	touch $@
 
 clean:

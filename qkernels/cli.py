@@ -329,17 +329,37 @@ def evaluate(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="An int8 checkpoint.")],
-    out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+    model: Annotated[Path, typer.Argument(help="An int8 checkpoint for ONNX, else a program.")],
+    out: Annotated[Path, typer.Argument(help="ONNX file, or folder of a Triton model, to write.")],
+    to: Annotated[
+        Literal["onnx", "triton"], typer.Option(help="QDQ form; Python backend, without torch.")
+    ] = "onnx",
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="Size of an input, such as 1,3,224,224; once an input, in order."),
+    ] = None,
 ) -> None:
-    """Write an int8 checkpoint as an ONNX file in the QDQ form, its batch free."""
-    net = qkernels.load(checkpoint)
-    options = read_metadata(checkpoint)["architecture"]["kwargs"]
+    """Write a model for another runtime, its batch free."""
+    sizes = [_size(text) for text in size or ()]
+    if to == "triton":
+        require("starlette", "serve")
+        from qkernels.serve.triton import write_triton_model
+
+        written = write_triton_model(model, out, [tuple(size) for size in sizes])
+        _print(f"wrote {out}: model {out.name!r}, batches of up to {written.max_batch}")
+        return
+    examples = tuple(torch.zeros(size) for size in sizes or [_image_size(model)])
+    export_onnx(qkernels.load(model), examples, out)
+    _print(f"wrote {out}: {_kilobytes(out)}, before {_kilobytes(model)}")
+
+
+def _image_size(checkpoint: Path) -> list[int]:
+    options = (read_metadata(checkpoint)["architecture"] or {"kwargs": {}})["kwargs"]
     if not {"in_channels", "image_size"} <= options.keys():
-        raise ValueError(f"{checkpoint} does not say its image size: use qkernels.export in Python")
-    size = options["image_size"]
-    export_onnx(net, torch.zeros(1, options["in_channels"], size, size), out)
-    _print(f"wrote {out}: {_kilobytes(out)}, before {_kilobytes(checkpoint)}")
+        raise ValueError(
+            f"{checkpoint} does not say its image size: give --size, such as 1,3,32,32"
+        )
+    return [1, options["in_channels"], options["image_size"], options["image_size"]]
 
 
 def _open(path: Path, images: ImageData, model: str | None, width: int | None) -> nn.Module:

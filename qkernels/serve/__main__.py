@@ -12,7 +12,7 @@ import typer
 
 from qkernels.serve import process
 from qkernels.serve.logs import log_to_stderr
-from qkernels.serve.settings import Settings, Size, share_cores
+from qkernels.serve.settings import Settings, parse_size, share_cores
 
 logger = logging.getLogger("qkernels.serve")
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
@@ -69,7 +69,7 @@ def serve(
     settings = Settings(
         path=model,
         name=name or model.stem,
-        sizes=tuple(_size(text) for text in size or ()),
+        sizes=tuple(parse_size(text) for text in size or ()),
         workers=workers,
         threads=threads,
         max_batch=max_batch,
@@ -85,16 +85,6 @@ def serve(
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     logger.info("running on %s://%s", "https" if certificate else "http", address)
     process.serve(settings, listening, ssl_certfile=certificate, ssl_keyfile=key)
-
-
-def _size(text: str) -> Size:
-    try:
-        size = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        size = ()
-    if len(size) not in (2, 4) or min(size) < 1:
-        raise ValueError(f"size {text!r} must be N,C,H,W or N,C, such as 1,3,224,224")
-    return size
 
 
 if __name__ == "__main__":

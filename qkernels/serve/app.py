@@ -48,12 +48,14 @@ def application(
     settings: Settings,
     failed: Callable[[BaseException], None] = _log_failure,
     restarts: int = 0,
+    current: CurrentModel | None = None,
 ) -> Starlette:
     """An ASGI application that loads the model when it starts; ``failed`` is told why it could not.
 
-    ``restarts``, for the metrics: how many processes served before this one and were killed.
+    ``restarts``, for the metrics: how many processes served before this one and were killed. ``current``: who loads and
+    batches instead, where that is another engine's part.
     """
-    server = _Server(settings, failed, restarts)
+    server = _Server(settings, failed, restarts, current)
     model = "/v2/models/{name}"
     routes = [
         route
@@ -91,11 +93,15 @@ def application(
 
 class _Server:
     def __init__(
-        self, settings: Settings, failed: Callable[[BaseException], None], restarts: int
+        self,
+        settings: Settings,
+        failed: Callable[[BaseException], None],
+        restarts: int,
+        current: CurrentModel | None,
     ) -> None:
         self._settings, self._failed = settings, failed
         self._metrics = Metrics(restarts)
-        self._current = CurrentModel(settings, self._metrics)
+        self._current = current or CurrentModel(settings, self._metrics)
         self._decoder = pictures.Decoder(settings.queue)
         self._inside = 0  # requests for results that have no answer yet
         self._most = settings.queue + settings.workers * settings.max_batch

@@ -44,6 +44,21 @@ class Model:
     run: Run
     image_input: ImageInput | None = None
 
+    def check(self, inputs: Arrays) -> None:
+        """Raises ValueError for arrays that ``run`` does not take."""
+        if len(inputs) != len(self.inputs):
+            raise ValueError(f"the model takes {len(self.inputs)} inputs, not {len(inputs)}")
+        for x, tensor in zip(inputs, self.inputs, strict=True):
+            fits = x.dtype == np.float32 and x.shape[1:] == tensor.size
+            if not (fits and 1 <= len(x) <= self.max_batch):
+                needed = ", ".join(["N", *map(str, tensor.size)])
+                raise ValueError(
+                    f"input {tensor.name!r} is {x.dtype} {list(x.shape)}; float32 [{needed}] with N from 1 to "
+                    f"{self.max_batch} is needed"
+                )
+        if len(rows := {len(x) for x in inputs}) != 1:
+            raise ValueError(f"the inputs differ in their batch: {sorted(rows)}")
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -104,20 +119,29 @@ def open_model(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
         return _checkpoint(path, version, sizes, threads)
     try:
         program = Program(data, threads)
-        image_input = _read_image_input(program.extra)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return _program(program, path, version, sizes, program.extra)
+
+
+def map_program(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
+    """A program that is mapped: processes of one machine that open it share its weights. The file may be replaced, as
+    `Program.save` does, but not written over. Raises as `open_model`."""
+    program = Program.load(path, threads)
+    version = f"{zlib.crc32(program.data.data):08x}"
+    return _program(program, path, version, sizes, program.extra)
+
+
+def _program(
+    program: Program, path: Path, version: str, sizes: Sequence[Size], extra: Mapping[str, Any]
+) -> Opened:
+    image_input = _read_image_input(path, extra)
     sizes = sizes or _sizes(image_input)
     if not sizes:
         if any(axes == 4 for axes, _ in program.inputs):
             raise ValueError(f"{path} takes images of any size: give --size, such as 1,3,224,224")
         sizes = [(1, channels) for _, channels in program.inputs]
-    return _program(program, version, sizes, image_input)
 
-
-def _program(
-    program: Program, version: str, sizes: Sequence[Size], image_input: ImageInput | None
-) -> Opened:
     def run(inputs: Arrays) -> Arrays:
         return _listed(program(*inputs))
 
@@ -132,7 +156,7 @@ def _checkpoint(path: Path, version: str, sizes: Sequence[Size], threads: int) -
     from qkernels.quantization import read_metadata
 
     metadata = read_metadata(path)
-    image_input = _read_image_input(metadata["extra"])
+    image_input = _read_image_input(path, metadata["extra"])
     sizes = sizes or _sizes(image_input)
     if not sizes:
         options = (metadata["architecture"] or {"kwargs": {}})["kwargs"]
@@ -146,7 +170,7 @@ def _checkpoint(path: Path, version: str, sizes: Sequence[Size], threads: int) -
     chained = qkernels.compile(qkernels.load(path), examples)
     if chained.program is not None:
         program = Program(chained.program.program.data, threads)
-        return _program(program, version, sizes, image_input)
+        return _program(program, path, version, sizes, metadata["extra"])
 
     def run(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
@@ -157,11 +181,11 @@ def _checkpoint(path: Path, version: str, sizes: Sequence[Size], threads: int) -
     return Opened(version, "qkernels_torch", taken, None, run, image_input)
 
 
-def _read_image_input(extra: Mapping[str, Any]) -> ImageInput | None:
+def _read_image_input(path: Path, extra: Mapping[str, Any]) -> ImageInput | None:
     try:
         return msgspec.convert(extra.get(KEY), ImageInput | None)
     except msgspec.ValidationError as error:
-        raise ValueError(f"{KEY} is not right: {error}") from error
+        raise ValueError(f"{path}: {KEY} is not right: {error}") from error
 
 
 def _sizes(image_input: ImageInput | None) -> list[Size]:

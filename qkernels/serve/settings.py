@@ -57,3 +57,14 @@ def share_cores(workers: int | None, threads: int | None) -> tuple[int, int]:
         workers = workers or 1
         return workers, max(1, cores // workers)
     return workers or max(1, cores // threads), threads
+
+
+def parse_size(text: str) -> Size:
+    """Of "1,3,224,224"."""
+    try:
+        size = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        size = ()
+    if len(size) not in (2, 4) or min(size) < 1:
+        raise ValueError(f"size {text!r} must be N,C,H,W or N,C, such as 1,3,224,224")
+    return size

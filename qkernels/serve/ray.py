@@ -1,0 +1,130 @@
+"""A program on Ray Serve: replicas over the nodes of a cluster, each behind the HTTP application of `qkernels serve`.
+
+    serve run qkernels.serve.ray:app path=/models/student.qkp size=1,3,32,32
+
+How many replicas there are, where and on how many CPUs is said in Ray's own options of the deployment `Replica`.
+"""
+
+# No annotations from the future: Ray looks for a pydantic model in the annotation of `app`.
+import asyncio
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from pydantic import BaseModel
+from ray import serve
+from starlette.applications import Starlette
+
+from qkernels.serve.app import application
+from qkernels.serve.batching import Times
+from qkernels.serve.current import CurrentModel
+from qkernels.serve.model import Arrays, map_program
+from qkernels.serve.settings import Settings, parse_size
+
+
+class Arguments(BaseModel, extra="forbid"):
+    """``path``: a program, in this place on every node. ``name``: of the model, else that of its file.
+
+    ``size``: of an input, such as 1,3,224,224; of several, with spaces between. ``max_delay``: milliseconds that a
+    batch waits to fill up to ``max_batch`` rows.
+    """
+
+    path: Path
+    name: str | None = None
+    size: str = ""
+    max_batch: int = 32
+    max_delay: float = 0.0
+
+
+def _rows(requests: list[Arrays]) -> int:
+    return sum(len(inputs[0]) for inputs in requests)
+
+
+def _threads() -> int:
+    """As many as the replica has CPUs, so that those of a node take no more than its cores; 1 for a part of one."""
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+
+
+@serve.deployment(
+    autoscaling_config={"min_replicas": 1, "max_replicas": 100, "target_ongoing_requests": 16},
+    max_ongoing_requests=64,  # of a replica: one batch runs while the next one gathers
+    max_queued_requests=256,
+)
+@serve.ingress()
+class Replica:
+    """One process that answers on as many threads as it has CPUs. It maps the program: the replicas of a node share
+    the weights. Raises what `map_program` and `Settings` raise, more CPUs than the node has among it."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self._settings = Settings(
+            path=arguments.path,
+            name=arguments.name or arguments.path.stem,
+            sizes=tuple(parse_size(text) for text in arguments.size.split()),
+            threads=_threads(),
+            max_batch=arguments.max_batch,
+            max_delay=arguments.max_delay / 1e3,
+            token=os.environ.get("QKERNELS_TOKEN"),
+        )
+        settings = self._settings
+        opened = map_program(settings.path, settings.sizes, settings.threads)
+        self.model = opened.warm_up(settings.max_batch)
+        self.infer.set_max_batch_size(self.model.max_batch)
+        self.infer.set_batch_wait_timeout_s(settings.max_delay)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return application(self._settings, current=_Loaded(self))
+
+    async def predict(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        """For a handle in Python: float32 arrays [N, ...] to the model's outputs. Raises ValueError for others."""
+        self.model.check(inputs)
+        return await self.infer(inputs)
+
+    @serve.batch(batch_size_fn=_rows)
+    async def infer(self, requests: list[Arrays]) -> list[Arrays]:
+        """Requests of any number of rows as one call."""
+        return await asyncio.to_thread(self._run, requests)
+
+    def _run(self, requests: list[Arrays]) -> list[Arrays]:
+        results = self.model.run([np.concatenate(column) for column in zip(*requests, strict=True)])
+        ends = np.cumsum([len(inputs[0]) for inputs in requests])[:-1]
+        return list(zip(*(np.split(y, ends) for y in results), strict=True))
+
+
+class _Batches:
+    """Ray's batches, as the application asks for its own; how long a request waited for one, Ray does not say."""
+
+    full = False  # Ray's proxy refuses what is beyond max_queued_requests
+
+    def __init__(self, replica: Any) -> None:
+        self.model, self._replica = replica.model, replica
+
+    async def infer(
+        self, inputs: Arrays, seconds: float = math.inf, times: Times | None = None
+    ) -> Arrays:
+        began = time.perf_counter()
+        results: Arrays = await self._replica.infer(inputs)
+        if times is not None:
+            times.compute = time.perf_counter() - began
+        return results
+
+
+class _Loaded(CurrentModel):
+    """The model of a replica, which stays as it is: Ray replaces replicas."""
+
+    def __init__(self, replica: Any) -> None:
+        self.batcher: Any = _Batches(replica)
+
+    async def watch(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def app(arguments: Arguments) -> serve.Application:
+    """For `serve run` and Serve's configuration files."""
+    return Replica.bind(arguments)

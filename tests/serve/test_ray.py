@@ -1,0 +1,183 @@
+"""Ray Serve on two nodes: each has a replica, their answers are the program's bits, and a killed one is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+from tritonclient import http as triton
+from tritonclient.utils import InferenceServerException
+
+from qkernels.program import Program
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'qkernels[ray]'")
+
+import qkernels.serve.ray as served_by_ray  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+NODE = ["--num-cpus=1", "--object-store-memory=80000000", "--node-ip-address=127.0.0.1"]
+
+
+@dataclass
+class Deployed:
+    """``address``: of the model over HTTP."""
+
+    address: str
+    dashboard: str
+    headers: dict[str, str]
+
+    def replicas(self) -> dict[int, str]:
+        """The node of each replica that answers, by process."""
+        url = f"{self.dashboard}/api/serve/applications/"
+        said = httpx.get(url, headers=self.headers, timeout=20).json()["applications"]["default"]
+        found = said["deployments"]["Replica"]["replicas"]
+        return {one["pid"]: one["node_id"] for one in found if one["state"] == "RUNNING"}
+
+    def ask(self, x: np.ndarray) -> np.ndarray:
+        image = triton.InferInput("input", list(x.shape), "FP32")
+        image.set_data_from_numpy(x)
+        client = triton.InferenceServerClient(self.address)
+        return client.infer("student", [image]).as_numpy("output")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def until(what: Callable[[], Any], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def node(folder: Path, environment: dict[str, str], *words: str) -> Iterator[None]:
+    """`ray start` with all its processes, which end with it."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", *NODE, *words]
+    log = folder / f"{len(list(folder.iterdir()))}.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        until(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        yield
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        with contextlib.suppress(ProcessLookupError):  # what of its session is left
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def deployed(program: Path) -> Iterator[Deployed]:
+    """The program on a cluster of two nodes of one core each, deployed by the example."""
+    port, dashboard, http = free_port(), free_port(), free_port()
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "ray").mkdir()  # a short path: sockets lie in it
+        head = f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder / 'ray'}"
+        with (
+            node(folder, environment, "--head", *head),
+            node(folder, environment, f"--address=127.0.0.1:{port}"),
+        ):
+            command = [sys.executable, str(ROOT / "examples/ray_serve.py")]
+            done = subprocess.run(
+                [*command, str(program), "1,3,8,8", str(http)],
+                env=environment | {"RAY_ADDRESS": f"127.0.0.1:{port}"},
+                stdout=subprocess.PIPE,
+                text=True,
+                timeout=120,
+            )
+            assert done.returncode == 0
+            assert "{'RUNNING': 2} on 2 nodes" in done.stdout
+            assert "from Python and over HTTP: True" in done.stdout
+            token = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
+            yield Deployed(f"127.0.0.1:{http}", f"http://127.0.0.1:{dashboard}", token)
+
+
+def assert_answers_are_the_bits_of_the_program(deployed: Deployed, path: Path) -> None:
+    rng, program = np.random.default_rng(0), Program.load(path)
+    images = [rng.standard_normal((n, 3, 8, 8), np.float32) for n in [1, 2, 3, 32] * 4]
+    with ThreadPoolExecutor(8) as clients:  # so that some meet in a batch
+        answers = list(clients.map(deployed.ask, images))
+    for x, answer in zip(images, answers, strict=True):
+        assert np.array_equal(answer, program(x))
+
+
+def test_each_node_has_a_replica_that_maps_the_program_and_holds_no_torch(
+    deployed: Deployed, program: Path
+) -> None:
+    found = deployed.replicas()
+    assert len(found) == 2 and len(set(found.values())) == 2
+    for process in found:
+        mapped = Path(f"/proc/{process}/maps").read_text()
+        assert str(program) in mapped and "libtorch" not in mapped
+
+
+def test_answers_over_http_are_the_bits_of_the_program(deployed: Deployed, program: Path) -> None:
+    assert_answers_are_the_bits_of_the_program(deployed, program)
+
+
+def test_a_wrong_question_is_refused_by_name(deployed: Deployed) -> None:
+    client = triton.InferenceServerClient(deployed.address)
+    assert client.is_server_ready() and client.is_model_ready("student")
+    assert not client.is_model_ready("other")
+    with pytest.raises(InferenceServerException, match=r"shape \[1, 3, 9, 8\]"):
+        deployed.ask(np.zeros((1, 3, 9, 8), np.float32))
+
+
+def test_a_killed_replica_is_replaced_on_its_node(deployed: Deployed, program: Path) -> None:
+    before = deployed.replicas()
+    killed = next(iter(before))
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: killed not in deployed.replicas() and len(deployed.replicas()) == 2)
+    after = deployed.replicas()
+    assert len(after.keys() - before.keys()) == 1
+    assert set(after.values()) == set(before.values())
+    assert_answers_are_the_bits_of_the_program(deployed, program)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "threads"), [({"CPU": 4.0}, 4), ({"CPU": 1.0}, 1), ({"CPU": 0.5}, 1), ({}, 1)]
+)
+def test_threads_follow_the_cpus_of_a_replica(
+    cpus: dict[str, float], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SimpleNamespace(get_assigned_resources=lambda: cpus)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    assert served_by_ray._threads() == threads
+
+
+def test_a_misspelt_argument_is_named() -> None:
+    with pytest.raises(ValueError, match="siez"):
+        served_by_ray.Arguments(path="student.qkp", siez="1,3,8,8")
