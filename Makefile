@@ -23,7 +23,7 @@ lint: $(STAMP)-dev
 sanitize: $(STAMP)-dev
 	QKERNELS_SANITIZE=1 QKERNELS_CUDA=0 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/kernels tests/test_threads.py
+	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/kernels tests/test_threads.py tests/program
 
 # Half an hour on an idle machine; goes on where it was stopped.
 bench: $(STAMP)-peers

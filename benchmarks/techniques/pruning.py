@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import qkernels
 from qkernels import prune
 from qkernels.distill import TrainConfig, train
 from qkernels.measure import count_macs
-from qkernels.pipeline import calibration_batches
 from techniques.row import Outcome, Row, Setting
 
 WEIGHTS = 0.8  # share of single weights that goes
@@ -170,10 +168,8 @@ def _outcome(setting: Setting, net: nn.Module, note: str = "") -> Outcome:
     )
     zeros = prune.Masks.of_zeros(prune.weights(net)).sparsity
     what = f"{1 - after / before:.1%} of multiply-adds gone, {zeros:.1%} of the weights left are 0"
-    batches = list(calibration_batches(setting.data, 512, seed=0))
-    int8, _ = qkernels.quantize(net, calibration=batches)
     figures = {"macs": float(after), "macs before": float(before), "zeros": zeros}
-    return Outcome(net, int8, "; ".join(filter(None, (what, note))), figures)
+    return Outcome(net, setting.int8(net), "; ".join(filter(None, (what, note))), figures)
 
 
 def _example(setting: Setting) -> Tensor:

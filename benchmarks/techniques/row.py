@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import qkernels
 from qkernels.data import ImageData
@@ -46,10 +46,17 @@ class Setting:
         train(model, how.pop("data", self.data), config, run_dir=self.run_dir / folder, **how)
         return model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
+    def calibration(self, images: int = 512) -> list[Tensor]:
+        """Batches of training images, the same at every call."""
+        return list(calibration_batches(self.data, images, self.seed))
+
     def int8(self, model: nn.Module) -> nn.Module:
         """`model` by the default static int8, calibrated on 512 training images."""
-        batches = calibration_batches(self.data, 512, self.seed)
-        return qkernels.quantize(model, calibration=batches)[0]
+        return qkernels.quantize(model, calibration=self.calibration())[0]
+
+    def beside(self, name: str) -> Setting:
+        """The same in a folder that the rows of a seed share."""
+        return replace(self, run_dir=self.run_dir.parent / name)
 
 
 @dataclass(frozen=True)

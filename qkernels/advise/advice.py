@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from qkernels.columns import aligned
 from qkernels.data.extras import require
 from qkernels.evaluate import Evaluation
 from qkernels.models.narrow import Sizes
@@ -72,15 +73,7 @@ class Advice:
             rows.append(
                 (trial.name, accuracy, f"{trial.ms:.3f}", f"{trial.bytes / 1e3:,.1f}", marks)
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = [
-            "  ".join(
-                c.rjust(w) if i in (2, 3) else c.ljust(w)
-                for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, *self.notes, self.sentence()])
+        return "\n".join([*aligned(rows, right=(2, 3)), *self.notes, self.sentence()])
 
     def sentence(self) -> str:
         """What to take, or what could not be reached."""

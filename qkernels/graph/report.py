@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qkernels.columns import aligned
+
 
 @dataclass
 class LayerChain:
@@ -31,9 +33,8 @@ class ChainReport:
     def __repr__(self) -> str:
         rows = [("layer", "reads", "fused", "writes", "why float")]
         rows += [(r.name, r.reads, ", ".join(r.fused), r.writes, r.why) for r in self.layers]
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        lines = aligned(rows)
         lines.append(f"{self.chained} of {len(self.layers)} layers write int8")
         if self.unfused:
             lines.append(f"left to torch: {', '.join(self.unfused)}")
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(lines)

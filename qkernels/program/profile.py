@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from qkernels.columns import aligned
+
 
 @dataclass(frozen=True)
 class StepProfile:
@@ -67,17 +69,11 @@ class Profile:
             speed = f"{s.gbytes:.1f}" if s.bytes else ""
             share = f"{s.seconds / self.seconds:.1%}"
             rows.append((s.name, s.kind, s.x, s.y, f"{s.seconds * 1e6:,.1f}", share, peak, speed))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i < 4 else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
         threads = f"{self.threads} thread" + "s" * (self.threads > 1)
         total = f"{self.seconds * 1e3:.3f} ms in {len(self.steps)} steps, {threads}"
-        return "\n".join([*lines, f"{total}; peak {self.peak_gops:,.0f} GOPS"])
+        return "\n".join(
+            [*aligned(rows, right=range(4, len(head))), f"{total}; peak {self.peak_gops:,.0f} GOPS"]
+        )
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """One bar a step, as long as its time, the part that the peak would need in a darker shade; SVG, PNG or PDF."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qkernels.columns import aligned, rich_table
 from qkernels.data.extras import require
 from qkernels.models.narrow import Sizes
 
@@ -53,26 +54,12 @@ class ChannelReport:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        rows = [_HEADER, *map(_row, self.layers)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines = aligned([_HEADER, *map(_row, self.layers)])
         return "\n".join([self._summary(), *lines, *self._remarks()])
 
     def __rich__(self) -> Table:
-        from rich.table import Table
-        from rich.text import Text
-
-        remarks = Text("\n".join(self._remarks()))
-        table = Table(title=self._summary(), caption=remarks, caption_justify="left")
-        for heading in _HEADER:
-            table.add_column(heading)
-        for layer in self.layers:
-            style = "dim" if layer.before == layer.after else ""
-            table.add_row(*map(Text, _row(layer)), style=style)
-        return table
+        rows = [(_row(layer), layer.before == layer.after) for layer in self.layers]
+        return rich_table(self._summary(), _HEADER, rows, self._remarks())
 
     def _summary(self) -> str:
         return (

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from qkernels.columns import aligned, rich_table
 from qkernels.quantization.config import QuantConfig
 
 if TYPE_CHECKING:
@@ -71,26 +72,12 @@ class QuantReport:
         }
 
     def __str__(self) -> str:
-        rows = [_HEADER, *map(_row, self.layers)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines = aligned([_HEADER, *map(_row, self.layers)])
         return "\n".join([self._summary(), *lines, *self._remarks()])
 
     def __rich__(self) -> Table:
-        from rich.table import Table
-        from rich.text import Text
-
-        remarks = Text("\n".join(self._remarks()))
-        table = Table(title=self._summary(), caption=remarks, caption_justify="left")
-        for heading in _HEADER:
-            table.add_column(heading)
-        for layer in self.layers:
-            cells = [Text(cell) for cell in _row(layer)]  # names may look like markup
-            table.add_row(*cells, style="" if layer.action == "converted" else "dim")
-        return table
+        rows = [(_row(layer), layer.action != "converted") for layer in self.layers]
+        return rich_table(self._summary(), _HEADER, rows, self._remarks())
 
     def _summary(self) -> str:
         return (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import qkernels
-from qkernels.data import ImageData, load
+from qkernels.data import ImageData
 from qkernels.evaluate import evaluate
 from qkernels.models import TutorialCNN
 from qkernels.parallel import evaluate_many, share_cores
@@ -29,12 +29,6 @@ def test_threads_never_outnumber_cores_and_no_core_that_could_work_idles(
 def test_without_jobs_there_is_nothing_to_share() -> None:
     with pytest.raises(ValueError, match="not 0 jobs and 4 cores"):
         share_cores(0, 4)
-
-
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    pytest.importorskip("sklearn")
-    return load("digits")
 
 
 def cnn(seed: int) -> nn.Module:

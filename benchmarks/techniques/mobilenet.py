@@ -1,0 +1,68 @@
+"""Rows of the table: a MobileNetV2, whose depthwise layers one scale a tensor serves badly.
+
+All rows share one training, of half width and guided by the teacher; the int8 column is compared with the float one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import qkernels
+from qkernels import models
+from qkernels.recovery import correct_bias, equalize
+from techniques.row import Outcome, Row, Setting
+
+
+def quantized(
+    weight: str, *, equal: bool = False, bias: bool = False
+) -> Callable[[Setting], Outcome]:
+    def run(setting: Setting) -> Outcome:
+        net = _mobilenet(setting)
+        model = equalize(net)[0] if equal else net
+        batches = setting.calibration()
+        int8, _ = qkernels.quantize(model, {"weight": weight}, calibration=batches)
+        if bias:
+            correct_bias(int8, model, batches)
+        return Outcome(net, int8)
+
+    return run
+
+
+def _mobilenet(setting: Setting) -> nn.Module:
+    """Of half width, distilled; trained by the first row that asks, read by the others."""
+    kinds = {"num_classes": setting.data.num_classes, "in_channels": setting.data.image_shape[0]}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setting.seed)
+        fresh = models.create("mobilenet_v2", width_mult=0.5, dropout=0.0, **kinds)
+    return setting.beside("mobilenet").fit(fresh, teacher=setting.teacher)
+
+
+def _row(name: str, ids: str, run: Callable[[Setting], Outcome], code: str = "equalize") -> Row:
+    paths = (
+        f"qkernels/recovery/{code}.py",
+        "tests/recovery/test_equalize.py",
+        "docs/quantization.md",
+    )
+    return Row(f"MobileNetV2, {name}", ("S4-5", *ids.split()), *paths, run)
+
+
+ROWS = [
+    _row("one scale a tensor", "S3-1", quantized("per_tensor")),
+    _row("one scale a tensor, equalized", "S3-1", quantized("per_tensor", equal=True)),
+    _row(
+        "one scale a tensor, equalized, biases corrected",
+        "S3-1",
+        quantized("per_tensor", equal=True, bias=True),
+        "bias",
+    ),
+    _row("one scale a channel", "S3-2", quantized("per_channel")),
+    _row(
+        "one scale a channel, equalized, biases corrected",
+        "S3-2",
+        quantized("per_channel", equal=True, bias=True),
+        "bias",
+    ),
+]

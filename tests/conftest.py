@@ -1,0 +1,26 @@
+"""What the tests of several folders share."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from qkernels.data import ImageData, load
+
+SMALL = {"adversarial", "datafree", "prune", "qat", "quantization", "recovery"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In folders of small tensors, where more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    if request.path.parent.name in SMALL:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageData:
+    pytest.importorskip("sklearn")
+    return load("digits")
