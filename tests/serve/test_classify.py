@@ -133,6 +133,14 @@ def test_a_model_that_does_not_say_how_answers_so(served: Served) -> None:
         assert client.delete("/classify").status_code == 405
 
 
+def test_a_picture_that_waits_too_long_is_told_so_and_leaves_the_queue(classifier: Path) -> None:
+    words = ("--max-delay", 5000, "--timeout", 0.3)
+    with serving(classifier, *words) as server, server.client() as client:
+        answer = client.post("/classify", content=encoded(quadrants()))
+        assert answer.status_code == 504 and "no answer within 0.3 s" in answer.json()["error"]
+        assert "qkernels_queue_rows 0.0" in client.get("/metrics").text
+
+
 def test_the_page_is_open_and_the_route_asks_for_the_token(student: Path) -> None:
     (body,), *_ = digits(1)
     program = student / "student.qkp"
