@@ -23,6 +23,7 @@ CLOSED, HUNG = (
     -1,
 )  # instead of a status: the server closed or refused the connection, or nothing came
 PATIENCE = 30.0  # seconds after the end of a run, for answers that are still missing
+CONNECTIONS = 400  # of an open loop
 WARM_UP = 0.25  # of a run, before what is counted
 
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
@@ -117,13 +118,17 @@ class Client:
         began, status = time.perf_counter(), HUNG
         try:
             if self._connection is None or self._connection.closed:
-                self._connection = await connect(self._address)
+                await self.connect()
+            assert self._connection is not None
             status, _ = await self._connection.ask(self._request)
         except OSError:
             status = CLOSED
         finally:  # also where the run gave up waiting
             load.answers.append((began, time.perf_counter(), status))
         return status
+
+    async def connect(self) -> None:
+        self._connection = await connect(self._address)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -152,9 +157,12 @@ async def closed_loop(address: Address, request: bytes, clients: int, seconds: f
 
 
 async def open_loop(address: Address, request: bytes, rate: float, seconds: float) -> Load:
-    """Requests at random times (Poisson, seeded), whether or not earlier ones are answered."""
+    """Requests at random times (Poisson, seeded), whether or not earlier ones are answered, over connections that are
+    kept open; where those do not suffice, over new ones."""
+    idle = [Client(address, request) for _ in range(CONNECTIONS)]
+    for client in idle:
+        await client.connect()
     load, random = _load(seconds), np.random.default_rng(0)
-    idle: list[Client] = []
     tasks: set[asyncio.Task[None]] = set()
 
     async def one() -> None:

@@ -49,7 +49,7 @@ def serving_text(results: Row) -> str:
         [
             f"{machine['cpu']}, instruction set **{machine['isa']}**; the server on cores {results['server_cores']}, "
             f"{results['threads']} threads a call, the load generator on {results['client_cores']}, "
-            f"{results['seconds']:g} s a run, a queue of {results['queue']} rows; "
+            f"{results['seconds']:g} s a run; "
             + ", ".join(f"{name} {version}" for name, version in versions.items())
             + ".\n",
             f"    {results['command']}\n",
@@ -124,10 +124,11 @@ def overload_text(figures: Figures) -> str:
         "sent_per_second": "sent/s", "answered_per_second": "answered/s", "p99_ms": "p99, ms",
         "refused_per_second": "refused/s", "refused_p99_ms": "refused after, p99, ms", "unanswered": "no answer",
     }  # fmt: skip
-    lines = [table(["twice the capacity", "capacity/s", *names.values()])]
+    lines = [table(["twice the capacity", "rows that may wait", "capacity/s", *names.values()])]
     for model in figures.models:
         cells = [shown(figures.get(model, OURS, OVERLOAD, name)) for name in names]
-        lines.append(line([model, shown(figures.rate(model, OURS, BATCHED)), *cells]))
+        queue, capacity = figures.results["queue"][model], figures.rate(model, OURS, BATCHED)
+        lines.append(line([model, queue, shown(capacity), *cells]))
     return "\n".join(lines) + "\n"
 
 

@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "benchmarks/peers"
 FILES = ROOT / "build/served"
 CLIENTS = 32
-QUEUE = 64  # rows that may wait: two batches
 
 CALL, ALONE, UNBATCHED, BATCHED = "a call", "1 client", "32 clients, one by one", "32 clients"
 BOUNDED, OVERLOAD = "p99 within the bound", "twice the capacity"
@@ -32,17 +31,18 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Model:
-    """``bound_ms``: of the 99th percentile, some batches' time."""
+    """``bound_ms``: of the 99th percentile, some batches' time. ``queue``: rows that may wait."""
 
     name: str
     size: tuple[int, ...]
     bound_ms: float
+    queue: int
 
     def file(self, suffix: str) -> Path:
         return FILES / f"{self.name}.{suffix}"
 
 
-MODELS = (Model("resnet20", (3, 32, 32), 20.0), Model("resnet50", (3, 224, 224), 1000.0))
+MODELS = (Model("resnet20", (3, 32, 32), 20.0, 256), Model("resnet50", (3, 224, 224), 1000.0, 64))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _open_inference(script: list[str], suffix: str) -> Callable[[Model, int, int
     def command(model: Model, port: int, threads: int, max_batch: int) -> list[str]:
         size = ",".join(map(str, (1, *model.size)))
         flags = {"size": size, "name": "m", "port": port, "workers": 1, "threads": threads}
-        flags |= {"max-batch": max_batch, "queue": QUEUE}
+        flags |= {"max-batch": max_batch, "queue": model.queue}
         words = [f"--{flag}={value}" for flag, value in flags.items()]
         return [*script, str(model.file(suffix)), *words]
 

@@ -33,7 +33,6 @@ from served import (
     CLIENTS,
     MODELS,
     OVERLOAD,
-    QUEUE,
     ROOT,
     UNBATCHED,
     Model,
@@ -166,7 +165,7 @@ def main() -> None:
             "server_cores": cores_of(arguments.server_cores, cores[0]),
             "client_cores": cores_of(arguments.client_cores, cores[-1]),
             "bounds_ms": {model.name: model.bound_ms for model in MODELS},
-            "queue": QUEUE,
+            "queue": {model.name: model.queue for model in MODELS},
             "rows": [],
         }
     measure_all(arguments.out, arguments.only, MODELS, results)

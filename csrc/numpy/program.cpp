@@ -17,23 +17,22 @@ namespace py = pybind11;
 namespace qk {
 namespace {
 
-// Memory of one call, kept for the next one.
+// Memory of one call, kept for the next one. Aligned by hand: glibc 2.36 leaves pieces of an aligned allocation in its
+// thread cache, and what lies between them is never used again, so that a server grew with every model it replaced.
 class Arena {
  public:
   void* at_least(int64_t bytes) {
     if (bytes > size_) {
-      memory_.reset(static_cast<char*>(::operator new(size_t(bytes), std::align_val_t(64))));
+      memory_.reset(new char[size_t(bytes) + kAlignment - 1]);
       size_ = bytes;
     }
-    return memory_.get();
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(memory_.get());
+    return reinterpret_cast<void*>((begin + kAlignment - 1) / kAlignment * kAlignment);
   }
-  int64_t size() const { return size_; }
 
  private:
-  struct Free {
-    void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
-  };
-  std::unique_ptr<char, Free> memory_;
+  static constexpr uintptr_t kAlignment = 64;
+  std::unique_ptr<char[]> memory_;
   int64_t size_ = 0;
 };
 

@@ -23,7 +23,8 @@ from qkernels.image_input import ImageInput
 from qkernels.serve import pictures, protocol
 from qkernels.serve.batching import Batcher, Times
 from qkernels.serve.current import CurrentModel
-from qkernels.serve.limits import COME_BACK, FULL, read_body, time_limit
+from qkernels.serve.door import COME_BACK
+from qkernels.serve.limits import read_body, time_limit
 from qkernels.serve.metrics import Metrics
 from qkernels.serve.model import Model
 from qkernels.serve.protocol import RequestError
@@ -79,7 +80,7 @@ def application(
     guard = [] if token is None else [Middleware(_BearerToken, token=token)]
     app = Starlette(
         routes=routes,
-        middleware=[*guard, Middleware(_Door, server=server)],
+        middleware=guard,
         lifespan=server.lifespan,
         exception_handlers={
             RequestError: _refused,
@@ -88,6 +89,7 @@ def application(
         },
     )
     app.router.redirect_slashes = False  # an address is right or 404
+    app.state.inside = server  # for a door in front
     return app
 
 
@@ -109,8 +111,8 @@ class _Server:
 
     @property
     def full(self) -> bool:
-        """Whether one more request for results is refused: as many are inside, waiting or still being read, as the
-        queue and the workers can hold, or as many rows wait as may."""
+        """Whether one more request for results is one too many: as many are inside, waiting or still being read, as
+        the queue and the workers hold, or as many rows wait as may."""
         batcher = self._current.batcher
         return self._inside >= self._most or (batcher is not None and batcher.full)
 
@@ -247,29 +249,6 @@ def _image_input(model: Model) -> ImageInput:
         sentence = "the model's file has no image_input: how a picture becomes an input, and what the classes are"
         raise RequestError(404, sentence)
     return model.image_input
-
-
-class _Door:
-    """Refuses requests for results while the server is full, before anything is read or routed: what refusing costs
-    is taken from the requests that are answered, and there may be many times more to refuse."""
-
-    def __init__(self, app: ASGIApp, server: _Server) -> None:
-        self._app, self._server = app, server
-        refusal = _error(503, FULL, COME_BACK)
-        self._start = {
-            "type": "http.response.start",
-            "status": refusal.status_code,
-            "headers": refusal.raw_headers,
-        }
-        self._body = {"type": "http.response.body", "body": refusal.body}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and self._server.full:
-            self._server.count(503)
-            await send(self._start)
-            await send(self._body)
-        else:
-            await self._app(scope, receive, send)
 
 
 class _BearerToken:

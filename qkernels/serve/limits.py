@@ -10,9 +10,8 @@ import anyio
 from starlette.requests import ClientDisconnect, Request
 
 from qkernels.serve.batching import QueueFull
+from qkernels.serve.door import COME_BACK, FULL
 from qkernels.serve.protocol import RequestError
-
-FULL, COME_BACK = "too many requests are waiting", {"retry-after": "1"}
 
 
 @dataclass

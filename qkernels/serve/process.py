@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import uvicorn
 
 from qkernels.serve.app import application
+from qkernels.serve.door import Door
 from qkernels.serve.settings import Settings
 
 logger = logging.getLogger("qkernels.serve")
@@ -36,6 +39,8 @@ def serve(settings: Settings, listening: socket.socket, **options: Any) -> None:
 
     Raises in the child what is wrong with the model; this process then exits with the child's code.
     """
+    gc.freeze()  # what is imported stays: under load the collector would go through it again and again
+    gc.set_threshold(20_000)  # and a request leaves hardly a cycle
     restarts = outlive_children(listening)
     failures: list[BaseException] = []
 
@@ -43,8 +48,10 @@ def serve(settings: Settings, listening: socket.socket, **options: Any) -> None:
         failures.append(error)
         server.should_exit = True
 
+    app = application(settings, failed, restarts)
     config = uvicorn.Config(
-        application(settings, failed, restarts),
+        app,
+        http=partial(Door, inside=app.state.inside),  # type: ignore[arg-type]
         log_config=None,
         access_log=False,
         proxy_headers=False,
