@@ -72,13 +72,14 @@ class Replica:
         settings = self._settings
         opened = map_program(settings.path, settings.sizes, settings.threads)
         self.model = opened.warm_up(settings.max_batch)
-        self.infer.set_max_batch_size(self.model.max_batch)
-        self.infer.set_batch_wait_timeout_s(settings.max_delay)
+        batch: Any = self.infer  # Ray's types have not its setters, nor bind below
+        batch.set_max_batch_size(self.model.max_batch)
+        batch.set_batch_wait_timeout_s(settings.max_delay)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return application(self._settings, current=_Loaded(self))
 
-    async def predict(self, *inputs: np.ndarray) -> list[np.ndarray]:
+    async def predict(self, *inputs: np.ndarray) -> Arrays:
         """For a handle in Python: float32 arrays [N, ...] to the model's outputs. Raises ValueError for others."""
         self.model.check(inputs)
         return await self.infer(inputs)
@@ -127,4 +128,5 @@ class _Loaded(CurrentModel):
 
 def app(arguments: Arguments) -> serve.Application:
     """For `serve run` and Serve's configuration files."""
-    return Replica.bind(arguments)
+    replica: Any = Replica
+    return replica.bind(arguments)

@@ -12,13 +12,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx2 as httpx
 import numpy as np
 import pytest
 from tritonclient import http as triton
@@ -30,30 +28,49 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'qker
 
 import qkernels.serve.ray as served_by_ray  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NODE = ["--num-cpus=1", "--object-store-memory=80000000", "--node-ip-address=127.0.0.1"]
 
 
 @dataclass
 class Deployed:
-    """``address``: of the model over HTTP."""
+    """``address``: of the model over HTTP. ``folder``: of the nodes' sessions."""
 
     address: str
-    dashboard: str
-    headers: dict[str, str]
+    folder: Path
 
-    def replicas(self) -> dict[int, str]:
-        """The node of each replica that answers, by process."""
-        url = f"{self.dashboard}/api/serve/applications/"
-        said = httpx.get(url, headers=self.headers, timeout=20).json()["applications"]["default"]
-        found = said["deployments"]["Replica"]["replicas"]
-        return {one["pid"]: one["node_id"] for one in found if one["state"] == "RUNNING"}
+    def replicas(self) -> dict[int, int]:
+        """The raylet, one a node, of each replica, by process."""
+        running = {int(p.name): p for p in Path("/proc").iterdir() if p.name.isdigit()}
+        titles, parents = dict[int, str](), dict[int, int]()
+        for process, place in running.items():
+            with contextlib.suppress(OSError):  # gone meanwhile
+                titles[process] = (place / "cmdline").read_text()
+                parents[process] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+        ours = {p for p, title in titles.items() if f"raylet_socket_name={self.folder}" in title}
+        return {
+            process: parents[process]
+            for process, title in titles.items()
+            if title.startswith("ray::ServeReplica") and parents.get(process) in ours
+        }
 
-    def ask(self, x: np.ndarray) -> np.ndarray:
-        image = triton.InferInput("input", list(x.shape), "FP32")
-        image.set_data_from_numpy(x)
-        client = triton.InferenceServerClient(self.address)
-        return client.infer("student", [image]).as_numpy("output")
+    def ask(self, *images: np.ndarray) -> list[np.ndarray]:
+        """All at once, so that some meet in a batch."""
+        with triton.InferenceServerClient(self.address, concurrency=8) as client:
+            asked = [client.async_infer("student", [tensor(x)]) for x in images]
+            return [one.get_result().as_numpy("output") for one in asked]
+
+
+def tensor(x: np.ndarray) -> triton.InferInput:
+    given = triton.InferInput("input", list(x.shape), "FP32")
+    given.set_data_from_numpy(x)
+    return given
+
+
+def maps(process: int, file: object) -> bool:
+    return str(file) in Path(f"/proc/{process}/maps").read_text()
 
 
 def free_port() -> int:
@@ -70,31 +87,38 @@ def until(what: Callable[[], Any], seconds: float = 90) -> None:
 
 
 @contextlib.contextmanager
-def node(folder: Path, environment: dict[str, str], *words: str) -> Iterator[None]:
-    """`ray start` with all its processes, which end with it."""
+def node(log: Path, environment: dict[str, str], *words: str) -> Iterator[Callable[[], bool]]:
+    """`ray start` with all its processes, which end with it; says whether it has started."""
     command = [str(Path(sys.executable).with_name("ray")), "start", "--block", *NODE, *words]
-    log = folder / f"{len(list(folder.iterdir()))}.log"
     with log.open("w") as out:
         process = subprocess.Popen(
             command, env=environment, stdout=out, stderr=out, start_new_session=True
         )
-    try:
-        until(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None)
+
+    def started() -> bool:
         assert process.poll() is None, log.read_text()
-        yield
+        return "Ray runtime started" in log.read_text()
+
+    try:
+        yield started
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        with contextlib.suppress(ProcessLookupError):  # what of its session is left
+        with contextlib.suppress(ProcessLookupError):  # what is left of its session
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")
 def deployed(program: Path) -> Iterator[Deployed]:
     """The program on a cluster of two nodes of one core each, deployed by the example."""
-    port, dashboard, http = free_port(), free_port(), free_port()
+    port, http = free_port(), free_port()
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "token",
@@ -102,14 +126,16 @@ def deployed(program: Path) -> Iterator[Deployed]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
+    head = "--head", f"--port={port}", "--include-dashboard=false"
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        (folder / "ray").mkdir()  # a short path: sockets lie in it
-        head = f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder / 'ray'}"
-        with (
-            node(folder, environment, "--head", *head),
-            node(folder, environment, f"--address=127.0.0.1:{port}"),
-        ):
+        folder = Path(name)  # short, as sockets lie in it
+        with contextlib.ExitStack() as nodes:
+            one = node(folder / "head.log", environment, *head, f"--temp-dir={folder}")
+            started = [nodes.enter_context(one)]
+            until(lambda: accepts(port) or started[0]())
+            two = node(folder / "second.log", environment, f"--address=127.0.0.1:{port}")
+            started.append(nodes.enter_context(two))
+            until(lambda: all(has() for has in started))
             command = [sys.executable, str(ROOT / "examples/ray_serve.py")]
             done = subprocess.run(
                 [*command, str(program), "1,3,8,8", str(http)],
@@ -121,16 +147,13 @@ def deployed(program: Path) -> Iterator[Deployed]:
             assert done.returncode == 0
             assert "{'RUNNING': 2} on 2 nodes" in done.stdout
             assert "from Python and over HTTP: True" in done.stdout
-            token = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
-            yield Deployed(f"127.0.0.1:{http}", f"http://127.0.0.1:{dashboard}", token)
+            yield Deployed(f"127.0.0.1:{http}", folder)
 
 
 def assert_answers_are_the_bits_of_the_program(deployed: Deployed, path: Path) -> None:
     rng, program = np.random.default_rng(0), Program.load(path)
     images = [rng.standard_normal((n, 3, 8, 8), np.float32) for n in [1, 2, 3, 32] * 4]
-    with ThreadPoolExecutor(8) as clients:  # so that some meet in a batch
-        answers = list(clients.map(deployed.ask, images))
-    for x, answer in zip(images, answers, strict=True):
+    for x, answer in zip(images, deployed.ask(*images), strict=True):
         assert np.array_equal(answer, program(x))
 
 
@@ -140,8 +163,7 @@ def test_each_node_has_a_replica_that_maps_the_program_and_holds_no_torch(
     found = deployed.replicas()
     assert len(found) == 2 and len(set(found.values())) == 2
     for process in found:
-        mapped = Path(f"/proc/{process}/maps").read_text()
-        assert str(program) in mapped and "libtorch" not in mapped
+        assert maps(process, program) and not maps(process, "libtorch")
 
 
 def test_answers_over_http_are_the_bits_of_the_program(deployed: Deployed, program: Path) -> None:
@@ -149,9 +171,9 @@ def test_answers_over_http_are_the_bits_of_the_program(deployed: Deployed, progr
 
 
 def test_a_wrong_question_is_refused_by_name(deployed: Deployed) -> None:
-    client = triton.InferenceServerClient(deployed.address)
-    assert client.is_server_ready() and client.is_model_ready("student")
-    assert not client.is_model_ready("other")
+    with triton.InferenceServerClient(deployed.address) as client:
+        assert client.is_server_ready() and client.is_model_ready("student")
+        assert not client.is_model_ready("other")
     with pytest.raises(InferenceServerException, match=r"shape \[1, 3, 9, 8\]"):
         deployed.ask(np.zeros((1, 3, 9, 8), np.float32))
 
@@ -160,7 +182,12 @@ def test_a_killed_replica_is_replaced_on_its_node(deployed: Deployed, program: P
     before = deployed.replicas()
     killed = next(iter(before))
     os.kill(killed, signal.SIGKILL)
-    until(lambda: killed not in deployed.replicas() and len(deployed.replicas()) == 2)
+
+    def replaced() -> bool:
+        found = deployed.replicas()
+        return killed not in found and len(found) == 2 and all(maps(p, program) for p in found)
+
+    until(replaced)
     after = deployed.replicas()
     assert len(after.keys() - before.keys()) == 1
     assert set(after.values()) == set(before.values())
