@@ -89,7 +89,8 @@ def _opened(body: bytes) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _too_large() from None
     except UnidentifiedImageError as error:
-        raise RequestError(415, "the body is no PNG, JPEG or WebP picture") from error
+        form = "; it is a form, of which the picture alone is needed" if body[:2] == b"--" else ""
+        raise RequestError(415, f"the body is no PNG, JPEG or WebP picture{form}") from error
     except Exception as error:
         raise _damaged(error) from error
     if picture.width * picture.height > MAX_PIXELS:

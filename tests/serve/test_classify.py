@@ -82,7 +82,7 @@ def test_curl_sends_the_picture_of_the_readme_and_gets_its_label(
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
 def test_pictures_need_no_torch_in_the_process(server: Served, client: httpx.Client) -> None:
     assert client.post("/classify", content=digits(1)[0][0]).status_code == 200
-    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    maps = Path(f"/proc/{server.child}/maps").read_text()
     assert "qkernels/_core" in maps and "libtorch" not in maps
 
 
@@ -131,6 +131,14 @@ def test_a_model_that_does_not_say_how_answers_so(served: Served) -> None:
             assert "the model's file has no image_input" in answer.json()["error"]
         assert client.get("/").status_code == 200
         assert client.delete("/classify").status_code == 405
+
+
+def test_a_picture_that_waits_too_long_is_told_so_and_leaves_the_queue(classifier: Path) -> None:
+    words = ("--max-delay", 5000, "--timeout", 0.3)
+    with serving(classifier, *words) as server, server.client() as client:
+        answer = client.post("/classify", content=encoded(quadrants()))
+        assert answer.status_code == 504 and "no answer within 0.3 s" in answer.json()["error"]
+        assert "qkernels_queue_rows 0.0" in client.get("/metrics").text
 
 
 def test_the_page_is_open_and_the_route_asks_for_the_token(student: Path) -> None:

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from served_nets import save_program
+from torch import nn
 
+import qkernels as qk
 from qkernels import data as datasets
 from qkernels.data import Batches, Split
 from qkernels.image_input import ImageInput
@@ -167,7 +169,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), n
         (encoded(quadrants(), "GIF"), 415, "no PNG"),
         (encoded(quadrants(), "BMP"), 415, "no PNG"),
         (encoded(quadrants(), "TIFF"), 415, "no PNG"),
-        (b"--b\r\ncontent-disposition: form-data\r\n\r\n" + encoded(quadrants()), 415, "no PNG"),
+        (b"--b\r\ncontent-disposition: form-data\r\n\r\n" + encoded(quadrants()), 415, "no PNG.*; it is a form"),
         (encoded(quadrants())[:20], 400, "damaged: "),
         (half(encoded(NOISE)), 400, "damaged: "),
         (half(encoded(NOISE, "JPEG")), 400, "damaged: "),
@@ -257,6 +259,17 @@ def test_a_program_says_the_size_of_its_images(tmp_path: Path) -> None:
     model = open_model(path, [], 1).warm_up(2)
     assert model.inputs[0].size == (3, 8, 8)
     assert model.image_input == ImageInput(tuple("vwxyz"), (8, 8), MEAN, STD)
+
+
+def test_another_size_may_be_served_than_the_file_says(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    chained = qk.compile(qk.quantize(net, "static", [x])[0], x)
+    chained.save(tmp_path / "m.qkp", extra={"image_input": FIVE})
+    model = open_model(tmp_path / "m.qkp", [(1, 3, 12, 10)], 1).warm_up(2)
+    assert model.image_input is not None
+    assert pictures.decode(encoded(quadrants()), model.image_input).shape == (1, 3, 12, 10)
 
 
 @pytest.mark.parametrize(
