@@ -37,23 +37,40 @@ struct Columns {
 
   // Sums [rows][P * 16] of rows from r0 on.
   QK_METHOD void store(const int32_t* acc, int64_t r0, int64_t rows) {
-    constexpr int64_t together = vectors / 2 * 2;
-    if (e.out_type == DType::s8 && count == P * kPanel) {
-      for (int64_t v = 0; v < together; v += 2) (g.one_scale ? store_s8<true> : store_s8<false>)(*this, acc, r0, rows, v);
-      if (together < vectors) store_vector(acc, r0, rows, together);
-    } else {
-      for (int64_t v = 0; v * V::width < count; ++v) store_vector(acc, r0, rows, v);
-    }
+    if (!g.c_gap) return store_rows(acc, r0, rows, 0);
+    const int64_t at = g.c_column + r0, line = at / g.c_line;
+    if (at + rows <= (line + 1) * g.c_line) store_rows(acc, r0, rows, line * g.c_gap);
+    else store_lines(acc, r0, rows);
   }
 
  private:
-  QK_METHOD void store_vector(const int32_t* acc, int64_t r0, int64_t rows, int64_t v) {
+  // Where a line ends between them.
+  __attribute__((noinline)) void store_lines(const int32_t* acc, int64_t r0, int64_t rows) {
+    for (int64_t r = r0, next; r < r0 + rows; r = next) {
+      const int64_t line = (g.c_column + r) / g.c_line, end = (line + 1) * g.c_line - g.c_column;
+      next = end < r0 + rows ? end : r0 + rows;
+      store_rows(acc + (r - r0) * P * kPanel, r, next - r, line * g.c_gap);
+    }
+  }
+
+  // `gap`: of C, elements before them besides rows.
+  QK_METHOD void store_rows(const int32_t* acc, int64_t r0, int64_t rows, int64_t gap) {
+    constexpr int64_t together = vectors / 2 * 2;
+    if (e.out_type == DType::s8 && count == P * kPanel) {
+      for (int64_t v = 0; v < together; v += 2) (g.one_scale ? store_s8<true> : store_s8<false>)(*this, acc, r0, rows, v, gap);
+      if (together < vectors) store_vector(acc, r0, rows, together, gap);
+    } else {
+      for (int64_t v = 0; v * V::width < count; ++v) store_vector(acc, r0, rows, v, gap);
+    }
+  }
+
+  QK_METHOD void store_vector(const int32_t* acc, int64_t r0, int64_t rows, int64_t v, int64_t gap) {
     const int64_t column = j + v * V::width, item = size_of(e.out_type), left = count - v * V::width;
     const Finisher<V> f = finish;  // copies that no store can alias
     Dequantizer<V> d = dequantize[v];
     const char* residual = f.residual_at(g.m0 + r0, g.n0 + column);
     const int64_t residual_step = e.residual_stride * size_of(e.residual_type);
-    char* c = static_cast<char*>(g.c) + (r0 * g.c_stride + column) * item;
+    char* c = static_cast<char*>(g.c) + (r0 * g.c_stride + gap + column) * item;
     for (int64_t r = 0; r < rows; ++r, c += g.c_stride * item) {
       if (!g.one_scale) d.use(g.row_scale[r0 + r], g.row_offset[r0 + r]);
       f(d(V::load_i32(acc + r * P * kPanel + v * V::width)), residual ? residual + r * residual_step : nullptr, left, c);
@@ -63,7 +80,7 @@ struct Columns {
 
   // Two vectors of columns to int8, two rows at a time, so that four vectors share their packing.
   template <bool OneScale>
-  QK_INLINE void store_s8(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v) {
+  QK_INLINE void store_s8(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v, int64_t gap) {
     const GemmBlock& g = own.g;
     const Finisher<V> f = own.finish;
     Dequantizer<V> left = own.dequantize[v], right = own.dequantize[v + 1];
@@ -73,7 +90,7 @@ struct Columns {
     const int8_t mask = f.e.out_mask;
     const float* scale = g.row_scale + r0;
     const int32_t* offset = g.row_offset + r0;
-    int8_t* c = static_cast<int8_t*>(g.c) + r0 * step + column;
+    int8_t* c = static_cast<int8_t*>(g.c) + r0 * step + gap + column;
     const char* residual = f.residual_at(g.m0 + r0, g.n0 + column);
     typename V::I q[2][2];
     for (int64_t r = 0; r < rows; r += 2) {

@@ -69,7 +69,7 @@ struct Avx2 {
   QK_INLINE B load_lanes(const int8_t* p, int64_t step) {
     return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(p + step), reinterpret_cast<const __m128i*>(p));
   }
-  QK_INLINE B offset_bytes(B v) { return v; }
+  QK_INLINE B xor_bytes(B v, int8_t mask) { return _mm256_xor_si256(v, _mm256_set1_epi8(mask)); }
   QK_INLINE B unpack_bytes_low(B a, B b) { return _mm256_unpacklo_epi8(a, b); }
   QK_INLINE B unpack_bytes_high(B a, B b) { return _mm256_unpackhi_epi8(a, b); }
   QK_INLINE B unpack_words_low(B a, B b) { return _mm256_unpacklo_epi16(a, b); }

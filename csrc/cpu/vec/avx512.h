@@ -66,7 +66,7 @@ struct Avx512 {
     const B two = _mm512_inserti32x4(_mm512_castsi128_si512(lane(0)), lane(1), 1);
     return _mm512_inserti32x4(_mm512_inserti32x4(two, lane(2), 2), lane(3), 3);
   }
-  QK_INLINE B offset_bytes(B v) { return _mm512_xor_si512(v, _mm512_set1_epi8(-128)); }
+  QK_INLINE B xor_bytes(B v, int8_t mask) { return _mm512_xor_si512(v, _mm512_set1_epi8(mask)); }
   QK_INLINE B unpack_bytes_low(B a, B b) { return _mm512_unpacklo_epi8(a, b); }
   QK_INLINE B unpack_bytes_high(B a, B b) { return _mm512_unpackhi_epi8(a, b); }
   QK_INLINE B unpack_words_low(B a, B b) { return _mm512_unpacklo_epi16(a, b); }

@@ -60,7 +60,7 @@ struct Neon {
   }
   using B = int8x16_t;
   QK_INLINE B load_lanes(const int8_t* p, int64_t) { return vld1q_s8(p); }
-  QK_INLINE B offset_bytes(B v) { return v; }
+  QK_INLINE B xor_bytes(B v, int8_t mask) { return veorq_s8(v, vdupq_n_s8(mask)); }
   QK_INLINE B unpack_bytes_low(B a, B b) { return vzip1q_s8(a, b); }
   QK_INLINE B unpack_bytes_high(B a, B b) { return vzip2q_s8(a, b); }
   QK_INLINE B unpack_words_low(B a, B b) {

@@ -111,7 +111,7 @@ struct Scalar {
     __builtin_memcpy(&v, p, 16);
     return v;
   }
-  QK_INLINE B offset_bytes(B v) { return v; }  // + dot4_offset
+  QK_INLINE B xor_bytes(B v, int8_t mask) { return v ^ mask; }
   QK_INLINE B unpack_bytes_low(B a, B b) {
     return __builtin_shuffle(a, b, B{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
   }
