@@ -225,7 +225,16 @@ struct Depthwise {
       for (int u = 0; u < U; ++u)
         store_plain<Out>(finish, acc[u], scale, bias, U * pixel_bytes, y + (w * U + u) * pixel_bytes);
     }
-    for (; w < line.count; w += windows) edge<U>(line, w);
+    for (; w < line.count; w += windows) {  // of which not all exist: through a buffer
+      alignas(64) char pixels[U * windows * 16 * size_of(Out)];
+      Sums acc[U];
+      sum<U, Rows, Quads>(memory, kh, quads, pitch, next_quad, w, start, acc);
+      constexpr int64_t bytes = 16 * size_of(Out);
+#pragma GCC unroll 2
+      for (int u = 0; u < U; ++u) store_plain<Out>(finish, acc[u], scale, bias, U * bytes, pixels + u * bytes);
+      for (int64_t i = 0; i < U * windows && w * U + i < line.pixels; ++i)
+        __builtin_memcpy(y + (w * U + i) * pixel_bytes, pixels + i * bytes, bytes);
+    }
   }
 
   // A panel of channels down the lines, `count` windows wide from window `first` on.
