@@ -67,6 +67,8 @@ QK_INLINE typename V::F load_float(const void* p, int64_t i, DType type) {
   return V::load_bf16(static_cast<const uint16_t*>(p) + i);
 }
 
+enum class Residual { none, f32, s8 };
+
 // Steps 2 to 4 of the contract for V::width neighbours: residual, clamp, store. Built once for many of them, so that
 // its constants stay in registers. An int8 output is clamped once, after its product: multiplying by inv_scale > 0
 // keeps order, rounding included, so the clamp's bounds times inv_scale and the bounds of int8 become one pair.
@@ -97,9 +99,20 @@ struct Finisher {
 
   QK_METHOD typename V::F add_residual(typename V::F y, const void* residual) const {
     if (e.residual_type != DType::s8) return V::add(y, load_float<V>(residual, 0, e.residual_type));
+    return add_residual_s8(y, residual);
+  }
+  QK_METHOD typename V::F add_residual_s8(typename V::F y, const void* residual) const {
     const auto q = V::xori(V::load_s8(static_cast<const int8_t*>(residual)), V::set1i(e.residual_mask));
     const auto r = V::subi(q, V::set1i(e.residual_zero));
     return V::add(y, V::mul(V::to_float(r), V::set1(e.residual_scale)));
+  }
+
+  // The same where the type is known.
+  template <Residual R>
+  QK_METHOD typename V::F add(typename V::F y, const void* residual) const {
+    if constexpr (R == Residual::f32) return V::add(y, V::load_f32(static_cast<const float*>(residual)));
+    else if constexpr (R == Residual::s8) return add_residual_s8(y, residual);
+    else return y;
   }
 
   // `residual` and `out` point at the first value; residual is null where there is none.

@@ -63,16 +63,20 @@ struct Conv2dProblem {
   DType x_type = DType::s8;
   int8_t x_mask = 0;                    // what an int8 x is XORed with
   int64_t x_strides[4] = {0, 0, 0, 0};  // elements, order n, c, h, w; any strides
+  bool x_padded = false;                // int8 pixels with the padding around them: nothing has to be written there
   Range range = Range::given;           // dynamic: one scale an image
   const int8_t* weight = nullptr;       // packed, core/layout.h
   void* y = nullptr;
   bool y_nhwc = true;                   // else y[n,oc,oh,ow]; both contiguous
+  int64_t y_border = 0;                 // pixels on every side of an int8 NHWC y that get its zero point; y is the first inside
   Epilogue epilogue;                    // rows are output pixels; residual is NHWC
 
   int64_t padded_h() const { return h + pad_top + pad_bottom; }
   int64_t padded_w() const { return w + pad_left + pad_right; }
   int64_t oh() const { return (padded_h() - dilation_h * (kh - 1) - 1) / stride_h + 1; }
   int64_t ow() const { return (padded_w() - dilation_w * (kw - 1) - 1) / stride_w + 1; }
+  int64_t y_row() const { return (ow() + 2 * y_border) * oc; }  // elements from one line of y to the next
+  int64_t y_image() const { return (oh() + 2 * y_border) * y_row(); }
 };
 
 // NHWC in and out, int8 of the same scale and zero point, or a maximum of f32. Windows are clipped to the image.

@@ -32,8 +32,9 @@ struct ProgramValue {
   DType type;                           // s8 or f32
   uint8_t planar;                       // [n, c, h, w] instead; an output only
   uint8_t nhwc_only;                    // an input that must come as [n, h, w, c]
+  int32_t border;                       // pixels of zero point on every side of an s8 image, written with it
 };
-static_assert(sizeof(ProgramValue) == 12);
+static_assert(sizeof(ProgramValue) == 16);
 
 enum class StepKind : int32_t {
   conv2d,    // Conv2dProblem

@@ -4,6 +4,7 @@
 //      where an image ends; skipped where x already is that
 //   3. rows are output pixels, K = KH*KW*C/groups: read from the image in place, or packed block by block, and
 //      multiplied; or the depthwise kernel
+//   4. y's own border, where the step after wants one
 #include "conv2d.h"
 
 #include "../core/epilogue.h"
@@ -20,10 +21,10 @@ namespace {
 
 constexpr int64_t kElementsPerThread = 1 << 15;  // copied or scanned, below which another thread does not pay
 
-// What step 3 reads: int8, [batch][h][w][c] with every pixel's channels together.
+// What step 3 reads: int8, padding included, with every pixel's channels together.
 struct Image {
   const int8_t* data;
-  int64_t h, w, c;
+  int64_t image, row, pixel; // bytes from one to the next
   bool slack;                // bytes behind the last pixel may be read
   int8_t mask;               // what its bytes are XORed with
 };
@@ -51,9 +52,13 @@ bool has_border(const Conv2dProblem& p) { return p.pad_top | p.pad_bottom | p.pa
 int64_t repeat(const Conv2dProblem& p) { return conv2d_path(p) == Conv2dPath::depthwise ? p.oc / p.c : 1; }
 
 bool needs_image(const Conv2dProblem& p) {
+  if (p.x_padded && repeat(p) == 1) return false;
   return p.x_type != DType::s8 || has_border(p) || !is_packed_nhwc(p) || repeat(p) > 1 ||
          conv2d_path(p) == Conv2dPath::depthwise;  // reads on behind the last tap
 }
+
+// Whether bytes behind the image may be read.
+bool has_slack(const Conv2dProblem& p) { return needs_image(p) || p.x_padded; }
 
 // How the gemm path reads the image: `together` pieces of K are whole kernel rows, else single taps.
 struct Reading {
@@ -71,9 +76,9 @@ Reading reading(const Conv2dProblem& p, const Kernels& k) {
   r.channels = p.c / layout.groups;
   const int64_t piece = r.together ? p.kw * r.channels : r.channels;
   const bool padded = piece % k.piece != 0;  // a piece reads on into the next pixels, against weights of zero
-  const bool pieces_fit = !padded || (k.piece == 4 && r.together && needs_image(p));
+  const bool pieces_fit = !padded || (k.piece == 4 && r.together && has_slack(p));
   const bool lines_fit = 5 * p.ow() >= 4 * round_up(p.ow(), k.piece_rows);
-  const bool rows_fit = k.piece_rows == 1 || needs_image(p);  // its last tile reads rows behind the image
+  const bool rows_fit = k.piece_rows == 1 || has_slack(p);  // its last tile reads rows behind the image
   r.in_place = conv2d_path(p) == Conv2dPath::gemm && pieces_fit && lines_fit && rows_fit && (p.x_mask == wanted_mask(k) || needs_image(p));
   return r;
 }
@@ -218,7 +223,7 @@ void fill_scales(const Scales& s, const Kernels& k, int64_t image, int64_t first
 
 // The first byte of a group's window under an output pixel.
 const int8_t* window(const Conv2dProblem& p, const Image& x, int64_t image, int64_t y, int64_t column, int64_t channel) {
-  return x.data + ((image * x.h + y * p.stride_h) * x.w + column * p.stride_w) * x.c + channel;
+  return x.data + image * x.image + y * p.stride_h * x.row + column * p.stride_w * x.pixel + channel;
 }
 
 // Whole lines of output pixels, in place.
@@ -226,13 +231,13 @@ void read_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const 
                  const BlockPosition& at, const PackedRows& out, GemmBlock& block) {
   const int64_t oh = p.oh(), ow = p.ow(), image = at.m0 / (oh * ow), y = at.m0 / ow % oh;
   block.a = window(p, x, image, y, 0, at.group * how.channels);
-  block.lda = p.stride_w * x.c;
+  block.lda = p.stride_w * x.pixel;
   block.lines = at.rows / ow;
-  block.line_stride = p.stride_h * x.w * x.c;
+  block.line_stride = p.stride_h * x.row;
   block.piece_rows = p.kh;
-  block.piece_row_stride = p.dilation_h * x.w * x.c;
+  block.piece_row_stride = p.dilation_h * x.row;
   block.piece_columns = how.together ? 1 : p.kw;
-  block.piece_column_stride = p.dilation_w * x.c;
+  block.piece_column_stride = p.dilation_w * x.pixel;
   block.k4 = ceil_div(how.together ? p.kw * how.channels : how.channels, 4);
   block.rows = ow;
   block.one_scale = true;
@@ -244,9 +249,9 @@ void pack_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const 
                  const BlockPosition& at, const PackedRows& out, GemmBlock& block) {
   const int64_t oh = p.oh(), ow = p.ow();
   GatherRun run;
-  run.pixel_stride = p.stride_w * x.c;
-  run.row_stride = p.dilation_h * x.w * x.c;
-  run.column_stride = p.dilation_w * x.c;
+  run.pixel_stride = p.stride_w * x.pixel;
+  run.row_stride = p.dilation_h * x.row;
+  run.column_stride = p.dilation_w * x.pixel;
   run.rows = p.kh;
   run.columns = how.together ? 1 : p.kw;
   run.piece = how.together ? p.kw * how.channels : how.channels;
@@ -281,9 +286,15 @@ void scatter(const Conv2dProblem& p, const Kernels& k, int64_t m0, int64_t rows,
 GemmPlan plan_pixels(const Conv2dProblem& p, const Kernels& k, int threads) {
   const PackedLayout layout = weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups);
   const int64_t pixels = p.oh() * p.ow(), c_bytes = layout.n * size_of(p.epilogue.out_type);
-  if (!reading(p, k).in_place) return plan_packed_gemm(p.batch * pixels, c_bytes, layout, k, threads);
+  const int64_t parts = p.y_border ? p.batch : 1;  // lines of y have one gap, images another
+  if (!reading(p, k).in_place) return plan_gemm({parts, p.batch * pixels / parts, k.piece_rows, layout.k_padded(), c_bytes}, layout, k, threads);
   const int64_t line_bytes = std::min(p.stride_h, p.dilation_h * p.kh) * p.padded_w() * p.c, unit = std::max<int64_t>(p.ow(), 1);
   return plan_gemm({p.batch, pixels, unit, ceil_div(line_bytes, unit), c_bytes}, layout, k, threads);
+}
+
+// A line of all images' outputs, NHWC.
+char* line_of(const Conv2dProblem& p, int64_t line) {
+  return static_cast<char*>(p.y) + (line / p.oh() * p.y_image() + line % p.oh() * p.y_row()) * size_of(p.epilogue.out_type);
 }
 
 int64_t staged_item(const Conv2dProblem& p) { return p.y_nhwc ? 0 : size_of(p.epilogue.out_type); }
@@ -300,7 +311,9 @@ void gemm_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa isa,
       },
       [&](const BlockPosition& at, const PackedRows& rows) -> Destination {
         if (!p.y_nhwc) return {rows.c, plan.block_cols};
-        return {static_cast<char*>(p.y) + (at.m0 * p.oc + at.group * group_channels + at.n0) * item, p.oc};
+        const int64_t column = at.m0 % p.ow();
+        char* y = line_of(p, at.m0 / p.ow()) + (column * p.oc + at.group * group_channels + at.n0) * item;
+        return {y, p.oc, 2 * p.y_border * p.oc, p.ow(), column};
       },
       [&](const BlockPosition& at, const PackedRows& rows) {
         if (!p.y_nhwc)
@@ -310,11 +323,12 @@ void gemm_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa isa,
 
 constexpr int64_t kStripBytes = 128 * 1024;  // of outputs staged in cache before they become planes
 
-DepthwiseBlock depthwise_block(const Conv2dProblem& p) {
+DepthwiseBlock depthwise_block(const Conv2dProblem& p, const Image& x) {
   const PackedLayout layout = weight_layout(p.oc, 1, p.kh, p.kw, p.groups);
   DepthwiseBlock b{};
-  b.column_stride = p.c * repeat(p);
-  b.row_stride = p.padded_w() * b.column_stride;
+  b.x_mask = x.mask;
+  b.column_stride = x.pixel;
+  b.row_stride = x.row;
   b.stride_h = p.stride_h;
   b.stride_w = p.stride_w;
   b.dilation_h = p.dilation_h;
@@ -325,11 +339,12 @@ DepthwiseBlock depthwise_block(const Conv2dProblem& p) {
   b.kw = p.kw;
   b.channels = p.oc;
   b.pixels = p.ow();
+  b.y_row = p.y_row();
   return b;
 }
 
 int64_t depthwise_bytes(const Conv2dProblem& p) {
-  return DepthwiseMemory(DepthwiseShape(depthwise_block(p)), p.kh, nullptr).bytes;
+  return DepthwiseMemory(DepthwiseShape(depthwise_block(p, {})), p.kh, nullptr).bytes;
 }
 
 // Lines that are staged together; 0 where outputs go to their place at once.
@@ -349,7 +364,7 @@ void depthwise_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa
   Workspace w(memory);
   Epilogue epilogue = to_whole_panels(w, p.epilogue, layout);
   epilogue.w_sum = layout.sums(p.weight, 0);
-  const int64_t oh = p.oh(), ow = p.ow(), lines = p.batch * oh, item = size_of(epilogue.out_type);
+  const int64_t oh = p.oh(), ow = p.ow(), lines = p.batch * oh;
   const int workers = std::min(workers_for(lines * ow * p.oc * p.kh * p.kw / 4, parallel.threads), int(std::max<int64_t>(lines, 1)));
   char* scratch = w.take<char>(workers * depthwise_bytes(p));
   char* staged = w.take<char>(workers * staged_bytes(p));
@@ -359,18 +374,36 @@ void depthwise_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa
     for (int64_t line = mine.begin, next; line < mine.end; line = next) {
       const int64_t image = line / oh, y = line % oh;
       next = std::min({mine.end, line + strip, (image + 1) * oh});
-      DepthwiseBlock block = depthwise_block(p);
-      block.x = x.data + (image * x.h + y * p.stride_h) * block.row_stride;
+      DepthwiseBlock block = depthwise_block(p, x);
+      block.x = window(p, x, image, y, 0, 0);
       block.lines = next - line;
       block.m0 = line * ow;
       block.x_scale = s.scale[image / s.images_per_scale];
       block.x_zero = s.zero[image / s.images_per_scale];
       char* own = staged + worker * staged_bytes(p);
-      block.y = p.y_nhwc ? static_cast<char*>(p.y) + line * ow * p.oc * item : own;
+      block.y = p.y_nhwc ? line_of(p, line) : own;
       block.epilogue = &epilogue;
       block.memory = scratch + worker * depthwise_bytes(p);
       kernels.depthwise(block);
       if (!p.y_nhwc) scatter(p, kernels, line * ow, block.lines * ow, 0, p.oc, own, p.oc);
+    }
+  });
+}
+
+// ---- 4. the border of y
+
+// In memory it is one piece before an image's first line, one between two lines, one behind the last.
+void write_border(const Conv2dProblem& p, const Parallel& parallel) {
+  const int64_t oh = p.oh(), side = p.y_border * p.oc, end = p.y_border * p.y_row() + side;
+  const int8_t zero = int8_t(p.epilogue.out_zero) ^ p.epilogue.out_mask;
+  const int workers = workers_for(p.batch * (2 * end + oh * 2 * side), parallel.threads);
+  parallel(workers, [&](int64_t worker) {
+    const Share mine = share(p.batch * (oh + 1), workers, worker);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      const int64_t image = i / (oh + 1), line = i % (oh + 1);
+      int8_t* y = static_cast<int8_t*>(p.y) + image * p.y_image();
+      if (line == 0) std::memset(y - end, zero, size_t(end));
+      else std::memset(y + line * p.y_row() - 2 * side, zero, size_t(line == oh ? end : 2 * side));
     }
   });
 }
@@ -421,7 +454,7 @@ Conv2dProblem slice(const Conv2dProblem& p, int64_t first, int64_t count) {
   const int64_t pixels = p.oh() * p.ow(), rows = first * pixels;
   part.batch = count;
   part.x = pixel(p, first, 0, 0);
-  part.y = static_cast<char*>(p.y) + rows * p.oc * size_of(p.epilogue.out_type);
+  part.y = static_cast<char*>(p.y) + first * p.y_image() * size_of(p.epilogue.out_type);
   Epilogue& e = part.epilogue;
   if (e.residual) e.residual = static_cast<const char*>(e.residual) + rows * e.residual_stride * size_of(e.residual_type);
   if (p.range == Range::given && e.rows_per_scale == pixels) {
@@ -449,7 +482,8 @@ void convolve_images(const Conv2dProblem& p, Isa isa, const Parallel& parallel, 
     find_scales(p, kernels, parallel, memory.scale, memory.zero);
     scales = {memory.scale, memory.zero, 1};
   }
-  Image x{static_cast<const int8_t*>(p.x), p.h, p.w, p.c, false, p.x_mask};
+  const int64_t inside = p.x_padded ? p.pad_top * p.x_strides[2] + p.pad_left * p.x_strides[3] : 0;
+  Image x{static_cast<const int8_t*>(p.x) - inside, p.x_strides[0], p.x_strides[2], p.c, p.x_padded, p.x_mask};
   if (needs_image(p)) {
     const int64_t lines = p.batch * p.padded_h();
     const int workers = workers_for(p.batch * p.h * p.w * p.c, parallel.threads);
@@ -457,10 +491,12 @@ void convolve_images(const Conv2dProblem& p, Isa isa, const Parallel& parallel, 
       int8_t* line = memory.lines ? memory.lines + worker * round_up(p.w * p.c, 64) : nullptr;
       write_image_rows(p, kernels, scales, share(lines, workers, worker), line, memory.image);
     });
-    x = {memory.image, p.padded_h(), p.padded_w(), p.c * repeat(p), true, image_mask(p, kernels)};
+    const int64_t c = p.c * repeat(p), row = p.padded_w() * c;
+    x = {memory.image, p.padded_h() * row, row, c, true, image_mask(p, kernels)};
   }
   if (conv2d_path(p) == Conv2dPath::depthwise) depthwise_path(p, x, scales, isa, parallel, memory.rest);
   else gemm_path(p, x, scales, isa, parallel, memory.rest);
+  if (p.y_border) write_border(p, parallel);
 }
 
 // Images for each worker alone, which needs no barrier between the steps and finds its image in its own L2.
@@ -480,6 +516,8 @@ void convolve_slices(const Conv2dProblem& p, Isa isa, const Parallel& parallel, 
 }
 
 }  // namespace
+
+int64_t conv2d_read_on(const Conv2dProblem& p, Isa isa) { return slack(p, kernels_of(isa)); }
 
 int64_t conv2d_workspace(const Conv2dProblem& p, Isa isa, int threads) {
   const int64_t each = images_each(p, threads), rest = p.batch - each * threads;

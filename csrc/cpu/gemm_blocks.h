@@ -46,9 +46,11 @@ struct BlockPosition {
   int64_t group, m0, rows, n0, cols;
 };
 
+// Elements between rows, and more of them after each `line` rows, the first of which is `column` of its line.
 struct Destination {
   void* c;
-  int64_t stride;          // elements between rows
+  int64_t stride;
+  int64_t gap = 0, line = 1, column = 0;
 };
 
 inline PackedRows take_packed_rows(Workspace& w, const GemmPlan& plan, int64_t staged_item) {
@@ -140,6 +142,9 @@ void gemm_blocks(const GemmPlan& plan, const int8_t* weight, const Epilogue& cha
       block.row_offset = rows.offset;
       block.c = to.c;
       block.c_stride = to.stride;
+      block.c_gap = to.gap;
+      block.c_line = to.line;
+      block.c_column = to.column;
       block.epilogue = &epilogue;
       plan.kernels->gemm(block);
       done(at, rows);

@@ -24,6 +24,7 @@ struct GemmBlock {
   bool one_scale;             // all rows have the first one's
   void* c;                    // element (m0, n0)
   int64_t c_stride;           // elements between rows
+  int64_t c_gap, c_line, c_column;  // more of them after each c_line rows; m0 is row c_column of its line
   const Epilogue* epilogue;   // w_scale and bias readable up to a whole panel
 };
 
@@ -42,6 +43,7 @@ struct WeightOnlyBlock {
 // Lines of output pixels of one image, all channels.
 struct DepthwiseBlock {
   const int8_t* x;            // first tap of the first pixel, channel 0; NHWC, padded
+  int8_t x_mask;              // what x is XORed with
   int64_t column_stride, row_stride;  // bytes; DepthwiseShape::kReadOn behind the last tap is readable
   int64_t stride_h, stride_w, dilation_h, dilation_w;
   const int8_t* weight;       // packed, N = channels, K = taps
@@ -50,6 +52,7 @@ struct DepthwiseBlock {
   float x_scale;
   int32_t x_zero;
   void* y;                    // [lines][pixels][channels]
+  int64_t y_row;              // elements between lines
   const Epilogue* epilogue;   // w_scale, bias and w_sum readable up to a whole panel
   void* memory;               // DepthwiseMemory::bytes
 };

@@ -37,6 +37,7 @@ std::string sentence(const Parts&... parts) {
 // ---- checks, at loading
 
 constexpr int32_t kMaxCount = 1 << 16;  // of values, steps, slots
+constexpr int32_t kMaxBorder = 255;
 
 bool is_scale(float v) { return v > 0.0f && std::isfinite(v) && std::isfinite(1.0f / v); }
 
@@ -75,6 +76,7 @@ struct Checker {
     if (v.slot < -1 || v.slot >= program.header->slots) return "a value lies in no slot";
     if (v.rank < 2 || v.rank > 4 || v.channels < 0) return "a value has no sizes";
     if (v.type != DType::f32 && v.type != DType::s8) return "a value is neither float32 nor int8";
+    if (!within(v.border, 0, v.slot >= 0 && v.type == DType::s8 && v.rank == 4 && !v.planar ? kMaxBorder : 0)) return "a value has a border that none may have";
     return nullptr;
   }
 
@@ -146,6 +148,7 @@ struct Checker {
     if (!readable(s.x) || !within(s.y, 0, program.header->values - 1)) return "it reads a value that does not exist yet";
     const ProgramValue &x = program.values[s.x], &y = program.values[s.y];
     const bool again = s.kind == StepKind::copy && !s.fill;  // another part of the same output
+    if (s.kind != StepKind::conv2d && (x.border || y.border)) return "it is no convolution, but a value of it has a border";
     if (known[size_t(s.y)] != again) return "it writes a value that exists already, or a part of none";
     if (x.nhwc_only == 0 && x.slot < 0 && x.rank == 4 && s.kind != StepKind::conv2d && std::count(program.inputs, program.outputs, s.x))
       return "it reads an input whose pixels may lie anywhere";
@@ -160,7 +163,7 @@ struct Checker {
       if (s.kind != StepKind::conv2d && s.kind != StepKind::linear) return "it takes no residual";
       if (!readable(s.residual) || s.residual == s.y) return "it adds a value that does not exist yet";
       const ProgramValue& r = program.values[s.residual];
-      if (r.rank != y.rank || r.channels != y.channels || r.planar) return "it adds a value of other sizes";
+      if (r.rank != y.rank || r.channels != y.channels || r.planar || r.border) return "it adds a value of other sizes";
     } else if (s.residual != -1) {
       return "it adds a value that does not exist yet";
     }
@@ -204,6 +207,14 @@ namespace {
 
 // ---- one step as a problem
 
+// Of a value with its border.
+int64_t bytes_of(const ProgramValue& v, const ProgramShape& s) {
+  return s.n * (s.h + 2 * v.border) * (s.w + 2 * v.border) * s.c * size_of(v.type);
+}
+
+// Bytes of a border before an image's first pixel.
+int64_t inside(const ProgramValue& v, const ProgramShape& s) { return v.border * (s.w + 2 * v.border + 1) * s.c; }
+
 // Where values lie during a call; null pointers while it is planned.
 struct Memory {
   const Program& program;
@@ -215,7 +226,7 @@ struct Memory {
 
   void* operator()(int32_t v) const {
     const ProgramValue& value = program.values[v];
-    if (value.slot >= 0) return arena ? arena + plan.slots[size_t(value.slot)] : nullptr;
+    if (value.slot >= 0) return arena ? arena + plan.slots[size_t(value.slot)] + inside(value, plan.shapes[size_t(v)]) : nullptr;
     for (int32_t i = 0; i < program.header->inputs; ++i)
       if (program.inputs[i] == v) return const_cast<void*>(inputs[i].data);
     for (int32_t i = 0; outputs && i < program.header->outputs; ++i)
@@ -230,7 +241,8 @@ struct Memory {
         return;
       }
     const ProgramShape& shape = plan.shapes[size_t(v)];
-    s[0] = shape.h * shape.w * shape.c, s[1] = 1, s[2] = shape.w * shape.c, s[3] = shape.c;
+    const int64_t border = 2 * program.values[v].border;
+    s[1] = 1, s[3] = shape.c, s[2] = (shape.w + border) * s[3], s[0] = (shape.h + border) * s[2];
   }
 };
 
@@ -259,6 +271,12 @@ Epilogue epilogue_of(const Memory& at, const ProgramStep& s, int64_t rows, int64
   return e;
 }
 
+// Whether x holds what its reader's padding asks for; behind it lies the rest of the arena.
+bool has_padding(const ProgramValue& x, const ProgramStep& s) {
+  return x.slot >= 0 && x.type == DType::s8 && PadMode(s.pad_mode) == PadMode::zeros &&
+         x.border >= std::max({s.pad_top, s.pad_bottom, s.pad_left, s.pad_right});
+}
+
 Conv2dProblem conv2d_problem(const Memory& at, const ProgramStep& s) {
   const ProgramShape& x = at.plan.shapes[size_t(s.x)];
   Conv2dProblem p;
@@ -271,10 +289,12 @@ Conv2dProblem conv2d_problem(const Memory& at, const ProgramStep& s) {
   p.x_type = at.program.values[s.x].type;
   p.x_mask = p.x_type == DType::s8 ? at.mask : 0;
   at.strides(s.x, p.x_strides);
+  p.x_padded = has_padding(at.program.values[s.x], s);
   p.range = Range(s.range);
   p.weight = reinterpret_cast<const int8_t*>(at.program.base + s.weight);
   p.y = at(s.y);
   p.y_nhwc = !at.program.values[s.y].planar;
+  p.y_border = at.program.values[s.y].border;
   p.epilogue = epilogue_of(at, s, p.batch * p.oh() * p.ow(), s.oc);
   return p;
 }
@@ -337,7 +357,7 @@ std::string shape_of(const Memory& at, const ProgramStep& s, ProgramShape& y) {
   } else if (s.kind == StepKind::planar) {
     y = value.rank == 2 ? ProgramShape{x.n, 1, 1, x.h * x.w * x.c} : x;
   }
-  if (double(y.n) * double(y.h) * double(y.w) * double(y.c) > kMaxElements) return sentence("an image of ", x.h, "x", x.w, " is too large");
+  if (double(y.n) * double(y.h + 2 * value.border) * double(y.w + 2 * value.border) * double(y.c) > kMaxElements) return sentence("an image of ", x.h, "x", x.w, " is too large");
   const ProgramShape& before = at.plan.shapes[size_t(s.y)];
   if (before.c && (before.h != y.h || before.w != y.w || before.n != y.n))
     return sentence("what it joins is ", before.h, "x", before.w, " and ", y.h, "x", y.w);
@@ -399,15 +419,17 @@ void set_memory(const Program& program, const ProgramInput* inputs, Isa isa, int
   part.threads = threads;
   part.slots.assign(size_t(h.slots), 0);
   const Memory at{program, part, inputs, nullptr, nullptr, mask_of(isa)};
-  int64_t workspace = 0;
+  int64_t workspace = 0;  // and what steps may read behind their values
   for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) {
     const ProgramValue& value = program.values[s->y];
-    const ProgramShape& y = part.shapes[size_t(s->y)];
     if (value.slot >= 0) {
       int64_t& slot = part.slots[size_t(value.slot)];
-      slot = std::max(slot, y.n * y.h * y.w * y.c * size_of(value.type));
+      slot = std::max(slot, bytes_of(value, part.shapes[size_t(s->y)]));
     }
-    if (s->kind == StepKind::conv2d) workspace = std::max(workspace, conv2d_workspace(conv2d_problem(at, *s), isa, threads));
+    if (s->kind == StepKind::conv2d) {
+      const Conv2dProblem p = conv2d_problem(at, *s);
+      workspace = std::max({workspace, conv2d_workspace(p, isa, threads), conv2d_read_on(p, isa)});
+    }
     if (s->kind == StepKind::linear) workspace = std::max(workspace, gemm_workspace(linear_problem(at, *s), isa, threads));
     if (s->kind == StepKind::attention)
       workspace = std::max(workspace, attention_workspace(attention_problem(program, *s, part.shapes[size_t(s->x)], nullptr, nullptr, at.mask), threads));
@@ -435,7 +457,7 @@ StepWork image_work(const Program& program, const ProgramPart& whole) {
     const ProgramStep& s = program.steps[i];
     const ProgramShape &x = whole.shapes[size_t(s.x)], &y = whole.shapes[size_t(s.y)];
     const ProgramValue& value = program.values[s.y];
-    if (value.slot >= 0) slots[size_t(value.slot)] = std::max(slots[size_t(value.slot)], y.h * y.w * y.c * size_of(value.type));
+    if (value.slot >= 0) slots[size_t(value.slot)] = std::max(slots[size_t(value.slot)], bytes_of(value, y) / y.n);
     work.macs += macs_of(s, x, {1, y.h, y.w, y.c});
   }
   for (int64_t bytes : slots) work.bytes += bytes;

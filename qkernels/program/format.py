@@ -20,6 +20,8 @@ KINDS = (
 TYPES = {"float32": 0, "int8": 3}
 RANGES = ("given", "dynamic_symmetric", "dynamic_asymmetric")
 PAD_MODES = ("zeros", "reflect", "replicate", "circular")
+_SIDES = ("top", "bottom", "left", "right")
+_MOST_BORDER = 255
 
 HEADER = np.dtype(
     [
@@ -31,6 +33,7 @@ HEADER = np.dtype(
 VALUE = np.dtype(
     [
         ("slot", "<i4"), ("channels", "<i4"), ("rank", "u1"), ("type", "u1"), ("planar", "u1"), ("nhwc_only", "u1"),
+        ("border", "<i4"),
     ]
 )  # fmt: skip
 _STEP_INTS = (
@@ -63,6 +66,7 @@ class Value:
     callers: bool = False  # an input or output
     planar: bool = False
     nhwc_only: bool = False
+    border: int = 0  # pixels of zero point around an image
 
 
 @dataclass
@@ -87,6 +91,7 @@ def assemble(
 ) -> NDArray[np.uint8]:
     """The program as bytes. Equal constant arrays (the same object) are held once."""
     table = np.zeros(len(steps), STEP)
+    _give_borders(values, steps)
     slots = _share_slots(values, steps)
     used = HEADER.itemsize + _up(len(values) * VALUE.itemsize, 8) + table.nbytes
     used += 4 * (len(inputs) + len(outputs))
@@ -186,12 +191,28 @@ def _write_tables(
     for row, value, slot in zip(rows, values, slots, strict=True):
         row["slot"], row["channels"], row["rank"] = slot, value.channels, value.rank
         row["type"], row["planar"] = TYPES[value.dtype], value.planar
-        row["nhwc_only"] = value.nhwc_only
+        row["nhwc_only"], row["border"] = value.nhwc_only, value.border
     at += _up(rows.nbytes, 8)
     data[at : at + table.nbytes] = table.view(np.uint8).reshape(-1)
     at += table.nbytes
     ends = np.asarray([*inputs, *outputs], "<i4")
     data[at : at + ends.nbytes] = ends.view(np.uint8)
+
+
+def _give_borders(values: Sequence[Value], steps: Sequence[Step]) -> None:
+    """Around int8 images that only convolutions write and read, as much of the zero point as their padding asks for."""
+    readers: dict[int, list[Step]] = {}
+    others = set[int]()
+    for step in steps:
+        readers.setdefault(step.x, []).append(step)
+        others |= {step.residual} | (set() if step.kind == "conv2d" else {step.x, step.y})
+    for v, value in enumerate(values):
+        read = readers.get(v, [])
+        zeros = all(step.fields.get("pad_mode", 0) == PAD_MODES.index("zeros") for step in read)
+        if v not in others and zeros and value.dtype == "int8" and not value.callers:
+            sides = [step.fields.get(f"pad_{side}", 0) for step in read for side in _SIDES]
+            most = max(sides, default=0)
+            value.border = most if most <= _MOST_BORDER else 0
 
 
 def _share_slots(values: Sequence[Value], steps: Sequence[Step]) -> list[int]:

@@ -1,5 +1,6 @@
 // The kernels without Python or torch: every instruction set of this machine against plain C++, byte by byte, over
 // seeded problems. Prints a hash a problem, so that machines can be compared; exits with 1 if one differs.
+#include <algorithm>
 #include <thread>
 
 #include "../../csrc/cpu/conv2d.h"
@@ -91,6 +92,57 @@ void test_conv2d(uint64_t seed) {
   });
 }
 
+// int8 pixels with a border of the zero point around each image, and room to read on behind.
+std::vector<char> with_border(const Conv2dCase& given, const Conv2dProblem& p, int64_t border, int8_t mask, int64_t behind) {
+  const int64_t row = (p.w + 2 * border) * p.c, image = (p.h + 2 * border) * row;
+  std::vector<char> padded(size_t(p.batch * image + behind));
+  for (int64_t n = 0; n < p.batch; ++n) {
+    const int64_t scale = n * p.oh() * p.ow() / p.epilogue.rows_per_scale;
+    std::memset(&padded[size_t(n * image)], int8_t(p.epilogue.x_zero[scale]) ^ mask, size_t(image));
+    for (int64_t h = 0; h < p.h; ++h)
+      for (int64_t i = 0; i < p.w * p.c; ++i)
+        padded[size_t(n * image + (h + border) * row + border * p.c + i)] = char(given.x[size_t((n * p.h + h) * p.w * p.c + i)] ^ mask);
+  }
+  return padded;
+}
+
+// The pixels within y's border, or nothing where the border is not its zero point.
+std::vector<char> without_border(const std::vector<char>& y, const Conv2dProblem& p) {
+  const char zero = char(int8_t(p.epilogue.out_zero) ^ p.epilogue.out_mask);
+  std::vector<char> pixels;
+  for (int64_t i = 0, count = int64_t(y.size()); i < count; ++i) {
+    const int64_t line = i % p.y_image() / p.y_row() - p.y_border, column = i % p.y_row() / p.oc - p.y_border;
+    if (line >= 0 && line < p.oh() && column >= 0 && column < p.ow()) pixels.push_back(y[size_t(i)]);
+    else if (y[size_t(i)] != zero) return {};
+  }
+  return pixels;
+}
+
+// What scalar code makes of bare images, the others make where x lies in its padding and y has a border.
+void test_borders(uint64_t seed) {
+  const Conv2dCase given(seed);
+  Random r{~seed};
+  const int64_t more = r.between(0, 2), y_border = r.between(0, 3);
+  compare("borders " + std::to_string(seed), [&](Isa isa, int count) {
+    const bool bare = isa == Isa::scalar && count == 1;
+    Conv2dProblem own = given.p;
+    const Masked in(count, given);
+    in.put_into(own);
+    own.x_type = own.epilogue.out_type = DType::s8, own.range = Range::given, own.pad_mode = PadMode::zeros;
+    own.y_nhwc = true, own.x_padded = !bare, own.y_border = bare ? 0 : y_border, own.x_mask = in.mask;
+    const int64_t border = bare ? 0 : std::max({own.pad_top, own.pad_bottom, own.pad_left, own.pad_right}) + more;
+    const std::vector<char> x = with_border(given, own, border, in.mask, conv2d_read_on(own, isa));
+    own.x_strides[1] = 1, own.x_strides[3] = own.c, own.x_strides[2] = (own.w + 2 * border) * own.c;
+    own.x_strides[0] = (own.h + 2 * border) * own.x_strides[2];
+    own.x = x.data() + border * (own.x_strides[2] + own.c);
+    std::vector<char> y(size_t(own.batch * own.y_image()), 0x5a);
+    own.y = y.data() + own.y_border * (own.y_row() + own.oc);
+    std::vector<char> scratch = scratch_of(conv2d_workspace(own, isa, count));
+    conv2d(own, isa, threads(count), aligned(scratch));
+    return masked(without_border(y, own), DType::s8, in.mask);
+  });
+}
+
 void test_pool(uint64_t seed) {
   const PoolCase given(seed);
   compare("pool2d " + std::to_string(seed), [&](Isa isa, int count) {
@@ -160,6 +212,7 @@ int main(int argc, char** argv) {
     test_gemm(seed, false);
     test_gemm(seed, true);
     test_conv2d(seed);
+    test_borders(seed);
     test_pool(seed);
     test_quantize(seed);
     test_layer_norm(seed);

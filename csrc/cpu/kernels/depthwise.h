@@ -66,9 +66,9 @@ struct Depthwise {
   // Two columns of `windows` windows, `step` bytes from one to the next: channels 0-7 and 8-15, byte by byte.
   struct Pair {
     typename V::B low, high;
-    QK_METHOD static Pair of(const int8_t* x, int64_t tap, int64_t step) {
+    QK_METHOD static Pair of(const int8_t* x, int64_t tap, int64_t step, int8_t mask) {
       const auto a = V::load_lanes(x, step), b = V::load_lanes(x + tap, step);
-      return {V::offset_bytes(V::unpack_bytes_low(a, b)), V::offset_bytes(V::unpack_bytes_high(a, b))};
+      return {V::xor_bytes(V::unpack_bytes_low(a, b), mask), V::xor_bytes(V::unpack_bytes_high(a, b), mask)};
     }
   };
 
@@ -84,10 +84,11 @@ struct Depthwise {
   __attribute__((noinline)) static void fill_row(const DepthwiseBlock& d, const DepthwiseShape& s, const int8_t* x,
                                                  int64_t count, int8_t* out) {
     const int64_t tap = d.dilation_w * d.column_stride, step = s.step, pitch = s.pitch;
+    const int8_t mask = d.x_mask ^ (V::dot4_offset ? -128 : 0);
     if (s.shared) {  // half of each quad is half of the next
-      Pair left = Pair::of(x, tap, step);
+      Pair left = Pair::of(x, tap, step, mask);
       for (int64_t w = 0; w < count + 2 * (s.quads - 1); w += windows) {
-        const Pair next = Pair::of(x += windows * step, tap, step);
+        const Pair next = Pair::of(x += windows * step, tap, step, mask);
         store_quads(left, {V::next_lane(left.low, next.low), V::next_lane(left.high, next.high)}, out + w * 16, pitch);
         left = next;
       }
@@ -95,7 +96,7 @@ struct Depthwise {
     }
     for (int64_t q = 0; q < s.quads; ++q, x += 4 * tap, out += s.next_quad)
       for (int64_t w = 0; w < count; w += windows)
-        store_quads(Pair::of(x + w * step, tap, step), Pair::of(x + w * step + 2 * tap, tap, step), out + w * 16, pitch);
+        store_quads(Pair::of(x + w * step, tap, step, mask), Pair::of(x + w * step + 2 * tap, tap, step, mask), out + w * 16, pitch);
   }
 
   // Sums of one pixel of each window of a vector to their places: any output, any count of pixels and channels. y and m
@@ -224,7 +225,16 @@ struct Depthwise {
       for (int u = 0; u < U; ++u)
         store_plain<Out>(finish, acc[u], scale, bias, U * pixel_bytes, y + (w * U + u) * pixel_bytes);
     }
-    for (; w < line.count; w += windows) edge<U>(line, w);
+    for (; w < line.count; w += windows) {  // of which not all exist: through a buffer
+      alignas(64) char pixels[U * windows * 16 * size_of(Out)];
+      Sums acc[U];
+      sum<U, Rows, Quads>(memory, kh, quads, pitch, next_quad, w, start, acc);
+      constexpr int64_t bytes = 16 * size_of(Out);
+#pragma GCC unroll 2
+      for (int u = 0; u < U; ++u) store_plain<Out>(finish, acc[u], scale, bias, U * bytes, pixels + u * bytes);
+      for (int64_t i = 0; i < U * windows && w * U + i < line.pixels; ++i)
+        __builtin_memcpy(y + (w * U + i) * pixel_bytes, pixels + i * bytes, bytes);
+    }
   }
 
   // A panel of channels down the lines, `count` windows wide from window `first` on.
@@ -250,7 +260,7 @@ struct Depthwise {
       }
       const int64_t m = l * d.pixels + first * U;
       run_line({d, shape, memory, finish, c, d.m0 + m, d.pixels - first * U < count * U ? d.pixels - first * U : count * U, count,
-                static_cast<char*>(d.y) + (m * d.channels + c) * size_of(e.out_type)});
+                static_cast<char*>(d.y) + (l * d.y_row + first * U * d.channels + c) * size_of(e.out_type)});
     }
   }
 

@@ -32,6 +32,7 @@ struct Ahead {
 template <class V, int P>
 struct Columns {
   static constexpr int64_t vectors = P * kPanel / V::width;
+  static constexpr int together = vectors < 2 ? 1 : 2;  // vectors that are stored at a time
   GemmBlock g;
   Epilogue e;
   int64_t j, count;              // columns that exist
@@ -40,7 +41,7 @@ struct Columns {
 
   Columns(const GemmBlock& block, int64_t first)
       : g(block), e(*block.epilogue), j(first), count(g.cols - j < P * kPanel ? g.cols - j : P * kPanel),
-        finish(Finisher<V>::make(e)) {
+        finish(Finisher<V>::make(e)), whole_(count == P * kPanel ? whole_store() : nullptr) {
     for (int64_t v = 0; v * V::width < count; ++v) {
       dequantize[v] = Dequantizer<V>::make(e, g.n0 + j + v * V::width);
       if (g.one_scale) dequantize[v].use(g.row_scale[0], g.row_offset[0]);
@@ -49,69 +50,106 @@ struct Columns {
 
   // Sums [rows][P * 16] of rows from r0 on.
   QK_METHOD void store(const int32_t* acc, int64_t r0, int64_t rows) {
-    constexpr int64_t together = vectors / 2 * 2;
-    if (e.out_type == DType::s8 && count == P * kPanel) {
-      for (int64_t v = 0; v < together; v += 2) (g.one_scale ? store_s8<true> : store_s8<false>)(*this, acc, r0, rows, v);
-      if (together < vectors) store_vector(acc, r0, rows, together);
-    } else {
-      for (int64_t v = 0; v * V::width < count; ++v) store_vector(acc, r0, rows, v);
-    }
+    if (!g.c_gap) return store_rows(acc, r0, rows, 0);
+    const int64_t at = g.c_column + r0, line = at / g.c_line;
+    if (at + rows <= (line + 1) * g.c_line) store_rows(acc, r0, rows, line * g.c_gap);
+    else store_lines(acc, r0, rows);
   }
 
  private:
-  QK_METHOD void store_vector(const int32_t* acc, int64_t r0, int64_t rows, int64_t v) {
-    const int64_t column = j + v * V::width, item = size_of(e.out_type), left = count - v * V::width;
-    const Finisher<V> f = finish;  // copies that no store can alias
-    Dequantizer<V> d = dequantize[v];
+  using Store = void (*)(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v, int64_t gap);
+  Store whole_;                  // null: any_store
+
+  // Where a line ends between them.
+  __attribute__((noinline)) void store_lines(const int32_t* acc, int64_t r0, int64_t rows) {
+    for (int64_t r = r0, next; r < r0 + rows; r = next) {
+      const int64_t line = (g.c_column + r) / g.c_line, end = (line + 1) * g.c_line - g.c_column;
+      next = end < r0 + rows ? end : r0 + rows;
+      store_rows(acc + (r - r0) * P * kPanel, r, next - r, line * g.c_gap);
+    }
+  }
+
+  // `gap`: of C, elements before them besides rows.
+  QK_METHOD void store_rows(const int32_t* acc, int64_t r0, int64_t rows, int64_t gap) {
+    if (whole_)
+      for (int64_t v = 0; v < vectors; v += together) whole_(*this, acc, r0, rows, v, gap);
+    else
+      for (int64_t v = 0; v * V::width < count; ++v) store_any(*this, acc, r0, rows, v, gap);
+  }
+
+  // A vector of columns, some of which may not exist, of any types.
+  __attribute__((noinline)) static void store_any(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v, int64_t gap) {
+    const GemmBlock& g = own.g;
+    const Epilogue& e = own.e;
+    const int64_t column = own.j + v * V::width, item = size_of(e.out_type), left = own.count - v * V::width;
+    const Finisher<V> f = own.finish;  // copies that no store can alias
+    Dequantizer<V> d = own.dequantize[v];
     const char* residual = f.residual_at(g.m0 + r0, g.n0 + column);
     const int64_t residual_step = e.residual_stride * size_of(e.residual_type);
-    char* c = static_cast<char*>(g.c) + (r0 * g.c_stride + column) * item;
+    char* c = static_cast<char*>(g.c) + (r0 * g.c_stride + gap + column) * item;
     for (int64_t r = 0; r < rows; ++r, c += g.c_stride * item) {
       if (!g.one_scale) d.use(g.row_scale[r0 + r], g.row_offset[r0 + r]);
       f(d(V::load_i32(acc + r * P * kPanel + v * V::width)), residual ? residual + r * residual_step : nullptr, left, c);
     }
-    dequantize[v] = d;
+    own.dequantize[v] = d;
   }
 
-  // Two vectors of columns to int8, two rows at a time, so that four vectors share their packing.
-  template <bool OneScale>
-  QK_INLINE void store_s8(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v) {
+  Store whole_store() const {
+    if (e.out_type == DType::f32) return g.one_scale ? whole_store<true, DType::f32>() : whole_store<false, DType::f32>();
+    if (e.out_type == DType::s8) return g.one_scale ? whole_store<true, DType::s8>() : whole_store<false, DType::s8>();
+    return nullptr;
+  }
+  template <bool OneScale, DType Out>
+  Store whole_store() const {
+    if (!e.residual) return store_whole<OneScale, Out, Residual::none>;
+    if (e.residual_type == DType::f32) return store_whole<OneScale, Out, Residual::f32>;
+    return e.residual_type == DType::s8 ? store_whole<OneScale, Out, Residual::s8> : nullptr;
+  }
+
+  // Vectors of columns from v on to float32 or int8; four int8 vectors, of two rows or four, share their packing.
+  template <bool OneScale, DType Out, Residual R>
+  static void store_whole(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v, int64_t gap) {
     const GemmBlock& g = own.g;
-    const Finisher<V> f = own.finish;
-    Dequantizer<V> left = own.dequantize[v], right = own.dequantize[v + 1];
-    const int64_t step = g.c_stride, item = size_of(f.e.residual_type), column = own.j + v * V::width;
-    const int64_t residual_step = f.e.residual_stride * item;
-    const int32_t zero = f.e.out_zero;
-    const int8_t mask = f.e.out_mask;
-    const float* scale = g.row_scale + r0;
-    const int32_t* offset = g.row_offset + r0;
-    int8_t* c = static_cast<int8_t*>(g.c) + r0 * step + column;
-    const char* residual = f.residual_at(g.m0 + r0, g.n0 + column);
-    typename V::I q[2][2];
-    for (int64_t r = 0; r < rows; r += 2) {
-      const int64_t row[2] = {r, r + 1 < rows ? r + 1 : r};  // a last odd row is stored twice
+    const Epilogue e = own.e;          // copies that no store can alias
+    const Finisher<V> f{e, own.finish.lo, own.finish.hi, own.finish.inv_scale, own.finish.zero};
+    Dequantizer<V> d[together];
 #pragma GCC unroll 2
-      for (int i = 0; i < 2; ++i) {
-        if constexpr (!OneScale) {
-          left.use(scale[row[i]], offset[row[i]]);
-          right.use(scale[row[i]], offset[row[i]]);
+    for (int i = 0; i < together; ++i) d[i] = own.dequantize[v + i];
+    const int64_t column = own.j + v * V::width, step = g.c_stride, item = size_of(e.residual_type);
+    const int64_t residual_step = e.residual_stride * item;
+    const char* const residual = f.residual_at(g.m0 + r0, g.n0 + column);
+    const float* const scale = g.row_scale + r0;
+    const int32_t* const offset = g.row_offset + r0;
+    const auto value = [&](int64_t r, int i) QK_LAMBDA {
+      if constexpr (!OneScale) d[i].use(scale[r], offset[r]);
+      const auto y = d[i](V::load_i32(acc + r * P * kPanel + (v + i) * V::width));
+      return f.template add<R>(y, residual + r * residual_step + i * V::width * item);
+    };
+    const int64_t first = r0 * step + gap + column;
+    if constexpr (Out == DType::f32) {
+      float* c = static_cast<float*>(g.c) + first;
+      for (int64_t r = 0; r < rows; ++r, c += step)
+#pragma GCC unroll 2
+        for (int i = 0; i < together; ++i) V::store_f32(c + i * V::width, f.clamp(value(r, i)));
+    } else {
+      constexpr int at_once = 4 / together;
+      int8_t* c = static_cast<int8_t*>(g.c) + first;
+      typename V::I q[4];
+      int8_t* to[at_once];
+      for (int64_t r = 0; r < rows; r += at_once) {
+#pragma GCC unroll 4
+        for (int k = 0; k < at_once; ++k) {
+          const int64_t row = r + k < rows ? r + k : rows - 1;  // the last one may be stored again
+          to[k] = c + row * step;
+#pragma GCC unroll 2
+          for (int i = 0; i < together; ++i) q[k * together + i] = f.round(value(row, i));
         }
-        const int32_t* sums = acc + row[i] * P * kPanel + v * V::width;
-        auto y0 = left(V::load_i32(sums)), y1 = right(V::load_i32(sums + V::width));
-        if (residual) {
-          const char* at = residual + row[i] * residual_step;
-          y0 = f.add_residual(y0, at);
-          y1 = f.add_residual(y1, at + V::width * item);
-        }
-        q[i][0] = f.round(y0);
-        q[i][1] = f.round(y1);
+        V::store_s8_rows(to, q, e.out_zero, e.out_mask);
       }
-      V::store_s8_rows(c + row[0] * step, c + row[1] * step, q[0][0], q[0][1], q[1][0], q[1][1], zero, mask);
     }
-    if constexpr (!OneScale) {
-      own.dequantize[v] = left;
-      own.dequantize[v + 1] = right;
-    }
+    if constexpr (!OneScale)
+#pragma GCC unroll 2
+      for (int i = 0; i < together; ++i) own.dequantize[v + i] = d[i];
   }
 };
 

@@ -59,19 +59,19 @@ struct Avx2 {
     __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(half, half));
   }
-  QK_INLINE void store_s8_rows(int8_t* p, int8_t* q, I a0, I a1, I b0, I b1, int32_t zero, int8_t mask) {
+  QK_INLINE void store_s8_rows(int8_t* const (&rows)[2], const I (&q)[4], int32_t zero, int8_t mask) {
     const I z = _mm256_set1_epi16(int16_t(zero));
-    const I a = _mm256_add_epi16(_mm256_packs_epi32(a0, a1), z), b = _mm256_add_epi16(_mm256_packs_epi32(b0, b1), z);
+    const I a = _mm256_add_epi16(_mm256_packs_epi32(q[0], q[1]), z), b = _mm256_add_epi16(_mm256_packs_epi32(q[2], q[3]), z);
     const I order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const I rows = _mm256_xor_si256(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order), _mm256_set1_epi8(mask));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(rows));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm256_extracti128_si256(rows, 1));
+    const I bytes = _mm256_xor_si256(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order), _mm256_set1_epi8(mask));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[0]), _mm256_castsi256_si128(bytes));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[1]), _mm256_extracti128_si256(bytes, 1));
   }
   using B = __m256i;
   QK_INLINE B load_lanes(const int8_t* p, int64_t step) {
     return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(p + step), reinterpret_cast<const __m128i*>(p));
   }
-  QK_INLINE B offset_bytes(B v) { return v; }
+  QK_INLINE B xor_bytes(B v, int8_t mask) { return _mm256_xor_si256(v, _mm256_set1_epi8(mask)); }
   QK_INLINE B unpack_bytes_low(B a, B b) { return _mm256_unpacklo_epi8(a, b); }
   QK_INLINE B unpack_bytes_high(B a, B b) { return _mm256_unpackhi_epi8(a, b); }
   QK_INLINE B unpack_words_low(B a, B b) { return _mm256_unpacklo_epi16(a, b); }

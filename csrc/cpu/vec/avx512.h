@@ -54,13 +54,23 @@ struct Avx512 {
   QK_INLINE void store_s8(int8_t* p, I v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v));
   }
-  QK_INLINE void store_s8_rows(int8_t* p, int8_t* q, I a0, I a1, I b0, I b1, int32_t zero, int8_t mask) {
+  QK_INLINE I to_rows(const I (&q)[4], int32_t zero, int8_t mask) {  // bytes, row after row
     const I z = _mm512_set1_epi16(int16_t(zero));
-    const I a = _mm512_add_epi16(_mm512_packs_epi32(a0, a1), z), b = _mm512_add_epi16(_mm512_packs_epi32(b0, b1), z);
+    const I a = _mm512_add_epi16(_mm512_packs_epi32(q[0], q[1]), z), b = _mm512_add_epi16(_mm512_packs_epi32(q[2], q[3]), z);
     const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const I rows = _mm512_xor_si512(_mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b)), _mm512_set1_epi8(mask));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(rows));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm512_extracti64x4_epi64(rows, 1));
+    return _mm512_xor_si512(_mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b)), _mm512_set1_epi8(mask));
+  }
+  QK_INLINE void store_s8_rows(int8_t* const (&rows)[2], const I (&q)[4], int32_t zero, int8_t mask) {
+    const I bytes = to_rows(q, zero, mask);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows[0]), _mm512_castsi512_si256(bytes));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows[1]), _mm512_extracti64x4_epi64(bytes, 1));
+  }
+  QK_INLINE void store_s8_rows(int8_t* const (&rows)[4], const I (&q)[4], int32_t zero, int8_t mask) {
+    const I bytes = to_rows(q, zero, mask);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[0]), _mm512_castsi512_si128(bytes));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[1]), _mm512_extracti32x4_epi32(bytes, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[2]), _mm512_extracti32x4_epi32(bytes, 2));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[3]), _mm512_extracti32x4_epi32(bytes, 3));
   }
   using B = __m512i;
   QK_INLINE B load_lanes(const int8_t* p, int64_t step) {
@@ -68,7 +78,7 @@ struct Avx512 {
     const B two = _mm512_inserti32x4(_mm512_castsi128_si512(lane(0)), lane(1), 1);
     return _mm512_inserti32x4(_mm512_inserti32x4(two, lane(2), 2), lane(3), 3);
   }
-  QK_INLINE B offset_bytes(B v) { return _mm512_xor_si512(v, _mm512_set1_epi8(-128)); }
+  QK_INLINE B xor_bytes(B v, int8_t mask) { return _mm512_xor_si512(v, _mm512_set1_epi8(mask)); }
   QK_INLINE B unpack_bytes_low(B a, B b) { return _mm512_unpacklo_epi8(a, b); }
   QK_INLINE B unpack_bytes_high(B a, B b) { return _mm512_unpackhi_epi8(a, b); }
   QK_INLINE B unpack_words_low(B a, B b) { return _mm512_unpacklo_epi16(a, b); }

@@ -55,14 +55,13 @@ struct Neon {
   QK_INLINE int8x8_t narrow(I a, I b, int16x8_t zero) {
     return vqmovn_s16(vaddq_s16(vcombine_s16(vqmovn_s32(a), vqmovn_s32(b)), zero));
   }
-  QK_INLINE void store_s8_rows(int8_t* p, int8_t* q, I a0, I a1, I b0, I b1, int32_t zero, int8_t mask) {
+  QK_INLINE void store_s8_rows(int8_t* const (&rows)[2], const I (&q)[4], int32_t zero, int8_t mask) {
     const int16x8_t z = vdupq_n_s16(int16_t(zero));
-    vst1_s8(p, veor_s8(narrow(a0, a1, z), vdup_n_s8(mask)));
-    vst1_s8(q, veor_s8(narrow(b0, b1, z), vdup_n_s8(mask)));
+    for (int i = 0; i < 2; ++i) vst1_s8(rows[i], veor_s8(narrow(q[2 * i], q[2 * i + 1], z), vdup_n_s8(mask)));
   }
   using B = int8x16_t;
   QK_INLINE B load_lanes(const int8_t* p, int64_t) { return vld1q_s8(p); }
-  QK_INLINE B offset_bytes(B v) { return v; }
+  QK_INLINE B xor_bytes(B v, int8_t mask) { return veorq_s8(v, vdupq_n_s8(mask)); }
   QK_INLINE B unpack_bytes_low(B a, B b) { return vzip1q_s8(a, b); }
   QK_INLINE B unpack_bytes_high(B a, B b) { return vzip2q_s8(a, b); }
   QK_INLINE B unpack_words_low(B a, B b) {

@@ -103,12 +103,9 @@ struct Scalar {
     write_any(p, uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16));
   }
   QK_INLINE void store_s8(int8_t* p, I v) { *p = int8_t(v); }  // v in [-128, 127]
-  // [a0 a1] + zero to p, [b0 b1] + zero to q: two vectors of two rows; every sum in [-128, 127].
-  QK_INLINE void store_s8_rows(int8_t* p, int8_t* q, I a0, I a1, I b0, I b1, int32_t zero, int8_t mask) {
-    p[0] = int8_t(a0 + zero) ^ mask;
-    p[1] = int8_t(a1 + zero) ^ mask;
-    q[0] = int8_t(b0 + zero) ^ mask;
-    q[1] = int8_t(b1 + zero) ^ mask;
+  // q + zero to two rows of two vectors; every sum in [-128, 127]. Sixteen lanes: to four rows of one vector too.
+  QK_INLINE void store_s8_rows(int8_t* const (&rows)[2], const I (&q)[4], int32_t zero, int8_t mask) {
+    for (int i = 0; i < 4; ++i) rows[i / 2][i % 2] = int8_t(q[i] + zero) ^ mask;
   }
   // For kernels/depthwise.h, whose vectors hold 16 channels of one or more windows, 128 bits each. Columns to quads:
   typedef int8_t B __attribute__((vector_size(16), may_alias));
@@ -118,7 +115,7 @@ struct Scalar {
     __builtin_memcpy(&v, p, 16);
     return v;
   }
-  QK_INLINE B offset_bytes(B v) { return v; }  // + dot4_offset
+  QK_INLINE B xor_bytes(B v, int8_t mask) { return v ^ mask; }
   QK_INLINE B unpack_bytes_low(B a, B b) {
     return __builtin_shuffle(a, b, B{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
   }
