@@ -49,5 +49,5 @@ std::vector<char> test_pack(uint64_t seed) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run_tests({{"conv2d", test_conv2d, true}, {"pool2d", test_pool2d, false}, {"pack", test_pack, false}}, argc, argv);
+  return run_tests({{"conv2d", test_conv2d, Tiles::every}, {"pool2d", test_pool2d}, {"pack", test_pack}}, argc, argv);
 }
