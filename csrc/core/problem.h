@@ -96,6 +96,15 @@ struct MeanProblem {
   float* y = nullptr;
 };
 
+// y[i] = table[x[i] + 128]: any function of int8 to int8.
+struct LookupProblem {
+  int64_t count = 0;
+  const int8_t* table = nullptr;  // [256]
+  int8_t mask = 0;                // what x and y are XORed with
+  const int8_t* x = nullptr;
+  int8_t* y = nullptr;
+};
+
 // y[M,N] = fma(sum_k x[m,k] * float(w[n,k]), w_scale[n], bias[n]); the sum's order is docs/numerics.md.
 using WeightOnlyProblem = GemmProblem;  // x float, never quantized; x_scale, x_zero and w_sum unused
 

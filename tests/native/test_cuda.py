@@ -42,6 +42,7 @@ def expected(here: Path) -> dict[str, str]:
 KINDS = {  # of problems, by program
     "cuda_linear_test": ["gemm", "weight-only", "quantize"],
     "cuda_conv_test": ["conv2d", "pool2d", "pack"],
+    "cuda_lookup_test": ["mean", "lookup"],
 }
 
 
@@ -61,6 +62,7 @@ def test_emulated_kernels_return_the_bytes_of_the_cpu(
     kernels = {
         "cuda_linear_test": {750: 11, 800: 14, 900: 15},
         "cuda_conv_test": {750: 15, 800: 26, 900: 27},
+        "cuda_lookup_test": dict.fromkeys((750, 800, 900), 3),
     }
     assert result.counts["kernels launched"] == kernels[program][arch], result.errors
 
@@ -140,6 +142,16 @@ FAULTS = {
     ),
     "warpgroups read the same rows": Fault(
         "products_wgmma.cuh", "x + first * T::BK", "x", "another tile", 900
+    ),
+    "table read one value too far": Fault(
+        "lookup.cu", "p.table + 128", "p.table + 129", "outside", program="cuda_lookup_test"
+    ),
+    "pixels added in another order": Fault(
+        "pool.cu",
+        "+ h * p.x_strides[2] +",
+        "+ (p.h - 1 - h) * p.x_strides[2] +",
+        "wrong",
+        program="cuda_lookup_test",
     ),
     "range read before all warps wrote it": Fault(
         "quantize.cuh", "  block_sync();\n  for (int w", "  for (int w", "race"
