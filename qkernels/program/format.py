@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import qkernels._core as kernel_core
+from qkernels.program import kernel_core
 
 MAGIC = b"qkprog\r\n"
 KINDS = ("conv2d", "linear", "max_pool", "mean", "copy", "planar", "lookup")
