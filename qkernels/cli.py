@@ -30,7 +30,7 @@ from qkernels.data.extras import require
 from qkernels.distill import CachedTeacher, TrainConfig, train
 from qkernels.evaluate import evaluate as evaluate_model
 from qkernels.export import export_onnx
-from qkernels.machine import describe_machine
+from qkernels.machine import describe_cuda, describe_machine
 from qkernels.measure import count_macs, measure_speed
 from qkernels.pipeline import (
     PROGRAM,
@@ -118,7 +118,7 @@ def info() -> None:
             "threads": str(facts["threads"]),
             "it runs": ", ".join(features),
             "in use": f"{facts['isa']} ({why})",
-            "CUDA kernels": "built in" if facts["cuda"] else "not in this build",
+            "CUDA kernels": describe_cuda(),
             "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
             "models": ", ".join(models.available()),
             "data sets": ", ".join(datasets.available()),

@@ -41,6 +41,14 @@ def cuda_built() -> bool:
     return has_kernel("qkernels::linear", "CUDA")
 
 
+def describe_cuda() -> str:
+    """Whether CUDA kernels are built, what they would run on, and how far they are proven."""
+    if not cuda_built():
+        return "not in this build"
+    there = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU here"
+    return f"built in ({there}); proven in emulation, no speed measured yet"
+
+
 def _versions() -> dict[str, str]:
     found = {"qkernels": qkernels.__version__, "python": platform.python_version()}
     for package in PACKAGES:

@@ -95,7 +95,7 @@ def some_conv2d(r: random.Random) -> Call:
 
 def some_rest(r: random.Random) -> Call:
     rows, cols = r.randint(1, 50), r.choice([1, 8, 100, 1024, 5000, 20000])
-    kind = r.randint(0, 4)
+    kind = r.randint(0, 6)
     if kind == 0:
         x = activations(r, rows, cols, dtype=r.choice(DTYPES[:3]))
         return ops.quantize_dynamic, {
@@ -121,7 +121,13 @@ def some_rest(r: random.Random) -> Call:
             -127, 128, (n * groups, c, r.randint(1, 3), r.randint(1, 3)), dtype=torch.int8
         )
         return ops.pack_weight, {"weight": weight, "groups": groups}
-    x = torch.randint(-128, 128, (2, r.choice([3, 16, 64]), 17, 14), dtype=torch.int8)
+    image = (r.randint(1, 3), r.choice([3, 16, 64, 100]), r.randint(5, 17), r.randint(5, 17))
+    format = r.choice([torch.channels_last, torch.contiguous_format])
+    if kind == 4:  # finite: which NaN comes of a NaN is the processor's own
+        return ops.mean_pool2d, {"x": torch.randn(image).contiguous(memory_format=format)}
+    x = torch.randint(-128, 128, image, dtype=torch.int8).contiguous(memory_format=format)
+    if kind == 5:
+        return ops.lookup, {"x": x, "table": torch.randint(-128, 128, (256,), dtype=torch.int8)}
     window = {
         "kernel_size": [3, 2],
         "stride": [2, 1],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qkernels as qk
-from qkernels import ops
+from qkernels import models, ops
 
 FLUSH = (
     160 << 20
@@ -32,6 +32,7 @@ CONVS = [  # batch, C, OC, size, kernel, stride, groups
     (64, 1024, 256, 14, 1, 1, 1),
     (64, 512, 512, 28, 3, 1, 512),
 ]
+MODELS = [("resnet50", 1, 224), ("resnet50", 64, 224)]  # name, batch, image size
 QUANTIZED = [(16, 4096), (2048, 4096), (16384, 4096)]  # rows, columns of bfloat16
 
 
@@ -79,7 +80,9 @@ def row(case: str, contenders: dict[str, Any], device: str, rounds: int) -> dict
     return {"case": case, "us": times}
 
 
-def linear_row(m: int, n: int, k: int, device: str, rounds: int) -> dict[str, Any]:
+def linear_row(
+    m: int, n: int, k: int, device: str, rounds: int, cutlass: Callable[..., Tensor] | None = None
+) -> dict[str, Any]:
     copies = max(1, min(16, FLUSH // (n * k))) if device == "cuda" else 1
     x = torch.randn(m, k, device=device, dtype=torch.bfloat16)
     floats = [
@@ -96,20 +99,29 @@ def linear_row(m: int, n: int, k: int, device: str, rounds: int) -> dict[str, An
         tensors = (layer.packed_weight, layer.weight_scale, None, scale, zero)
         return lambda: ops.linear(q, *tensors, out_dtype=torch.bfloat16)
 
-    def int_mm(weight: Tensor, w_scale: Tensor) -> Callable[[], Tensor]:
-        return lambda: (torch._int_mm(q, weight.t()) * scale[:, None] * w_scale).bfloat16()
+    def int_mm(weight: Tensor, w_scale: Tensor) -> Tensor:
+        return (torch._int_mm(q, weight.t()) * scale[:, None] * w_scale).bfloat16()
 
-    def compiled(weight: Tensor, w_scale: Tensor) -> Callable[[], Tensor]:
-        function = torch.compile(int_mm(weight, w_scale))
-        return lambda: function()
+    def compiled() -> list[Callable[[], Tensor]]:
+        torch._dynamo.reset()  # it gives up on a function after a few shapes
+        function = torch.compile(int_mm, dynamic=False)
+        return [lambda pair=pair: function(*pair) for pair in pairs]
+
+    def peer(weight: Tensor, w_scale: Tensor) -> Callable[[], Tensor]:
+        if cutlass is None:
+            raise RuntimeError("CUTLASS is not built")
+        return lambda: cutlass(q, weight, scale, w_scale)
+
+    pairs = list(zip(weights, [layer.weight_scale for layer in layers], strict=True))
 
     contenders = {
         "qkernels, bf16 in": lambda: [ours(layer) for layer in layers],
         "qkernels, int8 in": lambda: [int8_in(layer) for layer in layers],
         "torch bf16": lambda: [lambda f=f: f(x) for f in floats],
-        "torch._int_mm": lambda: [int_mm(w, lr.weight_scale) for w, lr in zip(weights, layers, strict=True)],
-        "torch._int_mm, compiled": lambda: [compiled(weights[0], layers[0].weight_scale)],
-    }  # fmt: skip
+        "CUTLASS, vLLM's tiles": lambda: [peer(*pair) for pair in pairs],
+        "torch._int_mm": lambda: [lambda pair=pair: int_mm(*pair) for pair in pairs],
+        "torch._int_mm, compiled": compiled,
+    }
     return row(f"linear {m}x{n}x{k}", contenders, device, rounds)
 
 
@@ -144,6 +156,58 @@ def conv_row(
     }
     name = f"conv {kernel}x{kernel} {c}-{oc}@{size} s{stride} g{groups} b{batch}"
     return row(name, contenders, device, rounds)
+
+
+def model_row(name: str, batch: int, size: int, device: str, rounds: int) -> dict[str, Any]:
+    """A whole model with random weights: ours compiled, its layers alone, and torch's own in half precision."""
+    torch.manual_seed(0)
+    model, x = models.create(name).eval(), torch.randn(batch, 3, size, size)
+    int8 = qk.quantize(model, "static", [x[:2]])[0].to(device)
+    half = torch.float16 if device == "cuda" else torch.float32
+    model = model.to(device, half, memory_format=torch.channels_last)
+    x = x.to(device).contiguous(memory_format=torch.channels_last)
+    torch.backends.cudnn.benchmark = True
+
+    def ours(exact: bool) -> list[Callable[[], Tensor]]:
+        chained = qk.compile(int8, x, exact=exact)
+        return [lambda: chained(x)]
+
+    def in_half(function: Callable[[Tensor], Tensor]) -> list[Callable[[], Tensor]]:
+        given = x.to(half)
+        return [lambda: function(given)]
+
+    contenders = {
+        "qk.compile": lambda: ours(True),
+        "qk.compile, not exact": lambda: ours(False),
+        "qkernels, layers alone": lambda: [lambda: int8(x)],
+        f"torch {str(half)[6:]}, channels last": lambda: in_half(model),
+        f"torch {str(half)[6:]}, compiled": lambda: in_half(torch.compile(model)),
+    }
+    with torch.inference_mode():
+        return row(f"{name} b{batch} {size}x{size}", contenders, device, rounds)
+
+
+def profiled() -> None:
+    """A large product, one of a single row and a convolution, a launch each for a profiler to look at."""
+    calls = []
+    for m in (4096, 1):
+        layer = qk.QuantLinear(4096, 4096, device="cuda")
+        q = torch.randint(-127, 128, (m, 4096), dtype=torch.int8, device="cuda")
+        scale, zero = torch.ones(m, device="cuda"), torch.zeros(m, dtype=torch.int32, device="cuda")
+        calls.append(
+            (ops.linear, (q, layer.packed_weight, layer.weight_scale, None, scale, zero), {})
+        )
+    conv = qk.QuantConv2d(128, 128, 3, padding=1, device="cuda", activation="static")
+    x = torch.randint(-127, 128, (64, 128, 28, 28), dtype=torch.int8, device="cuda")
+    tensors = (conv.packed_weight, conv.weight_scale, None, conv.input_scale, conv.input_zero_point)
+    window = {"kernel_size": [3, 3], "stride": [1, 1], "padding": [1] * 4, "dilation": [1, 1]}
+    calls.append((ops.conv2d, (x.contiguous(memory_format=torch.channels_last), *tensors), window))
+    torch.cuda.synchronize()
+    torch.cuda.profiler.start()
+    for call, arguments, options in calls:
+        call(*arguments, **options)
+    torch.cuda.synchronize()
+    torch.cuda.profiler.stop()
 
 
 def quantize_row(rows: int, cols: int, device: str, rounds: int) -> dict[str, Any]:

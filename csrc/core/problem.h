@@ -100,6 +100,15 @@ struct MeanProblem {
   float* y = nullptr;
 };
 
+// y[i] = table[x[i] + 128]: any function of int8 to int8.
+struct LookupProblem {
+  int64_t count = 0;
+  const int8_t* table = nullptr;  // [256]
+  int8_t mask = 0;                // what x and y are XORed with
+  const int8_t* x = nullptr;
+  int8_t* y = nullptr;
+};
+
 // y[r,c] = (x[r,c] - mean) / sqrt(variance + epsilon) * weight[c] + bias[c], of each row; the order is docs/numerics.md.
 struct LayerNormProblem {
   int64_t rows = 0, c = 0;

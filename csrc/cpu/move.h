@@ -28,14 +28,6 @@ struct PlanarProblem {
 };
 void to_planar(const PlanarProblem& p, const Parallel& parallel);
 
-// y[i] = table[x[i] + 128]: any function of int8 to int8.
-struct LookupProblem {
-  int64_t count = 0;
-  const int8_t* table = nullptr;  // [256]
-  int8_t mask = 0;                // what x and y are XORed with
-  const int8_t* x = nullptr;
-  int8_t* y = nullptr;
-};
 void lookup(const LookupProblem& p, Isa isa, const Parallel& parallel);
 
 }  // namespace qk

@@ -41,6 +41,17 @@ QK_KERNEL(kPoolThreads) pool_kernel(QK_PARAMETER Pool2dProblem p, QK_PARAMETER D
   V::store_s8(static_cast<int8_t*>(p.y) + int64_t(pixel) * p.c + c, total);
 }
 
+// A thread adds the pixels of one channel, in the contract's order.
+QK_KERNEL(kPoolThreads) mean_kernel(QK_PARAMETER MeanProblem p, QK_PARAMETER Divisor channels) {
+  const uint32_t at = uint32_t(block_x() * kPoolThreads + thread_index()), image = channels.quotient(at);
+  if (image >= p.batch) return;
+  const float* const x = p.x + image * p.x_strides[0] + channels.remainder(at) * p.x_strides[1];
+  float total = 0;
+  for (int64_t h = 0; h < p.h; ++h)
+    for (int64_t w = 0; w < p.w; ++w) total += global_load<float>(x + h * p.x_strides[2] + w * p.x_strides[3]);
+  global_store(p.y + at, total * (1.0f / float(p.h * p.w)));
+}
+
 template <class V>
 int run(const Pool2dProblem& p, Stream stream) {
   const int64_t vectors = p.c / V::width;
@@ -53,6 +64,10 @@ int run(const Pool2dProblem& p, Stream stream) {
 int pool2d(const Pool2dProblem& p, Stream stream) {
   const bool vectors = p.c % 4 == 0 && (reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.y)) % 4 == 0;
   return vectors ? run<Lanes<4>>(p, stream) : run<Lanes<1>>(p, stream);
+}
+
+int mean(const MeanProblem& p, Stream stream) {
+  return launch<mean_kernel>({ceil_div(p.batch * p.c, kPoolThreads)}, kPoolThreads, 0, stream, p, Divisor(p.c));
 }
 
 }  // namespace qk::cuda

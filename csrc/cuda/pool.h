@@ -1,4 +1,4 @@
-// int8 pooling on a GPU; core/problem.h.
+// Pooling on a GPU; core/problem.h.
 #pragma once
 #include "device.h"
 #include "../core/problem.h"
@@ -6,5 +6,6 @@
 namespace qk::cuda {
 
 int pool2d(const Pool2dProblem& p, Stream stream);
+int mean(const MeanProblem& p, Stream stream);
 
 }  // namespace qk::cuda

@@ -9,6 +9,7 @@
 
 #include "../cuda/conv2d.h"
 #include "../cuda/gemm.h"
+#include "../cuda/lookup.h"
 #include "../cuda/pack.h"
 #include "../cuda/pool.h"
 #include "../cuda/quantize.h"
@@ -117,6 +118,15 @@ struct Cuda {
     const int64_t outputs = p.batch * p.oh * p.ow * p.c;
     check(outputs <= kMostRows, "pool2d", "the output has ", outputs, " values; ", kMostRows, " are supported on CUDA");
     call.succeed(cuda::pool2d(p, call.stream()));
+  }
+  static void run(const Tensor& x, const MeanProblem& p) {
+    Call call("mean_pool2d", x);
+    check(p.batch * p.c <= kMostRows, "mean_pool2d", "x has ", p.batch * p.c, " planes; ", kMostRows, " are supported on CUDA");
+    call.succeed(cuda::mean(p, call.stream()));
+  }
+  static void run(const Tensor& x, const LookupProblem& p) {
+    Call call("lookup", x);
+    call.succeed(cuda::lookup(p, call.stream()));
   }
 };
 

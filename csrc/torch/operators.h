@@ -205,6 +205,42 @@ Tensor avg_pool2d(const Tensor& x, int64_t zero_point, Ints kernel_size, Ints st
 }
 
 template <class Backend>
+Tensor mean_pool2d(const Tensor& x) {
+  const char* op = "mean_pool2d";
+  check(x.dim() == 4 && x.scalar_type() == ScalarType::Float, op, "x is ", name(x.scalar_type()), " ", shape(x), "; it must be float32 [N, C, H, W]");
+  MeanProblem p;
+  p.batch = x.size(0), p.c = x.size(1), p.h = x.size(2), p.w = x.size(3);
+  check(p.c >= 1 && p.h >= 1 && p.w >= 1, op, "x is ", shape(x), "; only the batch may be empty");
+  p.x = static_cast<const float*>(x.const_data_ptr());
+  for (int i = 0; i < 4; ++i) p.x_strides[i] = x.stride(i);
+  Tensor y = Backend::empty(x, {p.batch, p.c, 1, 1}, ScalarType::Float);
+  p.y = static_cast<float*>(y.mutable_data_ptr());
+  if (p.batch) Backend::run(x, p);
+  return y;
+}
+
+// ---- lookup
+
+template <class Backend>
+Tensor lookup(const Tensor& x_any, const Tensor& table) {
+  const char* op = "lookup";
+  check(x_any.scalar_type() == ScalarType::Char, op, "x is ", name(x_any.scalar_type()), "; it must be int8");
+  check_beside(op, "table", table, x_any);
+  check(table.scalar_type() == ScalarType::Char && table.is_contiguous() && table.numel() == 256, op, "table is ",
+        name(table.scalar_type()), " ", shape(table), "; it must be contiguous int8 [256]");
+  const MemoryFormat format = x_any.dim() == 4 ? format_like(x_any) : MemoryFormat::Contiguous;
+  const Tensor x = format == MemoryFormat::ChannelsLast ? x_any : as_contiguous(x_any);
+  Tensor y = Backend::empty(x, Ints(x.sizes().begin(), x.sizes().end()), ScalarType::Char, format);
+  LookupProblem p;
+  p.count = x.numel();
+  p.table = static_cast<const int8_t*>(table.const_data_ptr());
+  p.x = static_cast<const int8_t*>(x.const_data_ptr());
+  p.y = static_cast<int8_t*>(y.mutable_data_ptr());
+  if (p.count) Backend::run(x, p);
+  return y;
+}
+
+template <class Backend>
 void register_operators(torch::stable::detail::StableLibrary& m) {
   m.impl("quantize", TORCH_BOX(&quantize<Backend>));
   m.impl("quantize_dynamic", TORCH_BOX(&quantize_dynamic<Backend>));
@@ -216,6 +252,8 @@ void register_operators(torch::stable::detail::StableLibrary& m) {
   m.impl("conv2d", TORCH_BOX(&conv2d<Backend>));
   m.impl("max_pool2d", TORCH_BOX(&max_pool2d<Backend>));
   m.impl("avg_pool2d", TORCH_BOX(&avg_pool2d<Backend>));
+  m.impl("mean_pool2d", TORCH_BOX(&mean_pool2d<Backend>));
+  m.impl("lookup", TORCH_BOX(&lookup<Backend>));
 }
 
 }  // namespace qk

@@ -81,3 +81,4 @@ static std::vector<Tensor> run(Tensor bytes, Tensor arena, std::vector<Tensor> g
 }  // namespace qk::program_ops
 
 STABLE_TORCH_LIBRARY_IMPL(qkernels, CPU, m) { m.impl("run_program", TORCH_BOX(&qk::program_ops::run)); }
+STABLE_TORCH_LIBRARY_IMPL(qkernels, CUDA, m) { m.impl("run_program", TORCH_BOX(&qk::program_ops::run)); }  // says that it is the CPU's

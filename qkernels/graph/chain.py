@@ -10,6 +10,7 @@ attention become steps of our own.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -38,12 +39,15 @@ def compile(
 ) -> CompiledModel:
     """The same model, its int8 layers chained; ``model`` itself stays as it is, with weights of its own.
 
+    On the CPU its steps become programs. On a CUDA device they stay operators, on torch's current stream: torch.compile
+    goes through them, and a CUDA graph can hold them. The result stays on the kind of device that ``model`` is on.
     ``example_inputs``: what ``model`` is called with, float32; batch and image size may differ later.
     ``exact=False``: a residual add reads the int8 that the next layer reads, where there is one, instead of float32;
     SiLU, GELU, hard-swish and their like between two layers take int8 to int8; layer normalization and attention are
     steps of a program, in an order of their own. Faster, and the one thing that changes a result.
     ``max_batch``: larger batches are refused; None: any batch is taken.
-    Raises ValueError for a model that cannot be traced, is in training mode, or has no int8 layer.
+    Raises ValueError for a model that cannot be traced, is in training mode, is on several devices, or has no int8
+    layer.
     """
     examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     for i, x in enumerate(examples):
@@ -51,6 +55,17 @@ def compile(
             raise ValueError(f"example input {i} is {x.dtype}; only float32 models can be chained")
     if model.training:
         raise ValueError("the model is in training mode; call .eval() first")
+    device = _device_of(model)
+    traced, report = chain(model, examples, exact)
+    program = lower(traced, max_batch) if device.type == "cpu" else None
+    report.unfused = [node.name for node in left_to_torch(traced)]
+    return CompiledModel(traced, program, examples, report, max_batch)
+
+
+def chain(
+    model: nn.Module, examples: tuple[Any, ...], exact: bool
+) -> tuple[fx.GraphModule, ChainReport]:
+    """The chained model as a graph of operators, which runs where the model is."""
     traced = nodes.trace(model, examples)
     _drop_no_ops(traced)
     merge_linears(traced)
@@ -61,9 +76,16 @@ def compile(
         raise ValueError(f"{type(model).__name__} has no int8 layer to chain; quantize it first")
     wants = _settled_wants(traced, fused, exact)
     report = _apply(traced, fused, wants)
-    program = lower(traced, max_batch)
-    report.unfused = [node.name for node in left_to_torch(traced)]
-    return CompiledModel(traced, program, examples, report)
+    nodes.rebuild(traced)
+    return traced, report
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    devices = {t.device for t in itertools.chain(model.parameters(), model.buffers())}
+    if len(devices) > 1:
+        names = " and ".join(sorted(map(str, devices)))
+        raise ValueError(f"the model is on {names}; compile the part on each device by itself")
+    return devices.pop() if devices else torch.device("cpu")
 
 
 # ---- epilogues
@@ -253,7 +275,7 @@ def _apply_table(traced: fx.GraphModule, node: fx.Node, stored: dict, wants: dic
         return False
     name = f"table_{node.name}"
     table = tables.table_of(function, stored[node.args[0]], wants[node][0])
-    traced.add_submodule(name, tables.Lookup(table))
+    traced.add_submodule(name, tables.Lookup(table.to(_device_of(traced))))
     node.op, node.target, node.kwargs = "call_module", name, {}
     return True
 

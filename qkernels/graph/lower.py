@@ -37,9 +37,7 @@ def lower(traced: fx.GraphModule, max_batch: int | None = None) -> TorchProgram 
             runs.append(run)
     builders = [_Builder(traced, run) for run in runs]
     programs = [_replace(traced, f"program_{i}", b, max_batch) for i, b in enumerate(builders)]
-    traced.graph.lint()
-    traced.delete_all_unused_submodules()
-    traced.recompile()
+    nodes.rebuild(traced)
     calls = [n for n in traced.graph.nodes if n.op.startswith("call") and not is_part(traced, n)]
     if len(calls) != 1 or not _is_program(traced, call := calls[0]):
         return None

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
-import qkernels._core as kernel_core
 from qkernels.graph import trace as nodes
 from qkernels.graph.lower import is_part
 from qkernels.graph.program import TorchProgram
-from qkernels.program import Profile
+from qkernels.program import Profile, kernel_core
 
 
 def profile(graph: fx.GraphModule, inputs: tuple[Any, ...], runs: int) -> Profile:

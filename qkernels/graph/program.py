@@ -36,6 +36,7 @@ class TorchProgram(nn.Module):
         outputs = self.run(inputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
+    @torch.compiler.disable
     def run(self, inputs: tuple[Tensor, ...], seconds: Tensor | None = None) -> list[Tensor]:
         """``seconds``: float64, one a step, receives their times."""
         key = (torch.get_num_threads(), *(x.shape for x in inputs))

@@ -44,6 +44,13 @@ def trace(model: nn.Module, examples: tuple[Any, ...]) -> fx.GraphModule:
     return traced
 
 
+def rebuild(traced: fx.GraphModule) -> None:
+    """After its nodes were changed."""
+    traced.graph.lint()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+
+
 def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
 

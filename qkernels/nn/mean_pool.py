@@ -18,8 +18,6 @@ class MeanPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             return x.mean((-2, -1), keepdim=True)
-        if x.is_cuda:  # no kernel of ours yet
-            return x.mean((-2, -1), keepdim=True)
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         return ops.mean_pool2d(x.float()).to(x.dtype)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import qkernels._core as kernel_core
+from qkernels.program import kernel_core
 
 MAGIC = b"qkprog\r\n"
 KINDS = (

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import qkernels._core as kernel_core
+from qkernels.program import kernel_core
 from qkernels.program.format import checksum, read_extra, stored_checksum, with_extra
 from qkernels.program.profile import Profile
 

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import qkernels as qk
 from qkernels import ops
 from qkernels.machine import cuda_built
+from qkernels.nn import MeanPool2d
 
 
 @pytest.fixture
@@ -45,11 +46,15 @@ def test_quantize_and_pool_stay_on_the_device(cuda: torch.device) -> None:
     image = torch.empty(1, 8, 6, 6, dtype=torch.int8, device=cuda)
     assert ops.max_pool2d(image, [2, 2], [2, 2], [0, 0], [1, 1]).device.type == "cuda"
     assert ops.avg_pool2d(image, 0, [2, 2], [2, 2], [0, 0]).shape == (1, 8, 3, 3)
+    table = torch.empty(256, dtype=torch.int8, device=cuda)
+    assert ops.lookup(image, table).device.type == "cuda"
+    mean = MeanPool2d()(torch.empty(2, 8, 6, 6, dtype=torch.float16, device=cuda))
+    assert (mean.device.type, mean.dtype, mean.shape) == ("cuda", torch.float16, (2, 8, 1, 1))
 
 
 OPERATORS = (
     "quantize", "quantize_dynamic", "dequantize", "pack_weight", "unpack_weight", "linear", "linear_weight_only",
-    "conv2d", "max_pool2d", "avg_pool2d",
+    "conv2d", "max_pool2d", "avg_pool2d", "mean_pool2d", "lookup",
 )  # fmt: skip
 
 
@@ -57,6 +62,18 @@ OPERATORS = (
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_operator_has_a_cuda_kernel(name: str) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"qkernels::{name}", "CUDA")
+
+
+def test_a_program_says_that_it_runs_on_the_cpu() -> None:
+    x = torch.zeros(2, 4)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3)).eval()
+    program = qk.compile(qk.quantize(net, "dynamic")[0], x).program
+    assert program is not None
+    arena, elsewhere = torch.empty(1 << 16, dtype=torch.uint8), torch.zeros(2, 4, device="meta")
+    with pytest.raises(RuntimeError, match=r"input 0 is on .*; programs run on the CPU"):
+        torch.ops.qkernels.run_program.default.redispatch(
+            torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), program.data, arena, [elsewhere], None
+        )  # fmt: skip
 
 
 def test_tensors_on_two_devices_are_named() -> None:

@@ -5,6 +5,7 @@
 
 #include "../../csrc/cpu/conv2d.h"
 #include "../../csrc/cpu/gemm.h"
+#include "../../csrc/cpu/move.h"
 #include "../../csrc/cpu/pool.h"
 #include "../../csrc/cpu/quantize.h"
 #include "../../csrc/cpu/tokens.h"
@@ -157,6 +158,31 @@ void test_pool(uint64_t seed) {
   });
 }
 
+void test_mean(uint64_t seed) {
+  const MeanCase given(seed);
+  compare("mean " + std::to_string(seed), [&](Isa, int count) {
+    std::vector<char> y = given.output();
+    MeanProblem own = given.p;
+    own.y = reinterpret_cast<float*>(y.data());
+    mean(own, threads(count));
+    return y;
+  });
+}
+
+void test_lookup(uint64_t seed) {
+  const LookupCase given(seed);
+  compare("lookup " + std::to_string(seed), [&](Isa isa, int count) {
+    std::vector<char> y = given.output();
+    LookupProblem own = given.p;
+    own.mask = count > 1 ? -128 : 0;
+    const std::vector<char> x = masked({given.x.begin(), given.x.end()}, DType::s8, own.mask);
+    own.x = reinterpret_cast<const int8_t*>(x.data());
+    own.y = reinterpret_cast<int8_t*>(y.data());
+    lookup(own, isa, threads(count));
+    return masked(y, DType::s8, own.mask);
+  });
+}
+
 void test_quantize(uint64_t seed) {
   const QuantizeCase given(seed);
   compare("quantize " + std::to_string(seed), [&](Isa isa, int count) {
@@ -215,6 +241,8 @@ int main(int argc, char** argv) {
     test_borders(seed);
     test_pool(seed);
     test_quantize(seed);
+    test_mean(seed);
+    test_lookup(seed);
     test_layer_norm(seed);
     test_attention(seed);
   }

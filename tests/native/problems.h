@@ -241,6 +241,43 @@ struct PoolCase {
   std::vector<char> output() const { return std::vector<char>(size_t(p.batch * p.oh * p.ow * p.c)); }
 };
 
+// Planes or pixels, or a view with gaps, of finite floats: which NaN comes of a NaN is the processor's own.
+struct MeanCase {
+  MeanProblem p;
+  std::vector<float> x;
+
+  explicit MeanCase(uint64_t seed) {
+    Random r{seed};
+    p.batch = r.between(1, 3);
+    p.c = size(r, 40, 100, 300);
+    p.h = r.between(1, 9);
+    p.w = r.between(1, 9);
+    const int64_t gap = r.between(0, 1);
+    const int64_t pixel = p.c + gap, plane = p.h * p.w + gap;
+    const int64_t strides[2][4] = {{p.h * p.w * pixel, 1, p.w * pixel, pixel}, {p.c * plane, plane, p.w, 1}};
+    std::memcpy(p.x_strides, strides[r.between(0, 1)], sizeof p.x_strides);
+    x = reals(r, p.batch * (p.h * p.w + gap) * pixel, -3, 3);
+    for (float& v : x) v = r.between(0, 20) ? v : r.between(0, 1) ? 1e20f * v : -0.0f;
+    p.x = x.data();
+  }
+  std::vector<char> output() const { return std::vector<char>(size_t(p.batch * p.c * 4)); }
+};
+
+struct LookupCase {
+  LookupProblem p;
+  std::vector<int8_t> x, table;
+
+  explicit LookupCase(uint64_t seed) {
+    Random r{seed};
+    p.count = size(r, 100, 4000, 20000);
+    table = ints<int8_t>(r, 256, -128, 127);
+    x = ints<int8_t>(r, p.count, -128, 127);
+    p.table = table.data();
+    p.x = x.data();
+  }
+  std::vector<char> output() const { return std::vector<char>(size_t(p.count)); }
+};
+
 struct QuantizeCase {
   int64_t rows, cols, rows_per_scale;
   DType type, back;          // of x, and of what it is dequantized to

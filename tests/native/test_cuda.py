@@ -48,6 +48,7 @@ def differing(result: Result, expected: dict[str, str]) -> set[str]:
 KINDS = {  # of problems, by program
     "cuda_linear_test": ["gemm", "weight-only", "quantize", "deep"],
     "cuda_conv_test": ["conv2d", "pool2d", "pack"],
+    "cuda_lookup_test": ["mean", "lookup"],
 }
 LARGE_KINDS = ("deep", "tiles")
 
@@ -70,6 +71,7 @@ def test_emulated_kernels_return_the_bytes_of_the_cpu(
     kernels = {
         "cuda_linear_test": {750: 13, 800: 16, 900: 17},
         "cuda_conv_test": {750: 15, 800: 26, 900: 28},
+        "cuda_lookup_test": dict.fromkeys((750, 800, 900), 3),
     }
     assert result.counts["kernels launched"] == kernels[program][arch], result.errors
 
@@ -227,6 +229,16 @@ FAULTS = {
     ),
     "windows announced a stage too late": windows(
         "feeds.cuh", "under_way < ahead", "under_way < Hopper::Stages", "deadlock"
+    ),
+    "table read one value too far": Fault(
+        "lookup.cu", "p.table + 128", "p.table + 129", "outside", program="cuda_lookup_test"
+    ),
+    "pixels added in another order": Fault(
+        "pool.cu",
+        "+ h * p.x_strides[2] +",
+        "+ (p.h - 1 - h) * p.x_strides[2] +",
+        "wrong",
+        program="cuda_lookup_test",
     ),
     "range read before all warps wrote it": Fault(
         "quantize.cuh", "  block_sync();\n  for (int w", "  for (int w", "race"

@@ -1,0 +1,55 @@
+"""Our reading of single instructions: the emulator agrees with it, and a misreading is named."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from programs import HERE, build, run
+
+PROGRAM = "cuda_micro_test"
+NVCC = shutil.which("nvcc", path="/usr/local/cuda/bin") or shutil.which("nvcc")
+
+
+def readings(text: str) -> dict[str, str]:
+    return {line.rpartition(": ")[0]: line.rpartition(": ")[2] for line in text.splitlines()}
+
+
+@pytest.mark.parametrize(("arch", "count"), [(750, 13), (800, 13), (900, 17)])
+def test_the_emulator_agrees_with_every_reading(arch: int, count: int, tmp_path: Path) -> None:
+    found = readings(run(build(tmp_path, f"ARCH={arch}", "EXTRA=-O1", program=PROGRAM))[0])
+    assert list(found.values()).count("ok") == count, found
+
+
+MISREADINGS = {  # in the kernels' half: file, text, what it becomes; the line that is wrong, and one that stays right
+    "stride": ("prim_sm90.cuh", "uint64_t(1024 >> 4)", "uint64_t(512 >> 4)", "groups of eight", "swizzle of eight"),
+    "swizzle": ("index.h", "chunk ^ (row & 7) :", "chunk :", "swizzle of eight", "product 16x8x32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISREADINGS)
+def test_a_misreading_is_named(name: str, tmp_path: Path) -> None:
+    file, text, becomes, wrong, right = MISREADINGS[name]
+    for folder in ("csrc", "tests/native"):
+        shutil.copytree(HERE.parents[1] / folder, tmp_path / folder)
+    header = tmp_path / "csrc/cuda" / file
+    assert header.read_text().count(text) == 1
+    header.write_text(header.read_text().replace(text, becomes))
+    folder = tmp_path / "tests/native"
+    program = build(tmp_path / "build", "ARCH=900", "EXTRA=-O1", program=PROGRAM, folder=folder)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done
+    lines = {
+        key: line for line in done.stdout.splitlines() for key in (wrong, right) if key in line
+    }
+    assert "wrong" in lines[wrong] and lines[right].endswith("ok")
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+def test_the_same_source_compiles_for_a_gpu(tmp_path: Path) -> None:
+    flags = ["-std=c++20", "-fmad=false", "--expt-relaxed-constexpr"]
+    arch = "-gencode=arch=compute_90a,code=sm_90a"
+    command = [NVCC, *flags, arch, "-x", "cu", HERE / f"{PROGRAM}.cpp", "-o", tmp_path / PROGRAM]
+    subprocess.run(command, check=True)
