@@ -51,8 +51,10 @@ QK_INLINE void store_rows(const Finisher<V>& finish, int64_t columns, void* y, i
 #pragma GCC unroll 2
       for (int r = 0; r < R; r += 2) {
         const int next = r + 1 < R ? r + 1 : r;  // a last odd row is stored twice
-        V::store_s8_rows(out + r * step + c, out + next * step + c, f.round(value(r, c, W)), f.round(value(r, c + W, W)),
-                         f.round(value(next, c, W)), f.round(value(next, c + W, W)), zero, mask);
+        const typename V::I q[4] = {f.round(value(r, c, W)), f.round(value(r, c + W, W)), f.round(value(next, c, W)),
+                                    f.round(value(next, c + W, W))};
+        int8_t* const to[2] = {out + r * step + c, out + next * step + c};
+        V::store_s8_rows(to, q, zero, mask);
       }
   }
   for (; c < columns; c += W)
