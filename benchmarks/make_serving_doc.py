@@ -101,9 +101,13 @@ def rates_text(figures: Figures) -> str:
     """A table a model: latency of one client, answers a second of the other runs."""
     parts = []
     for model in figures.models:
-        bound = figures.results["bounds_ms"][model]
+        bound = figures.results["models"][model]["bound_ms"]
         head = [model, "1 client: p50, ms", "p99, ms", "32 clients, one by one: /s"]
-        head += ["batches: /s", "p99, ms", f"p99 below {bound:g} ms: /s"]
+        head += [
+            f"batches of {figures.results['models'][model]['batch']}: /s",
+            "p99, ms",
+            f"p99 below {bound:g} ms: /s",
+        ]
         parts.append(table(head))
         for server in figures.servers(model):
             cells = [
@@ -127,7 +131,10 @@ def overload_text(figures: Figures) -> str:
     lines = [table(["twice the capacity", "rows that may wait", "capacity/s", *names.values()])]
     for model in figures.models:
         cells = [shown(figures.get(model, OURS, OVERLOAD, name)) for name in names]
-        queue, capacity = figures.results["queue"][model], figures.rate(model, OURS, BATCHED)
+        queue, capacity = (
+            figures.results["models"][model]["queue"],
+            figures.rate(model, OURS, BATCHED),
+        )
         lines.append(line([model, queue, shown(capacity), *cells]))
     return "\n".join(lines) + "\n"
 

@@ -31,18 +31,22 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Model:
-    """``bound_ms``: of the 99th percentile, some batches' time. ``queue``: rows that may wait."""
+    """``batch``: rows of one, at most. ``queue``: rows that may wait. ``bound_ms``: of the 99th percentile."""
 
     name: str
     size: tuple[int, ...]
-    bound_ms: float
+    batch: int
     queue: int
+    bound_ms: float
 
     def file(self, suffix: str) -> Path:
         return FILES / f"{self.name}.{suffix}"
 
 
-MODELS = (Model("resnet20", (3, 32, 32), 20.0, 256), Model("resnet50", (3, 224, 224), 1000.0, 64))
+MODELS = (
+    Model("resnet20", (3, 32, 32), 32, 256, 20.0),
+    Model("resnet50", (3, 224, 224), 8, 64, 500.0),
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def _open_inference(script: list[str], suffix: str) -> Callable[[Model, int, int
     def command(model: Model, port: int, threads: int, max_batch: int) -> list[str]:
         size = ",".join(map(str, (1, *model.size)))
         flags = {"size": size, "name": "m", "port": port, "workers": 1, "threads": threads}
-        flags |= {"max-batch": max_batch, "queue": model.queue}
+        flags |= {"max-batch": max_batch, "queue": model.queue, "log-level": "warning"}
         words = [f"--{flag}={value}" for flag, value in flags.items()]
         return [*script, str(model.file(suffix)), *words]
 

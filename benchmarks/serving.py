@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def measure(model: Model, server: Server, run: str, results: Row) -> Row:
         return call(model, x, threads, seconds / 2)
     os.sched_setaffinity(0, results["client_cores"])
     port, request = served.free_port(), server.request(x)
-    command = server.command(model, port, threads, 1 if run in (ALONE, UNBATCHED) else CLIENTS)
+    command = server.command(model, port, threads, 1 if run in (ALONE, UNBATCHED) else model.batch)
     with served.running(command, port, server.ready, results["server_cores"]) as address:
         if run == BOUNDED:
             capacity = capacity_of(model, server, results)
@@ -76,7 +77,12 @@ def measure(model: Model, server: Server, run: str, results: Row) -> Row:
             rate = 2 * capacity_of(model, server, results)
             return load.run(load.open_loop(address, request, rate, seconds)).row()
         clients = 1 if run == ALONE else CLIENTS
-        return load.run(load.closed_loop(address, request, clients, seconds)).row()
+        row = load.run(load.closed_loop(address, request, clients, seconds)).row()
+    if not row["answered_per_second"]:
+        raise SystemExit(
+            f"{server.name}, {run}: no answer in {seconds:g} s; more --seconds, --fresh"
+        )
+    return row
 
 
 def capacity_of(model: Model, server: Server, results: Row) -> float:
@@ -164,8 +170,7 @@ def main() -> None:
             "seconds": arguments.seconds,
             "server_cores": cores_of(arguments.server_cores, cores[0]),
             "client_cores": cores_of(arguments.client_cores, cores[-1]),
-            "bounds_ms": {model.name: model.bound_ms for model in MODELS},
-            "queue": {model.name: model.queue for model in MODELS},
+            "models": {model.name: asdict(model) for model in MODELS},
             "rows": [],
         }
     measure_all(arguments.out, arguments.only, MODELS, results)

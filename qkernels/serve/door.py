@@ -52,22 +52,20 @@ class Door(HttpToolsProtocol):
         self._inside = inside
 
     def on_headers_complete(self) -> None:
-        is_first = self.cycle is None or self.cycle.response_complete  # nothing before it waits
-        # A client that expects to be told to go on may never send its body: the application reads or closes.
-        if not (is_first and self._inside.full) or self.expect_100_continue:
-            return super().on_headers_complete()
-        if self.parser.get_method() != b"POST":
+        is_next = self.cycle is None or self.cycle.response_complete  # nothing before it waits
+        if not (is_next and self._inside.full and self.parser.get_method() == b"POST"):
             return super().on_headers_complete()
         self._inside.count(503)
         self.cycle: Any = _REFUSED
-        if self.parser.should_keep_alive():
-            self.transport.write(_REFUSAL)
-        else:
-            self.transport.write(_LAST_REFUSAL)
-            self.transport.close()
+        is_last = self.expect_100_continue or not self.parser.should_keep_alive()
+        self.transport.write(_LAST_REFUSAL if is_last else _REFUSAL)
+        if self.expect_100_continue:
+            self.transport.close()  # its body may come or not: nobody knows where the next request begins
 
     def on_message_complete(self) -> None:
-        if self.cycle is _REFUSED:
-            self.on_response_complete()  # as after every answer: the connection may be closed when it stays idle
-        else:
+        if self.cycle is not _REFUSED:
             super().on_message_complete()
+        elif self.parser.should_keep_alive():
+            self.on_response_complete()  # as after every answer: a connection that stays idle is closed
+        else:
+            self.transport.close()

@@ -365,6 +365,34 @@ def test_memory_stays_near_the_weights_and_the_largest_two_values() -> None:
     assert program.data.nbytes + program.arena_bytes(size) < 1.3 * (weights + sum(values[-2:]))
 
 
+FOLLOWING = """
+import os, sys, numpy as np
+from qkernels.program import Program
+x = np.zeros((32, 3, 32, 32), np.float32)
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def run_one():
+    program = Program(np.fromfile(sys.argv[1], np.uint8))
+    program(x)
+    return program.arena_bytes(x.shape)
+for _ in range(4):
+    run_one()
+before = resident()
+for _ in range(16):
+    arena = run_one()
+print((resident() - before) / arena)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_programs_that_follow_each_other_need_the_memory_of_one(tmp_path: Path) -> None:
+    x = images(2, 3, 32, 32)
+    qk.compile(quantized(models.create("resnet8"), x), x).save(tmp_path / "net.qkp")
+    command = [sys.executable, "-c", FOLLOWING, str(tmp_path / "net.qkp")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert float(done.stdout) < 0.5, "arenas more, of 16"
+
+
 def test_the_profile_names_every_step_and_draws_them(tmp_path: Path) -> None:
     model, x = branches()
     chained = qk.compile(model, x)

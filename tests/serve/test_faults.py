@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,10 +93,12 @@ def test_as_many_requests_are_inside_as_may_wait_and_run_and_the_next_is_refused
                     "error": "too many requests are waiting"
                 }
                 wire.sendall(bytes(100))
-        with socket.create_connection(address(server), timeout=20) as wire:
-            wire.sendall(HEADERS.replace(b"Host: x", b"Host: x\r\nConnection: close"))
-            answer = b"".join(iter(lambda: wire.recv(1000), b""))  # up to the end
-            assert answer.startswith(b"HTTP/1.1 503") and b"connection: close" in answer
+        for header, body in ((b"Connection: close", bytes(100)), (b"Expect: 100-continue", b"")):
+            with socket.create_connection(address(server), timeout=20) as wire:
+                wire.sendall(HEADERS.replace(b"Host: x", b"Host: x\r\n" + header))
+                wire.sendall(body)
+                answer = b"".join(iter(partial(wire.recv, 1000), b""))  # up to the end
+                assert answer.startswith(b"HTTP/1.1 503") and b"connection: close" in answer
         for wire in inside:
             wire.close()
         wait_for(lambda: metric(server, "qkernels_requests_in_flight") == 0)

@@ -23,7 +23,7 @@ import served  # noqa: E402
 import serving  # noqa: E402
 import soak  # noqa: E402
 
-SMALL = served.Model("small", (3, 8, 8), 1000.0, 64)
+SMALL = served.Model("small", (3, 8, 8), 8, 64, 1000.0)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def results(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
     machine = {"cpu": "c", "isa": "i", "versions": {}, "contenders": {}}
     return {
         "machine": machine, "command": "x", "threads": 1, "seconds": 0.3, "server_cores": cores[:1],
-        "client_cores": cores[-1:], "bounds_ms": {"small": SMALL.bound_ms}, "queue": {"small": SMALL.queue}, "rows": [],
+        "client_cores": cores[-1:], "models": {"small": vars(SMALL)}, "rows": [],
     }  # fmt: skip
 
 
