@@ -43,7 +43,7 @@ class Model:
     def check(self, inputs: Arrays) -> None:
         """Raises ValueError for arrays that ``run`` does not take."""
         if len(inputs) != len(self.inputs):
-            raise ValueError(f"the model takes {len(self.inputs)} inputs, not {len(inputs)}")
+            raise ValueError(f"the model takes {len(self.inputs)} input(s), not {len(inputs)}")
         for x, tensor in zip(inputs, self.inputs, strict=True):
             fits = x.dtype == np.float32 and x.shape[1:] == tensor.size
             if not (fits and 1 <= len(x) <= self.max_batch):

@@ -27,6 +27,7 @@ from qkernels.program import Program
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'qkernels[ray]'")
 
 import qkernels.serve.ray as served_by_ray  # noqa: E402
+from qkernels.serve.model import map_program, open_model  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -203,6 +204,30 @@ def test_threads_follow_the_cpus_of_a_replica(
     context = SimpleNamespace(get_assigned_resources=lambda: cpus)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     assert served_by_ray._threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ([np.zeros((1, 3, 8, 8))], r"'input' is float64 \[1, 3, 8, 8\]; float32 \[N, 3, 8, 8\]"),
+        ([np.zeros((1, 3, 8), np.float32)], r"\[1, 3, 8\]"),
+        ([np.zeros((9, 3, 8, 8), np.float32)], "N from 1 to 8"),
+        ([np.zeros((0, 3, 8, 8), np.float32)], "N from 1 to 8"),
+        ([], r"takes 1 input\(s\), not 0"),
+    ],
+)
+def test_arrays_that_a_handle_may_not_send_are_named(
+    inputs: list[np.ndarray], sentence: str, program: Path
+) -> None:
+    model = map_program(program, [(1, 3, 8, 8)], threads=1).warm_up(8)
+    with pytest.raises(ValueError, match=sentence):
+        model.check(inputs)
+    model.check([np.zeros((8, 3, 8, 8), np.float32)])
+
+
+def test_a_mapped_program_has_the_version_of_one_that_is_read(program: Path) -> None:
+    sizes = [(1, 3, 8, 8)]
+    assert map_program(program, sizes, 1).version == open_model(program, sizes, 1).version
 
 
 def test_a_misspelt_argument_is_named() -> None:
