@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
@@ -223,6 +225,20 @@ def test_arrays_that_a_handle_may_not_send_are_named(
     with pytest.raises(ValueError, match=sentence):
         model.check(inputs)
     model.check([np.zeros((8, 3, 8, 8), np.float32)])
+
+
+@settings(deadline=None, max_examples=20)
+@given(rows=st.lists(st.integers(1, 5), min_size=1, max_size=6))
+def test_requests_that_meet_in_a_batch_get_their_own_answers(
+    two_headed: Path, rows: list[int]
+) -> None:
+    sizes = [(1, 3, 8, 8), (1, 2, 8, 8)]
+    model, rng = map_program(two_headed, sizes, threads=1).warm_up(32), np.random.default_rng(0)
+    asked = [[rng.standard_normal((n, *s[1:]), np.float32) for s in sizes] for n in rows]
+    answers = model.run_together(asked)
+    for inputs, answer in zip(asked, answers, strict=True):
+        for got, want in zip(answer, Program.load(two_headed)(*inputs), strict=True):
+            assert np.array_equal(got, want)
 
 
 def test_a_mapped_program_has_the_version_of_one_that_is_read(program: Path) -> None:
