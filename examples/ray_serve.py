@@ -1,8 +1,10 @@
 """A program on a Ray cluster, asked over HTTP and from Python.
 
-ray start --head                      # on this machine
-ray start --address=HEAD:6379         # on every further one, with the program at the same path
-python examples/ray_serve.py /models/student.qkp 1,3,32,32
+    ray start --head                      # on this machine
+    ray start --address=HEAD:6379         # on every further one, with the program at the same path
+    python examples/ray_serve.py /models/student.qkp 1,3,32,32
+
+Needs `pip install 'qkernels[ray]' 'tritonclient[http]'`.
 """
 
 from __future__ import annotations

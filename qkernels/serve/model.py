@@ -44,10 +44,16 @@ class Model:
     run: Run
     image_input: ImageInput | None = None
 
+    def run_together(self, requests: Sequence[Arrays]) -> list[Arrays]:
+        """The answers of requests of any number of rows, from one call."""
+        results = self.run([np.concatenate(column) for column in zip(*requests, strict=True)])
+        ends = np.cumsum([len(inputs[0]) for inputs in requests])[:-1]
+        return list(zip(*(np.split(y, ends) for y in results), strict=True))
+
     def check(self, inputs: Arrays) -> None:
         """Raises ValueError for arrays that ``run`` does not take."""
         if len(inputs) != len(self.inputs):
-            raise ValueError(f"the model takes {len(self.inputs)} inputs, not {len(inputs)}")
+            raise ValueError(f"the model takes {len(self.inputs)} input(s), not {len(inputs)}")
         for x, tensor in zip(inputs, self.inputs, strict=True):
             fits = x.dtype == np.float32 and x.shape[1:] == tensor.size
             if not (fits and 1 <= len(x) <= self.max_batch):

@@ -67,6 +67,7 @@ class Replica:
             threads=_threads(),
             max_batch=arguments.max_batch,
             max_delay=arguments.max_delay / 1e3,
+            queue=arguments.max_batch,  # what waits is Ray's part
             token=os.environ.get("QKERNELS_TOKEN"),
         )
         settings = self._settings
@@ -87,12 +88,7 @@ class Replica:
     @serve.batch(batch_size_fn=_rows)
     async def infer(self, requests: list[Arrays]) -> list[Arrays]:
         """Requests of any number of rows as one call."""
-        return await asyncio.to_thread(self._run, requests)
-
-    def _run(self, requests: list[Arrays]) -> list[Arrays]:
-        results = self.model.run([np.concatenate(column) for column in zip(*requests, strict=True)])
-        ends = np.cumsum([len(inputs[0]) for inputs in requests])[:-1]
-        return list(zip(*(np.split(y, ends) for y in results), strict=True))
+        return await asyncio.to_thread(self.model.run_together, requests)
 
 
 class _Batches:

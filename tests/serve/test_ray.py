@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
@@ -27,6 +29,7 @@ from qkernels.program import Program
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'qkernels[ray]'")
 
 import qkernels.serve.ray as served_by_ray  # noqa: E402
+from qkernels.serve.model import map_program, open_model  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -203,6 +206,44 @@ def test_threads_follow_the_cpus_of_a_replica(
     context = SimpleNamespace(get_assigned_resources=lambda: cpus)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     assert served_by_ray._threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ([np.zeros((1, 3, 8, 8))], r"'input' is float64 \[1, 3, 8, 8\]; float32 \[N, 3, 8, 8\]"),
+        ([np.zeros((1, 3, 8), np.float32)], r"\[1, 3, 8\]"),
+        ([np.zeros((9, 3, 8, 8), np.float32)], "N from 1 to 8"),
+        ([np.zeros((0, 3, 8, 8), np.float32)], "N from 1 to 8"),
+        ([], r"takes 1 input\(s\), not 0"),
+    ],
+)
+def test_arrays_that_a_handle_may_not_send_are_named(
+    inputs: list[np.ndarray], sentence: str, program: Path
+) -> None:
+    model = map_program(program, [(1, 3, 8, 8)], threads=1).warm_up(8)
+    with pytest.raises(ValueError, match=sentence):
+        model.check(inputs)
+    model.check([np.zeros((8, 3, 8, 8), np.float32)])
+
+
+@settings(deadline=None, max_examples=20)
+@given(rows=st.lists(st.integers(1, 5), min_size=1, max_size=6))
+def test_requests_that_meet_in_a_batch_get_their_own_answers(
+    two_headed: Path, rows: list[int]
+) -> None:
+    sizes = [(1, 3, 8, 8), (1, 2, 8, 8)]
+    model, rng = map_program(two_headed, sizes, threads=1).warm_up(32), np.random.default_rng(0)
+    asked = [[rng.standard_normal((n, *s[1:]), np.float32) for s in sizes] for n in rows]
+    answers = model.run_together(asked)
+    for inputs, answer in zip(asked, answers, strict=True):
+        for got, want in zip(answer, Program.load(two_headed)(*inputs), strict=True):
+            assert np.array_equal(got, want)
+
+
+def test_a_mapped_program_has_the_version_of_one_that_is_read(program: Path) -> None:
+    sizes = [(1, 3, 8, 8)]
+    assert map_program(program, sizes, 1).version == open_model(program, sizes, 1).version
 
 
 def test_a_misspelt_argument_is_named() -> None:
