@@ -8,7 +8,6 @@ import hmac
 import logging
 from collections.abc import AsyncIterator, Callable
 
-import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,6 +20,7 @@ import qkernels
 from qkernels.serve import protocol
 from qkernels.serve.batching import Batcher, QueueFull
 from qkernels.serve.current import CurrentModel
+from qkernels.serve.deadline import Deadline
 from qkernels.serve.door import COME_BACK, FULL
 from qkernels.serve.metrics import Metrics
 from qkernels.serve.protocol import RequestError
@@ -154,16 +154,16 @@ class _Server:
         batcher, limit = self._batcher(request), self._settings.timeout
         came = False
         try:
-            with anyio.fail_after(limit) as scope:
+            with Deadline(limit) as deadline:
                 body = await _body(request, self._settings.max_body)
                 came = True
                 asked = protocol.decode(
                     body, request.headers.get(protocol.JSON_LENGTH), batcher.model
                 )
                 if asked.timeout is not None and asked.timeout < limit:
-                    scope.deadline -= limit - asked.timeout
+                    deadline.earlier(limit - asked.timeout)
                     limit = asked.timeout
-                results = await batcher.infer(asked.inputs, scope.deadline - anyio.current_time())
+                results = await batcher.infer(asked.inputs, deadline.left)
         except QueueFull:
             raise RequestError(503, FULL, COME_BACK) from None
         except TimeoutError:
