@@ -161,18 +161,19 @@ def plot_text(figures: Figures) -> str:
 
 def soak_text(results: Row) -> str:
     """What was asked and answered, and the memory of the serving process over the time."""
+    minutes, megabytes, files = zip(*results["samples"], strict=True)
+    later = megabytes[len(megabytes) // 5 :]
     lines = [
-        f"{results['minutes']:g} minutes, the model's file replaced ten times: memory grew by "
-        f"{results['growth_mb']:+.2f} MB from the second fifth of the time to the last (bound "
-        f"{results['bound_mb']:g} MB), open files {results['samples'][0][2]} at the beginning and "
-        f"{results['samples'][-1][2]} at the end, {results['wrong']} wrong answers.\n",
+        f"{results['minutes']:g} minutes, the model's file replaced ten times, {results['wrong']} wrong answers. "
+        f"After the first fifth of the time memory is between {min(later):.0f} and {max(later):.0f} MB; from the "
+        f"second fifth to the last its median changes by {results['growth_mb']:+.1f} MB (bound "
+        f"{results['bound_mb']:+g} MB). Open files: {files[0]} at the beginning, {files[-1]} at the end.\n",
         f"    {results['command']}\n",
-        table(["requests", "answer", "count"]),
+        table(["requests", "answer", "count"], left=2),
         *(line([row["kind"], row["got"], f"{row['count']:,}"]) for row in results["answers"]),
         "",
     ]
     figure, axes = pyplot.subplots(figsize=(9, 2.2), layout="constrained")
-    minutes, megabytes, _ = zip(*results["samples"], strict=True)
     axes.plot(minutes, megabytes, color="#1f6f8b")
     axes.set_ylim(0, 1.2 * max(megabytes))
     axes.set_xlabel("minutes")

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import anyio
 from starlette.requests import ClientDisconnect, Request
 
 from qkernels.serve.batching import QueueFull
+from qkernels.serve.deadline import Deadline
 from qkernels.serve.door import COME_BACK, FULL
 from qkernels.serve.protocol import RequestError
 
@@ -18,17 +18,17 @@ from qkernels.serve.protocol import RequestError
 class TimeLimit:
     """``seconds`` from the start; ``body_came``: whose fault it is when they are over."""
 
-    scope: anyio.CancelScope
+    deadline: Deadline
     seconds: float
     body_came: bool = False
 
     @property
     def left(self) -> float:
-        return self.scope.deadline - anyio.current_time()
+        return self.deadline.left
 
     def shorten(self, seconds: float) -> None:
         if seconds < self.seconds:
-            self.scope.deadline -= self.seconds - seconds
+            self.deadline.earlier(self.seconds - seconds)
             self.seconds = seconds
 
 
@@ -36,8 +36,8 @@ class TimeLimit:
 def time_limit(seconds: float) -> Iterator[TimeLimit]:
     """Around the making of an answer; that it takes too long, or the queue is full, becomes a RequestError."""
     try:
-        with anyio.fail_after(seconds) as scope:
-            limit = TimeLimit(scope, seconds)
+        with Deadline(seconds) as deadline:
+            limit = TimeLimit(deadline, seconds)
             yield limit
     except QueueFull:
         raise RequestError(503, FULL, COME_BACK) from None

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkernels.serve.batching import Batcher, QueueFull
+from qkernels.serve.deadline import Deadline
 from qkernels.serve.metrics import Metrics
 from qkernels.serve.model import Arrays, Model, Tensor
 from qkernels.serve.settings import Settings
@@ -201,3 +202,19 @@ async def test_a_request_given_up_while_it_runs_costs_the_rest_of_its_batch_noth
         assert (await kept)[0] == 3
         assert (await queue.infer(rows(3)))[0] == 4
     assert gate.batches == [2, 1]
+
+
+@asynchronous
+async def test_a_deadline_ends_what_is_waited_for_and_may_come_nearer() -> None:
+    never = asyncio.get_running_loop().create_future()
+    began = time.perf_counter()
+    with pytest.raises(TimeoutError), Deadline(30) as deadline:
+        deadline.earlier(29.98)
+        await never
+    assert deadline.left == 0 and time.perf_counter() - began >= 0.02
+    with Deadline(30) as deadline:
+        await asyncio.sleep(0)
+    assert deadline.left > 0
+    with pytest.raises(KeyError), Deadline(30):
+        raise KeyError
+    await asyncio.sleep(0.03)  # nothing is left that cancels this
