@@ -50,12 +50,12 @@ struct Columns {
   // Sums [rows][P * 16] of rows from r0 on.
   QK_METHOD void store(const int32_t* acc, int64_t r0, int64_t rows) {
     constexpr int64_t together = vectors / 2 * 2;
-    if (e.out_type == DType::s8 && count == P * kPanel) {
-      for (int64_t v = 0; v < together; v += 2) (g.one_scale ? store_s8<true> : store_s8<false>)(*this, acc, r0, rows, v);
-      if (together < vectors) store_vector(acc, r0, rows, together);
-    } else {
-      for (int64_t v = 0; v * V::width < count; ++v) store_vector(acc, r0, rows, v);
-    }
+    int64_t v = 0;
+    if (e.out_type == DType::s8 && count == P * kPanel)
+      for (; v < together; v += 2) (g.one_scale ? store_s8<true> : store_s8<false>)(*this, acc, r0, rows, v);
+    else if (e.out_type == DType::f32 && count == P * kPanel && (!e.residual || e.residual_type == DType::f32))
+      for (; v < together; v += 2) (g.one_scale ? store_f32<true> : store_f32<false>)(*this, acc, r0, rows, v);
+    for (; v * V::width < count; ++v) store_vector(acc, r0, rows, v);
   }
 
  private:
@@ -71,6 +71,37 @@ struct Columns {
       f(d(V::load_i32(acc + r * P * kPanel + v * V::width)), residual ? residual + r * residual_step : nullptr, left, c);
     }
     dequantize[v] = d;
+  }
+
+  // Two vectors of columns to float32, with a residual of float32 or none.
+  template <bool OneScale>
+  QK_INLINE void store_f32(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v) {
+    const GemmBlock& g = own.g;
+    const Finisher<V> f = own.finish;
+    Dequantizer<V> left = own.dequantize[v], right = own.dequantize[v + 1];
+    const int64_t step = g.c_stride, column = own.j + v * V::width, residual_step = f.e.residual_stride;
+    const float* scale = g.row_scale + r0;
+    const int32_t* offset = g.row_offset + r0;
+    float* c = static_cast<float*>(g.c) + r0 * step + column;
+    const float* residual = static_cast<const float*>(static_cast<const void*>(f.residual_at(g.m0 + r0, g.n0 + column)));
+    for (int64_t r = 0; r < rows; ++r, c += step) {
+      if constexpr (!OneScale) {
+        left.use(scale[r], offset[r]);
+        right.use(scale[r], offset[r]);
+      }
+      const int32_t* sums = acc + r * P * kPanel + v * V::width;
+      auto y0 = left(V::load_i32(sums)), y1 = right(V::load_i32(sums + V::width));
+      if (residual) {
+        y0 = V::add(y0, V::load_f32(residual + r * residual_step));
+        y1 = V::add(y1, V::load_f32(residual + r * residual_step + V::width));
+      }
+      V::store_f32(c, f.clamp(y0));
+      V::store_f32(c + V::width, f.clamp(y1));
+    }
+    if constexpr (!OneScale) {
+      own.dequantize[v] = left;
+      own.dequantize[v + 1] = right;
+    }
   }
 
   // Two vectors of columns to int8, two rows at a time, so that four vectors share their packing.
