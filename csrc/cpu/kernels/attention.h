@@ -112,31 +112,34 @@ QK_INLINE typename V::F exp2_of(typename V::F t) {
 
 // The largest of a row's scores. What lies behind them up to a multiple of 16 becomes -inf.
 template <class V>
-QK_INLINE float largest_of(float* s, int64_t count) {
-  const int64_t end = round_up(count, kSums);
+QK_INLINE float largest_score(float* s, int64_t count) {
+  const int64_t end = round_up(count, kParts);
   for (int64_t j = count; j < end; ++j) s[j] = -__builtin_inff();
-  auto largest = V::set1(-__builtin_inff());
-  for (int64_t j = 0; j < end; j += V::width) largest = V::max(V::load_f32(s + j), largest);
-  alignas(64) float each[V::width];
-  V::store_f32(each, largest);
-  for (int64_t half = V::width / 2; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) each[i] = each[i + half] > each[i] ? each[i + half] : each[i];
-  return each[0];
+  typename V::F most[kVectors<V>];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors<V>; ++v) most[v] = V::set1(-__builtin_inff());
+  for (int64_t j = 0; j < end; j += kParts)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors<V>; ++v) most[v] = V::max(V::load_f32(s + j + v * V::width), most[v]);
+  return largest_of<V>(most);
 }
 
 // Scores to 2^((score - largest) * exponent), in place; returns 1 / their sum.
 template <class V>
 QK_INLINE float exponentials(float* s, int64_t count, float largest, float exponent) {
   const auto top = V::set1(largest), factor = V::set1(exponent);
-  Sums<V> sum;
-  for (int64_t j = 0; j < count; j += kSums)
-    for (int v = 0; v < sum.vectors; ++v) {
+  typename V::F sum[kVectors<V>];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors<V>; ++v) sum[v] = V::set1(0.0f);
+  for (int64_t j = 0; j < count; j += kParts)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors<V>; ++v) {
       float* at = s + j + v * V::width;
       const auto e = exp2_of<V>(V::mul(V::sub(V::load_f32(at), top), factor));
       V::store_f32(at, e);
-      sum.part[v] = V::add(sum.part[v], e);
+      sum[v] = V::add(sum[v], e);
     }
-  return 1.0f / sum.total();
+  return 1.0f / sum_of<V>(sum);
 }
 
 // R rows of sums, times `inverse`, to y.
@@ -155,7 +158,7 @@ void attend(const AttentionProblem& p, int64_t image, int64_t head, int64_t begi
   char* y = static_cast<char*>(p.y) + (first * features + head * p.width) * item;
   float row[HeadMemory::kRows];  // its largest score, then 1 / the sum of its weights
   product<V>(q, 3 * features, rows, m.keys, p.width, p.tokens, m.scores, m.score_step);
-  for (int64_t r = 0; r < rows; ++r) row[r] = largest_of<V>(m.scores + r * m.score_step, p.tokens);
+  for (int64_t r = 0; r < rows; ++r) row[r] = largest_score<V>(m.scores + r * m.score_step, p.tokens);
   for (int64_t r = 0; r < rows; ++r) row[r] = exponentials<V>(m.scores + r * m.score_step, p.tokens, row[r], p.exponent);
   product<V>(m.scores, m.score_step, rows, m.values, p.tokens, p.width, m.sums, m.sum_step);
   const auto finish = Finisher<V>::make(p.epilogue);

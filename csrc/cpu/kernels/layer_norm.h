@@ -10,21 +10,27 @@ namespace {
 // multiple of 16 with rest[r], which must add nothing.
 template <class V, int R, class Add>
 QK_INLINE void sum_rows(const float* x, int64_t count, const float* rest, Add add, float* total) {
-  Sums<V> sum[R];
+  typename V::F part[R][kVectors<V>];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors<V>; ++v) part[r][v] = V::set1(0.0f);
   const auto take = [&](const float* at, int64_t step) QK_LAMBDA {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < sum[r].vectors; ++v) sum[r].part[v] = add(sum[r].part[v], V::load_f32(at + r * step + v * V::width), r);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors<V>; ++v) part[r][v] = add(part[r][v], V::load_f32(at + r * step + v * V::width), r);
   };
-  const int64_t whole = count / kSums * kSums;
-  for (int64_t i = 0; i < whole; i += kSums) take(x + i, count);
+  const int64_t whole = count / kParts * kParts;
+  for (int64_t i = 0; i < whole; i += kParts) take(x + i, count);
   if (whole < count) {
-    alignas(64) float last[R][kSums];
+    alignas(64) float last[R][kParts];
     for (int r = 0; r < R; ++r)
-      for (int64_t i = 0; i < kSums; ++i) last[r][i] = whole + i < count ? x[r * count + whole + i] : rest[r];
-    take(last[0], kSums);
+      for (int64_t i = 0; i < kParts; ++i) last[r][i] = whole + i < count ? x[r * count + whole + i] : rest[r];
+    take(last[0], kParts);
   }
-  for (int r = 0; r < R; ++r) total[r] = sum[r].total();
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) total[r] = sum_of<V>(part[r]);
 }
 
 template <class V, int R>

@@ -1,4 +1,4 @@
-// What layer normalization and attention share: sums of a row, and rows of values to their output.
+// What layer normalization and attention share: sums and maxima of a row, and rows of values to their output.
 #pragma once
 #include "../../core/epilogue.h"
 #include "../kernel.h"
@@ -6,26 +6,33 @@
 namespace qk {
 namespace {
 
-constexpr int64_t kSums = 16;
+// A sum in an order that every vector width shares, or a maximum: sixteen parts, by index mod 16 and in increasing index,
+// then the upper half joined to the lower until one is left.
+constexpr int64_t kParts = 16;
 
-// A sum in an order that every vector width shares: sixteen partial sums, by index mod 16 and in increasing index, then
-// the upper half added to the lower until one is left.
 template <class V>
-struct Sums {
-  static constexpr int vectors = int(kSums / V::width);
-  typename V::F part[vectors];
+constexpr int kVectors = int(kParts / V::width);  // that hold the parts
 
-  Sums() {
-    for (auto& p : part) p = V::set1(0.0f);
-  }
-  QK_METHOD float total() const {
-    alignas(64) float all[kSums];
-    for (int v = 0; v < vectors; ++v) V::store_f32(all + v * V::width, part[v]);
-    for (int64_t half = kSums / 2; half > 0; half /= 2)
-      for (int64_t i = 0; i < half; ++i) all[i] += all[i + half];
-    return all[0];
-  }
-};
+template <class V, class Join>
+QK_INLINE float joined(const typename V::F (&part)[kVectors<V>], Join join) {
+  alignas(64) float all[kParts];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors<V>; ++v) V::store_f32(all + v * V::width, part[v]);
+#pragma GCC unroll 4
+  for (int64_t half = kParts / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < half; ++i) all[i] = join(all[i], all[i + half]);
+  return all[0];
+}
+
+template <class V>
+QK_INLINE float sum_of(const typename V::F (&part)[kVectors<V>]) {
+  return joined<V>(part, [](float a, float b) QK_LAMBDA { return a + b; });
+}
+template <class V>
+QK_INLINE float largest_of(const typename V::F (&part)[kVectors<V>]) {
+  return joined<V>(part, [](float a, float b) QK_LAMBDA { return a > b ? a : b; });
+}
 
 template <class V>
 QK_INLINE typename V::F load_some(const float* p, int64_t count) {
