@@ -36,6 +36,14 @@ struct Columns {
     }
   }
 
+  // Asks for the residual of rows from r0 on, which lie far apart, before their products hide the wait.
+  QK_METHOD void prefetch(int64_t r0, int64_t rows) const {
+    const char* residual = finish.residual_at(g.m0 + r0, g.n0 + j);
+    if (!residual || e.residual_type != DType::f32) return;
+    for (int64_t r = 0; r < rows; ++r, residual += e.residual_stride * 4)
+      for (int64_t line = 0; line < P * kPanel * 4; line += 64) __builtin_prefetch(residual + line);
+  }
+
   // Sums [rows][P * 16] of rows from r0 on.
   QK_METHOD void store(const int32_t* acc, int64_t r0, int64_t rows) {
     if (!g.c_gap) return store_rows(acc, r0, rows, 0);
@@ -153,6 +161,7 @@ struct Columns {
 template <class V, class Tile, int R, int P>
 void tile_at(const int8_t* a, int64_t row, Columns<V, P>& columns) {
   alignas(64) int32_t acc[R * P * kPanel];
+  columns.prefetch(row, R);
   Tile::template run<R, P>(a, columns.g.b + columns.j / kPanel * columns.g.panel_bytes, columns.g, acc);
   columns.store(acc, row, R);
 }
