@@ -264,10 +264,20 @@ struct Depthwise {
     }
   }
 
+  // Asks for what `prepare` reads of a panel.
+  static void prefetch(const DepthwiseBlock& d, int64_t c) {
+    const Epilogue& e = *d.epilogue;
+    for (int64_t k = 0; k < d.kh * d.kw; k += 4) __builtin_prefetch(d.weight + c / kPanel * d.panel_bytes + k * kPanel);
+    __builtin_prefetch(e.w_sum + c);
+    __builtin_prefetch(e.w_scale + c);
+    if (e.bias) __builtin_prefetch(e.bias + c);
+  }
+
   template <int U, int Rows, int Quads>
   static void run(const DepthwiseBlock& d, const DepthwiseShape& shape, const DepthwiseMemory& memory) {
     for (int64_t c = 0; c < d.channels; c += kPanel) {
       prepare(d, shape, memory, c);
+      if (c + kPanel < d.channels) prefetch(d, c + kPanel);
       for (int64_t first = 0, count; first < shape.windows; first += count) {
         count = shape.windows - first < DepthwiseShape::kChunk ? shape.windows - first : DepthwiseShape::kChunk;
         strip<U, Rows, Quads>(d, shape, memory, c, first, count);

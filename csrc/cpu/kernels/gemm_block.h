@@ -32,7 +32,6 @@ struct Ahead {
 template <class V, int P>
 struct Columns {
   static constexpr int64_t vectors = P * kPanel / V::width;
-  static constexpr int together = vectors < 2 ? 1 : 2;  // vectors that are stored at a time
   GemmBlock g;
   Epilogue e;
   int64_t j, count;              // columns that exist
@@ -41,11 +40,20 @@ struct Columns {
 
   Columns(const GemmBlock& block, int64_t first)
       : g(block), e(*block.epilogue), j(first), count(g.cols - j < P * kPanel ? g.cols - j : P * kPanel),
-        finish(Finisher<V>::make(e)), whole_(count == P * kPanel ? whole_store() : nullptr) {
+        finish(Finisher<V>::make(e)), together_(count == P * kPanel ? most : 1),
+        store_(count == P * kPanel ? store_of<most>() : count >= V::width ? store_of<1>() : nullptr) {
     for (int64_t v = 0; v * V::width < count; ++v) {
-      dequantize[v] = Dequantizer<V>::make(e, g.n0 + j + v * V::width);
+      dequantize[v] = Dequantizer<V>::make(e, g.n0 + j + place(v));
       if (g.one_scale) dequantize[v].use(g.row_scale[0], g.row_offset[0]);
     }
+  }
+
+  // Asks for the residual of rows from r0 on, which lie far apart, before their products hide the wait.
+  QK_METHOD void prefetch(int64_t r0, int64_t rows) const {
+    const char* residual = finish.residual_at(g.m0 + r0, g.n0 + j);
+    if (!residual || e.residual_type != DType::f32) return;
+    for (int64_t r = 0; r < rows; ++r, residual += e.residual_stride * 4)
+      for (int64_t line = 0; line < P * kPanel * 4; line += 64) __builtin_prefetch(residual + line);
   }
 
   // Sums [rows][P * 16] of rows from r0 on.
@@ -58,7 +66,15 @@ struct Columns {
 
  private:
   using Store = void (*)(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v, int64_t gap);
-  Store whole_;                  // null: any_store
+  static constexpr int most = vectors < 2 ? 1 : 2;  // vectors that are stored together
+  int64_t together_;
+  Store store_;                  // of `together_` vectors; null: each by store_any
+
+  // Of a vector, its first column: the last one, where columns are missing, overlaps the one before.
+  QK_METHOD int64_t place(int64_t v) const {
+    const int64_t last = count - V::width;
+    return v * V::width <= last || last < 0 ? v * V::width : last;
+  }
 
   // Where a line ends between them.
   __attribute__((noinline)) void store_lines(const int32_t* acc, int64_t r0, int64_t rows) {
@@ -71,8 +87,8 @@ struct Columns {
 
   // `gap`: of C, elements before them besides rows.
   QK_METHOD void store_rows(const int32_t* acc, int64_t r0, int64_t rows, int64_t gap) {
-    if (whole_)
-      for (int64_t v = 0; v < vectors; v += together) whole_(*this, acc, r0, rows, v, gap);
+    if (store_)
+      for (int64_t v = 0; v * V::width < count; v += together_) store_(*this, acc, r0, rows, v, gap);
     else
       for (int64_t v = 0; v * V::width < count; ++v) store_any(*this, acc, r0, rows, v, gap);
   }
@@ -81,7 +97,7 @@ struct Columns {
   __attribute__((noinline)) static void store_any(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v, int64_t gap) {
     const GemmBlock& g = own.g;
     const Epilogue& e = own.e;
-    const int64_t column = own.j + v * V::width, item = size_of(e.out_type), left = own.count - v * V::width;
+    const int64_t place = own.place(v), column = own.j + place, item = size_of(e.out_type), left = own.count - place;
     const Finisher<V> f = own.finish;  // copies that no store can alias
     Dequantizer<V> d = own.dequantize[v];
     const char* residual = f.residual_at(g.m0 + r0, g.n0 + column);
@@ -89,40 +105,41 @@ struct Columns {
     char* c = static_cast<char*>(g.c) + (r0 * g.c_stride + gap + column) * item;
     for (int64_t r = 0; r < rows; ++r, c += g.c_stride * item) {
       if (!g.one_scale) d.use(g.row_scale[r0 + r], g.row_offset[r0 + r]);
-      f(d(V::load_i32(acc + r * P * kPanel + v * V::width)), residual ? residual + r * residual_step : nullptr, left, c);
+      f(d(V::load_i32(acc + r * P * kPanel + place)), residual ? residual + r * residual_step : nullptr, left, c);
     }
     own.dequantize[v] = d;
   }
 
-  Store whole_store() const {
-    if (e.out_type == DType::f32) return g.one_scale ? whole_store<true, DType::f32>() : whole_store<false, DType::f32>();
-    if (e.out_type == DType::s8) return g.one_scale ? whole_store<true, DType::s8>() : whole_store<false, DType::s8>();
+  template <int N>
+  Store store_of() const {
+    if (e.out_type == DType::f32) return g.one_scale ? store_of<N, true, DType::f32>() : store_of<N, false, DType::f32>();
+    if (e.out_type == DType::s8) return g.one_scale ? store_of<N, true, DType::s8>() : store_of<N, false, DType::s8>();
     return nullptr;
   }
-  template <bool OneScale, DType Out>
-  Store whole_store() const {
-    if (!e.residual) return store_whole<OneScale, Out, Residual::none>;
-    if (e.residual_type == DType::f32) return store_whole<OneScale, Out, Residual::f32>;
-    return e.residual_type == DType::s8 ? store_whole<OneScale, Out, Residual::s8> : nullptr;
+  template <int N, bool OneScale, DType Out>
+  Store store_of() const {
+    if (!e.residual) return store_whole<N, OneScale, Out, Residual::none>;
+    if (e.residual_type == DType::f32) return store_whole<N, OneScale, Out, Residual::f32>;
+    return e.residual_type == DType::s8 ? store_whole<N, OneScale, Out, Residual::s8> : nullptr;
   }
 
-  // Vectors of columns from v on to float32 or int8; four int8 vectors, of two rows or four, share their packing.
-  template <bool OneScale, DType Out, Residual R>
+  // N vectors of columns, v the first, to float32 or int8; four int8 vectors, of two rows or four, share their packing.
+  template <int N, bool OneScale, DType Out, Residual R>
   static void store_whole(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v, int64_t gap) {
     const GemmBlock& g = own.g;
     const Epilogue e = own.e;          // copies that no store can alias
     const Finisher<V> f{e, own.finish.lo, own.finish.hi, own.finish.inv_scale, own.finish.zero};
-    Dequantizer<V> d[together];
+    Dequantizer<V> d[N];
 #pragma GCC unroll 2
-    for (int i = 0; i < together; ++i) d[i] = own.dequantize[v + i];
-    const int64_t column = own.j + v * V::width, step = g.c_stride, item = size_of(e.residual_type);
+    for (int i = 0; i < N; ++i) d[i] = own.dequantize[v + i];
+    const int64_t place = own.place(v), column = own.j + place, step = g.c_stride, item = size_of(e.residual_type);
     const int64_t residual_step = e.residual_stride * item;
     const char* const residual = f.residual_at(g.m0 + r0, g.n0 + column);
     const float* const scale = g.row_scale + r0;
     const int32_t* const offset = g.row_offset + r0;
     const auto value = [&](int64_t r, int i) QK_LAMBDA {
       if constexpr (!OneScale) d[i].use(scale[r], offset[r]);
-      const auto y = d[i](V::load_i32(acc + r * P * kPanel + (v + i) * V::width));
+      const auto y = d[i](V::load_i32(acc + r * P * kPanel + place + i * V::width));
       return f.template add<R>(y, residual + r * residual_step + i * V::width * item);
     };
     const int64_t first = r0 * step + gap + column;
@@ -130,9 +147,9 @@ struct Columns {
       float* c = static_cast<float*>(g.c) + first;
       for (int64_t r = 0; r < rows; ++r, c += step)
 #pragma GCC unroll 2
-        for (int i = 0; i < together; ++i) V::store_f32(c + i * V::width, f.clamp(value(r, i)));
+        for (int i = 0; i < N; ++i) V::store_f32(c + i * V::width, f.clamp(value(r, i)));
     } else {
-      constexpr int at_once = 4 / together;
+      constexpr int at_once = 4 / N;
       int8_t* c = static_cast<int8_t*>(g.c) + first;
       typename V::I q[4];
       int8_t* to[at_once];
@@ -142,20 +159,21 @@ struct Columns {
           const int64_t row = r + k < rows ? r + k : rows - 1;  // the last one may be stored again
           to[k] = c + row * step;
 #pragma GCC unroll 2
-          for (int i = 0; i < together; ++i) q[k * together + i] = f.round(value(row, i));
+          for (int i = 0; i < N; ++i) q[k * N + i] = f.round(value(row, i));
         }
         V::store_s8_rows(to, q, e.out_zero, e.out_mask);
       }
     }
     if constexpr (!OneScale)
 #pragma GCC unroll 2
-      for (int i = 0; i < together; ++i) own.dequantize[v + i] = d[i];
+      for (int i = 0; i < N; ++i) own.dequantize[v + i] = d[i];
   }
 };
 
 template <class V, class Tile, int R, int P>
 void tile_at(const int8_t* a, int64_t row, Columns<V, P>& columns, const Ahead& ahead) {
   alignas(64) int32_t acc[R * P * kPanel];
+  columns.prefetch(row, R);
   Tile::template run<R, P>(a, columns.g.b + columns.j / kPanel * columns.g.panel_bytes, columns.g, ahead, acc);
   columns.store(acc, row, R);
 }

@@ -114,7 +114,8 @@ void interleave(const PlanesToPixels& p) {
         transpose_16x16(planes[0] + w, kPiece, block[0], 16);
         const int64_t count = piece - w < 16 ? piece - w : 16;
         for (int64_t i = 0; i < count; ++i) {
-          if (channels == 16) copy_fixed<16>(block[i], 0, out);
+          const bool room = p.channels < 16 && (p.columns - column) * p.channels >= 16;  // the next pixels overwrite it
+          if (channels == 16 || room) copy_fixed<16>(block[i], 0, out);
           else copy_masked(block[i], channels, 0, out);
           out += p.channels;
           if (++column == p.columns) {

@@ -59,13 +59,24 @@ struct Avx2 {
     __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(half, half));
   }
-  QK_INLINE void store_s8_rows(int8_t* const (&rows)[2], const I (&q)[4], int32_t zero, int8_t mask) {
+  QK_INLINE I to_rows(const I (&q)[4], int32_t zero, int8_t mask) {  // bytes, row after row
     const I z = _mm256_set1_epi16(int16_t(zero));
     const I a = _mm256_add_epi16(_mm256_packs_epi32(q[0], q[1]), z), b = _mm256_add_epi16(_mm256_packs_epi32(q[2], q[3]), z);
     const I order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const I bytes = _mm256_xor_si256(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order), _mm256_set1_epi8(mask));
+    return _mm256_xor_si256(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order), _mm256_set1_epi8(mask));
+  }
+  QK_INLINE void store_s8_rows(int8_t* const (&rows)[2], const I (&q)[4], int32_t zero, int8_t mask) {
+    const I bytes = to_rows(q, zero, mask);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[0]), _mm256_castsi256_si128(bytes));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[1]), _mm256_extracti128_si256(bytes, 1));
+  }
+  QK_INLINE void store_s8_rows(int8_t* const (&rows)[4], const I (&q)[4], int32_t zero, int8_t mask) {
+    const I bytes = to_rows(q, zero, mask);
+    for (int i = 0; i < 2; ++i) {
+      const __m128i two = i ? _mm256_extracti128_si256(bytes, 1) : _mm256_castsi256_si128(bytes);
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(rows[2 * i]), two);
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(rows[2 * i + 1]), _mm_unpackhi_epi64(two, two));
+    }
   }
   using B = __m256i;
   QK_INLINE B load_lanes(const int8_t* p, int64_t step) {

@@ -59,6 +59,14 @@ struct Neon {
     const int16x8_t z = vdupq_n_s16(int16_t(zero));
     for (int i = 0; i < 2; ++i) vst1_s8(rows[i], veor_s8(narrow(q[2 * i], q[2 * i + 1], z), vdup_n_s8(mask)));
   }
+  QK_INLINE void store_s8_rows(int8_t* const (&rows)[4], const I (&q)[4], int32_t zero, int8_t mask) {
+    const int16x8_t z = vdupq_n_s16(int16_t(zero));
+    for (int i = 0; i < 4; i += 2) {
+      const int8x8_t two = veor_s8(narrow(q[i], q[i + 1], z), vdup_n_s8(mask));
+      __builtin_memcpy(rows[i], &two, 4);
+      __builtin_memcpy(rows[i + 1], reinterpret_cast<const char*>(&two) + 4, 4);
+    }
+  }
   using B = int8x16_t;
   QK_INLINE B load_lanes(const int8_t* p, int64_t) { return vld1q_s8(p); }
   QK_INLINE B xor_bytes(B v, int8_t mask) { return veorq_s8(v, vdupq_n_s8(mask)); }

@@ -103,9 +103,12 @@ struct Scalar {
     write_any(p, uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16));
   }
   QK_INLINE void store_s8(int8_t* p, I v) { *p = int8_t(v); }  // v in [-128, 127]
-  // q + zero to two rows of two vectors; every sum in [-128, 127]. Sixteen lanes: to four rows of one vector too.
+  // q + zero to two rows of two vectors, or to four rows of one; every sum in [-128, 127].
   QK_INLINE void store_s8_rows(int8_t* const (&rows)[2], const I (&q)[4], int32_t zero, int8_t mask) {
     for (int i = 0; i < 4; ++i) rows[i / 2][i % 2] = int8_t(q[i] + zero) ^ mask;
+  }
+  QK_INLINE void store_s8_rows(int8_t* const (&rows)[4], const I (&q)[4], int32_t zero, int8_t mask) {
+    for (int i = 0; i < 4; ++i) *rows[i] = int8_t(q[i] + zero) ^ mask;
   }
   // For kernels/depthwise.h, whose vectors hold 16 channels of one or more windows, 128 bits each. Columns to quads:
   typedef int8_t B __attribute__((vector_size(16), may_alias));
