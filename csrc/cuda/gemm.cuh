@@ -25,14 +25,13 @@ struct Loader {
 
   const Source& source;
   const int8_t* weight;
-  int64_t panel_bytes;
   int panels, k_padded, end;  // tiles of K before `end` are this block's
   int chunk = thread_index() % x_chunks, first_row = thread_index() / x_chunks;
   typename Source::Row rows[own_rows];
 
   QK_METHOD Loader(const GemmArgs& g, const Source& source, int64_t m0, int64_t n0)
       : source(source), weight(g.weight + block_z() * g.layout.group_bytes() + n0 / kPanel * g.layout.panel_bytes()),
-        panel_bytes(g.layout.panel_bytes()), panels(int((g.layout.n_padded() - n0) / kPanel)), k_padded(int(g.layout.k_padded())),
+        panels(int((g.layout.n_padded() - n0) / kPanel)), k_padded(int(g.layout.k_padded())),
         end(share(g, block_y() + 1)) {
     QK_UNROLL for (int i = 0; i < own_rows; ++i) rows[i] = source.row(m0 + first_row + i * row_step);
   }
@@ -56,7 +55,7 @@ struct Loader {
     QK_UNROLL for (int i = 0; i < w_chunks / T::threads; ++i) {
       const int at = thread_index() + i * T::threads, p = at / T::BK, row = at % T::BK / 4, piece = at % 4;
       const bool exists = p < panels && k0 + row * 4 < k_padded;
-      const int8_t* from = weight + p * panel_bytes + k0 * 16 + at % T::BK * 16;
+      const int8_t* from = weight + (p * k_padded + k0 + at % T::BK) * 16;
       copy_async<16>(w_of(tile) + p * (16 * T::BK) + row * 64 + w_piece(row, piece) * 16, exists ? from : weight, exists);
     }
   }

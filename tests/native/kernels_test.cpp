@@ -79,9 +79,9 @@ void test_gemm(const char* name, uint64_t seed, bool weight_only_form, Sizes siz
   });
 }
 
-void test_conv2d(uint64_t seed) {
-  const Conv2dCase given(seed);
-  compare("conv2d " + std::to_string(seed), [&](Isa isa, int count) {
+void test_conv2d(const char* name, uint64_t seed, Sizes sizes = Sizes::any) {
+  const Conv2dCase given(seed, sizes);
+  compare(name + (' ' + std::to_string(seed)), [&](Isa isa, int count) {
     std::vector<char> y = given.output();
     Conv2dProblem own = given.p;
     own.y = y.data();
@@ -237,7 +237,7 @@ int main(int argc, char** argv) {
   for (uint64_t seed = 0; seed < count; ++seed) {
     test_gemm("gemm", seed, false);
     test_gemm("weight-only", seed, true);
-    test_conv2d(seed);
+    test_conv2d("conv2d", seed);
     test_borders(seed);
     test_pool(seed);
     test_quantize(seed);
@@ -249,6 +249,7 @@ int main(int argc, char** argv) {
   for (uint64_t seed = 0; seed < count && seed < kLargeProblems; ++seed) {
     test_gemm("tiles", seed, false, Sizes::tiles);
     test_gemm("deep", seed, false, Sizes::deep);
+    test_conv2d("deep-conv2d", seed, Sizes::deep);
   }
   std::fprintf(stderr, "%d differ; this machine runs", failures);
   for (int i = 0; i < kIsaCount; ++i)
