@@ -20,14 +20,23 @@ bool reads_in_place(const Conv2dProblem& p) {
   return p.x_type == DType::s8 && is_nhwc(p) && reinterpret_cast<uintptr_t>(p.x) % 16 == 0;
 }
 
+PackedLayout layout_of(const Conv2dProblem& p) { return weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups); }
+int64_t rows_of(const Conv2dProblem& p) { return p.batch * p.oh() * p.ow(); }
+
+Plan plan_of(const Conv2dProblem& p, const Device& device) {
+  const PackedLayout l = layout_of(p);
+  return is_depthwise(p.c / p.groups, p.groups) ? Plan{} : plan_gemm(device, rows_of(p), l.n, l.k, l.groups);
+}
+
 struct Memory {
   int8_t* q = nullptr;       // [batch][h][w][c]
   float* scale = nullptr;    // [batch], of dynamic ranges
   int32_t* zero = nullptr;
   uint32_t* extremes = nullptr;
+  int32_t* sums = nullptr;   // of splits
   int64_t bytes = 0;
 
-  Memory(const Conv2dProblem& p, void* base) {
+  Memory(const Conv2dProblem& p, const Plan& plan, void* base) {
     Workspace w(base);
     if (!reads_in_place(p)) q = w.take<int8_t>(p.batch * p.h * p.w * p.c);
     if (p.range != Range::given) {
@@ -35,6 +44,7 @@ struct Memory {
       zero = w.take<int32_t>(p.batch);
       extremes = w.take<uint32_t>(2 * p.batch);
     }
+    sums = w.take<int32_t>(split_sums(layout_of(p), rows_of(p), plan.splits));
     bytes = w.used();
   }
 };
@@ -88,22 +98,29 @@ bool is_pointwise(const Conv2dProblem& p) {
 
 }  // namespace
 
-int64_t conv2d_workspace(const Conv2dProblem& p) { return Memory(p, nullptr).bytes; }
+int64_t conv2d_workspace(const Conv2dProblem& p) {
+  if (rows_of(p) == 0) return 0;
+  Device device;
+  current_device(&device);  // an error comes back from conv2d
+  return Memory(p, plan_of(p, device), nullptr).bytes;
+}
 
 int conv2d(const Conv2dProblem& p, void* workspace, Stream stream) {
   GemmArgs g;
-  g.m = p.batch * p.oh() * p.ow();
+  g.m = rows_of(p);
   if (g.m == 0) return 0;
   Device device;
   if (const int error = current_device(&device)) return error;
-  g.layout = weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups);
+  const Plan plan = plan_of(p, device);
+  const Memory memory(p, plan, workspace);
+  g.layout = layout_of(p);
   g.weight = p.weight;
   g.c = p.y, g.c_stride = p.oc;
   g.planes = !p.y_nhwc && p.oh() * p.ow() > 1;
   g.plane = Divisor(p.oh() * p.ow());
   g.epilogue = p.epilogue;
   g.epilogue.w_sum = g.layout.sums(p.weight, 0);
-  const Memory memory(p, workspace);
+  g.splits = plan.splits, g.sums = memory.sums;
   if (p.range != Range::given) {
     g.epilogue.rows_per_scale = p.oh() * p.ow();
     g.epilogue.x_scale = memory.scale;
@@ -118,11 +135,10 @@ int conv2d(const Conv2dProblem& p, void* workspace, Stream stream) {
   g.vectors = takes_vectors(g);
   const Image image = image_of(p, g, x);
   if (is_depthwise(p.c / p.groups, p.groups)) return launch_depthwise(p, g, image, stream);
-  const TileName tile = plan_gemm(device, g.m, g.layout.n, g.layout.groups);
-  if (image.channels % 16 == 0 && g.layout.groups == 1 && is_pointwise(p)) return launch_gemm(tile, g, Rows{x, g.m, p.c, int(p.c)}, stream);
-  if (image.channels % 16 == 0) return launch_gemm(tile, g, Windows<16>{image}, stream);
-  if (image.channels % 4 == 0) return launch_gemm(tile, g, Windows<4>{image}, stream);
-  return launch_gemm(tile, g, AnyWindows{image}, stream);
+  if (image.channels % 16 == 0 && g.layout.groups == 1 && is_pointwise(p)) return launch_gemm(plan, g, Rows{x, g.m, p.c, int(p.c)}, stream);
+  if (image.channels % 16 == 0) return launch_gemm(plan, g, Windows<16>{image}, stream);
+  if (image.channels % 4 == 0) return launch_gemm(plan, g, Windows<4>{image}, stream);
+  return launch_gemm(plan, g, AnyWindows{image}, stream);
 }
 
 }  // namespace qk::cuda

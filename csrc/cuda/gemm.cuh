@@ -1,4 +1,5 @@
-// C[M,N] = epilogue(x * w^T) on tensor cores, by blocks of BM rows and BN channels, BK of K at a time:
+// C[M,N] = epilogue(x * w^T) on tensor cores, by blocks of BM rows and BN channels, BK of K at a time, all of K or, where
+// it is split, block_y()'s share:
 //
 //   Stages tiles of x and w in shared memory, filled by asynchronous copies ahead of their use
 //   x      16-byte chunks of rows
@@ -11,7 +12,6 @@
 // copy(to, row, column) 16 bytes.
 #pragma once
 #include "products_mma.cuh"
-#include "products_wgmma.cuh"
 
 namespace qk::cuda {
 namespace {
@@ -25,16 +25,21 @@ struct Loader {
 
   const Source& source;
   const int8_t* weight;
-  int64_t panel_bytes;
-  int panels, k_padded, tiles;
+  int panels, k_padded, end;  // tiles of K before `end` are this block's
   int chunk = thread_index() % x_chunks, first_row = thread_index() / x_chunks;
   typename Source::Row rows[own_rows];
 
   QK_METHOD Loader(const GemmArgs& g, const Source& source, int64_t m0, int64_t n0)
       : source(source), weight(g.weight + block_z() * g.layout.group_bytes() + n0 / kPanel * g.layout.panel_bytes()),
-        panel_bytes(g.layout.panel_bytes()), panels(int((g.layout.n_padded() - n0) / kPanel)), k_padded(int(g.layout.k_padded())),
-        tiles((k_padded + T::BK - 1) / T::BK) {
+        panels(int((g.layout.n_padded() - n0) / kPanel)), k_padded(int(g.layout.k_padded())),
+        end(share(g, block_y() + 1)) {
     QK_UNROLL for (int i = 0; i < own_rows; ++i) rows[i] = source.row(m0 + first_row + i * row_step);
+  }
+
+  // The first tile of K of a split.
+  QK_METHOD static int share(const GemmArgs& g, int64_t split) {
+    const int tiles = int(g.layout.k_padded() + T::BK - 1) / T::BK;
+    return tiles * int(split) / int(g.splits);
   }
 
   QK_METHOD static char* x_of(int tile) { return shared_memory() + tile % T::Stages * ((T::BM + T::BN) * T::BK); }
@@ -50,14 +55,14 @@ struct Loader {
     QK_UNROLL for (int i = 0; i < w_chunks / T::threads; ++i) {
       const int at = thread_index() + i * T::threads, p = at / T::BK, row = at % T::BK / 4, piece = at % 4;
       const bool exists = p < panels && k0 + row * 4 < k_padded;
-      const int8_t* from = weight + p * panel_bytes + k0 * 16 + at % T::BK * 16;
+      const int8_t* from = weight + (p * k_padded + k0 + at % T::BK) * 16;
       copy_async<16>(w_of(tile) + p * (16 * T::BK) + row * 64 + w_piece(row, piece) * 16, exists ? from : weight, exists);
     }
   }
 
-  QK_METHOD void start() {
-    QK_UNROLL for (int tile = 0; tile < T::Stages - 1; ++tile) {
-      if (tile < tiles) load(tile);
+  QK_METHOD void start(int begin) {
+    QK_UNROLL for (int i = 0; i < T::Stages - 1; ++i) {
+      if (begin + i < end) load(begin + i);
       copy_commit();
     }
   }
@@ -65,9 +70,8 @@ struct Loader {
   // Returns when a tile is there, and asks for one in the place of the tile before.
   QK_METHOD void next(int tile) {
     copy_wait<T::Stages - 2>();
-    if constexpr (T::LeastArch >= 900) fence_async_proxy();  // what copies wrote, the tensor cores read
     block_sync();
-    if (tile + T::Stages - 1 < tiles) load(tile + T::Stages - 1);
+    if (tile + T::Stages - 1 < end) load(tile + T::Stages - 1);
     copy_commit();
   }
 };
@@ -109,14 +113,27 @@ QK_DEVICE void store_planes(const GemmArgs& g, int64_t m0, int64_t n0, const cha
   }
 }
 
+// Sums of a share of K, as they are.
+template <class T>
+QK_DEVICE void store_sums(const GemmArgs& g, int64_t m0, int64_t n0, const char* sums) {
+  constexpr int columns = T::BN / 4, step = T::threads / columns;
+  const int column = thread_index() % columns * 4;
+  if (n0 + column >= g.layout.n_padded()) return;
+  for (int r = thread_index() / columns; r < T::BM && m0 + r < g.m; r += step) {
+    const auto four = shared_load<Pack<int32_t, 4>>(sums + (r * T::BN + sum_word(r, column)) * 4);
+    global_store(split_sums_at(g, block_y(), m0 + r, n0 + column), four);
+  }
+}
+
 template <class T, class Source>
 QK_DEVICE void gemm_block(const GemmArgs& g, const Source& source) {
   const Raster::At at = g.raster.at(block_x());
   const int64_t m0 = at.m * T::BM, n0 = at.n * T::BN;
   Loader<T, Source> loader(g, source, m0, n0);
-  typename T::Products products;
-  loader.start();
-  for (int tile = 0; tile < loader.tiles; ++tile) {
+  MmaProducts<T> products;
+  const int begin = loader.share(g, block_y());
+  loader.start(begin);
+  for (int tile = begin; tile < loader.end; ++tile) {
     loader.next(tile);
     products.add(loader.x_of(tile), loader.w_of(tile));
   }
@@ -124,14 +141,15 @@ QK_DEVICE void gemm_block(const GemmArgs& g, const Source& source) {
   char* const sums = shared_memory();
   products.store(sums);
   block_sync();
-  if (g.planes) store_planes<T>(g, m0, n0, sums);
+  if (g.splits > 1) store_sums<T>(g, m0, n0, sums);
+  else if (g.planes) store_planes<T>(g, m0, n0, sums);
   else if (g.vectors) store_rows<Lanes<4>, T>(g, m0, n0, sums);
   else store_rows<Lanes<1>, T>(g, m0, n0, sums);
 }
 
 // Each architecture's code holds the tiles that are made for it.
 template <class T>
-constexpr bool made_for_this() { return T::LeastArch >= 900 ? QK_WGMMA : (QK_ARCH >= 800) == (T::LeastArch >= 800); }
+constexpr bool made_for_this() { return (QK_ARCH >= 800) == (T::LeastArch >= 800); }
 
 template <class T, class Source>
 QK_KERNEL(T::threads) gemm_kernel(QK_PARAMETER GemmArgs g, QK_PARAMETER Source source) {

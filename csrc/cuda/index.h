@@ -18,6 +18,15 @@ constexpr int x_chunk(int row, int chunk) {
 // warp that is served at once reads two neighbouring pieces of four neighbouring rows.
 constexpr int w_piece(int row, int piece) { return piece ^ (row & 2); }
 
+// The same panel as the copy engine leaves it: two rows are a line of 128 bytes, whose chunks are swizzled as those of x.
+constexpr int w_swizzled(int row, int piece) {
+  const int at = row * 64 + piece * 16;
+  return at ^ (at >> 7 & 7) << 4;
+}
+// The piece that a group of four lanes takes there. Neighbours, served together, take every other one: the swizzle keeps
+// neighbouring pieces in the same four groups of banks.
+constexpr int w_piece_of_group(int group) { return (group & 1) * 2 + (group >> 1 & 1); }
+
 // Sums in shared memory: words of a row, moved so that neither rows that are written together meet, nor neighbours of
 // a column.
 constexpr int sum_word(int row, int column) { return column ^ (row & 7) * 4; }

@@ -2,6 +2,8 @@
 
 namespace qk::cuda {
 
-int launch_gemm(TileName tile, const GemmArgs& g, const Windows<4>& source, Stream stream) { return launch_any_tile(tile, g, source, stream); }
+int launch_gemm(const Plan& plan, const GemmArgs& g, const Windows<4>& source, Stream stream) {
+  return launch_any_tile(plan.tile, g, source, stream);
+}
 
 }  // namespace qk::cuda

@@ -16,6 +16,8 @@ struct GemmArgs {
   bool vectors = false;     // four neighbouring values of C, residual and parameters may be touched together
   Divisor plane;            // rows that make a plane
   Raster raster{};
+  int64_t splits = 1;       // of K; more than one leave their sums here, [splits][groups][m][n_padded], for split.cuh
+  int32_t* sums = nullptr;
   Epilogue epilogue;
 };
 
@@ -47,6 +49,10 @@ template <class V>
 QK_DEVICE void use_row(Dequantizer<V>& dequantize, const Epilogue& e, int64_t m) {
   const int64_t i = scale_index(e, m);
   dequantize.use(global_load<float>(e.x_scale + i), global_load<int32_t>(e.x_zero + i));
+}
+
+QK_DEVICE int32_t* split_sums_at(const GemmArgs& g, int64_t split, int64_t m, int64_t n) {
+  return g.sums + ((split * g.layout.groups + block_z()) * g.m + m) * g.layout.n_padded() + n;
 }
 
 QK_DEVICE char* output_at(const GemmArgs& g, int64_t m, int64_t n) {

@@ -29,9 +29,10 @@ QK_DEVICE int thread_count() { return int(blockDim.x); }
 QK_DEVICE int64_t block_x() { return blockIdx.x; }
 QK_DEVICE int64_t block_y() { return blockIdx.y; }
 QK_DEVICE int64_t block_z() { return blockIdx.z; }
+QK_DEVICE int64_t blocks_x() { return gridDim.x; }
 
 QK_DEVICE char* shared_memory() {
-  extern __shared__ __align__(128) char memory[];
+  extern __shared__ __align__(1024) char memory[];  // a period of the 128-byte swizzle
   return memory;
 }
 template <class T>
@@ -56,6 +57,7 @@ QK_DEVICE T global_load_once(const void* p) {
 QK_DEVICE void atomic_max(uint32_t* p, uint32_t v) { atomicMax(p, v); }
 
 QK_DEVICE void block_sync() { __syncthreads(); }
+QK_DEVICE void warp_sync() { __syncwarp(); }
 QK_DEVICE uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 
 QK_DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }

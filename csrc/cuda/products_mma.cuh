@@ -4,15 +4,11 @@
 
 namespace qk::cuda {
 
-template <class Tile>
-struct MmaProducts;
-
 // BM rows by BN channels a block, BK of K a stage; WM by WN a warp.
 template <int bm, int bn, int bk, int wm, int wn, int stages, int least_arch>
 struct Tile {
   static constexpr int BM = bm, BN = bn, BK = bk, WM = wm, WN = wn, Stages = stages, LeastArch = least_arch;
   static constexpr int warps_n = BN / WN, threads = BM / WM * warps_n * 32;
-  using Products = MmaProducts<Tile>;
   static_assert(WM % 16 == 0 && WN % 32 == 0 && BM % WM == 0 && BN % WN == 0);
 };
 

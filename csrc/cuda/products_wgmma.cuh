@@ -1,34 +1,28 @@
-// A block's products by Hopper's warpgroups, turned around: channels are the 64 rows of a product, rows of x its columns.
+// Products of one of Hopper's warpgroups, turned around: channels are the 64 rows of a product, rows of x its columns.
 //
-//   x      x_chunk<128> is the 128-byte swizzle that a descriptor can name: the tensor cores read tiles as they are copied
+//   x      128 rows, in the 128-byte swizzle that a descriptor names: the tensor cores read a tile as it was copied
 //   w      through registers: a lane's 16 bytes are one K quad of four neighbouring channels, rows g and g + 8 of two
-//          products; so a lane's sums are four neighbouring channels too
-//   groups each takes half of the block's rows of x, and all of its channels
+//          products; so a lane's sums are four neighbouring channels too, and eight lanes store 32 of a row
 #pragma once
-#include "output.cuh"
-#include "prim_sm90.cuh"
+#include "hopper.cuh"
 
 namespace qk::cuda {
+namespace {
 
-struct HopperProducts;
-
-struct Hopper {
-  static constexpr int BM = 256, BN = 128, BK = 128, Stages = 4, LeastArch = 900, threads = 256;
-  using Products = HopperProducts;
-};
-
-#if QK_WGMMA
 struct HopperProducts {
   using T = Hopper;
+  static constexpr int kRows = 32;                     // of the tile, in a lane
+  static constexpr int kSlab = T::slab_bytes / (32 * 16);  // of them, that pass through shared memory together
   int32_t acc[2][64] = {};
-  int lane = lane_index(), group = lane / 4, quad = lane % 4;
-  int warp = warp_index() % 4, first = warp_index() / 4 * 128;
+  int lane = lane_index(), group = lane / 4, quad = lane % 4, warp = warp_index() % 4;
+  int first = warp_index() / 4 * 128;                  // row of the warpgroup
+  int panel = warp * 2 + group / 4, piece = w_piece_of_group(group);
 
   QK_METHOD void add(const char* x, const char* w) {
-    const char* const from = w + (warp * 2 + group / 4) * (16 * T::BK) + quad * 64 + w_piece(quad, group % 4) * 16;
+    const char* const from = w + panel * (16 * T::BK);
     uint32_t a[T::BK / 32][2][4];
     QK_UNROLL for (int k = 0; k < T::BK / 32; ++k) {
-      const Words b0 = shared_load<Words>(from + k * 512), b1 = shared_load<Words>(from + k * 512 + 256);
+      const Words b0 = shared_load<Words>(from + w_swizzled(k * 8 + quad, piece)), b1 = shared_load<Words>(from + w_swizzled(k * 8 + 4 + quad, piece));
       QK_UNROLL for (int j = 0; j < 2; ++j) {
         a[k][j][0] = b0.v[j * 2], a[k][j][1] = b0.v[j * 2 + 1];
         a[k][j][2] = b1.v[j * 2], a[k][j][3] = b1.v[j * 2 + 1];
@@ -42,14 +36,45 @@ struct HopperProducts {
     wgmma_wait<0>(acc);
   }
 
-  QK_METHOD void store(char* sums) const {
-    QK_UNROLL for (int i = 0; i < 32; ++i) {  // columns of a product: pairs of neighbours, eight apart
-      const int r = first + i / 2 * 8 + quad * 2 + i % 2, column = warp * 32 + group * 4, at = i / 2 * 4 + i % 2;
-      const Pack<int32_t, 4> four = {{acc[0][at], acc[0][at + 2], acc[1][at], acc[1][at + 2]}};
-      shared_store(sums + (r * T::BN + sum_word(r, column)) * 4, four);
+  // Sums to bytes. They pass through the warp's slab, a few rows at a time and every lane's own, so that one loop, not 32
+  // copies of it, finishes them.
+  QK_METHOD void finish(const GemmArgs& g, int64_t m0, int64_t n0) const {
+    const int64_t m = m0 + first + quad * 2, n = n0 + panel * kPanel + piece * 4;
+    char* const slab = shared_memory() + T::slabs_at + warp_index() * T::slab_bytes + lane * 16;
+    QK_ROLL for (int begin = 0; begin < kRows; begin += kSlab) {
+      QK_UNROLL for (int i = 0; i < kRows; ++i)
+        if (i / kSlab * kSlab == begin) shared_store(slab + i % kSlab * (32 * 16), sums_of(i));
+      if (g.vectors && !g.planes) finish_slab<Lanes<4>>(g, m + begin * 4, n, slab);
+      else finish_slab<Lanes<1>>(g, m + begin * 4, n, slab);
+    }
+  }
+
+ private:
+  // Four channels of the lane's i-th row: columns of a product are pairs of neighbours, eight apart.
+  QK_METHOD Pack<int32_t, 4> sums_of(int i) const {
+    const int at = i / 2 * 4 + i % 2;
+    return {{acc[0][at], acc[0][at + 2], acc[1][at], acc[1][at + 2]}};
+  }
+
+  template <class V>
+  QK_METHOD static void finish_slab(const GemmArgs& g, int64_t m0, int64_t n0, const char* slab) {
+    const auto finish = Finisher<V>::make(g.epilogue);
+    for (int c = 0; c < 4 && n0 + c < g.layout.n; c += V::width) {
+      const int64_t n = block_z() * g.layout.n + n0 + c;
+      auto dequantize = Dequantizer<V>::make(epilogue_of_group(g), n);
+      QK_ROLL for (int i = 0; i < kSlab; ++i) {
+        const int64_t m = m0 + i / 2 * 8 + i % 2;
+        if (m >= g.m) break;
+        use_row(dequantize, g.epilogue, m);
+        const auto four = shared_load<Pack<int32_t, 4>>(slab + i * (32 * 16));
+        auto acc = V::set1i(0);
+        QK_UNROLL for (int v = 0; v < 4; ++v)
+          if (v / V::width * V::width == c) acc.v[v % V::width] = four.v[v];
+        finish.whole(dequantize(acc), finish.residual_at(m, n), output_at(g, m, n));
+      }
     }
   }
 };
-#endif
 
+}  // namespace
 }  // namespace qk::cuda

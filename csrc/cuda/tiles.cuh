@@ -1,9 +1,9 @@
 // The tiles that are compiled, and a launch of one by its name.
 #pragma once
 #include "gemm.cuh"
-#include "launch.cuh"
 #include "plan.h"
 #include "sources.cuh"
+#include "split.cuh"
 
 namespace qk::cuda {
 
@@ -14,11 +14,17 @@ using Medium = Tile<  64, 128, 128,  32,  64,  3, 800>;
 using Tall   = Tile< 128,  64,  64,  64,  32,  4, 800>;
 using Large  = Tile< 128, 128,  64,  64,  64,  4, 800>;
 
+template <class T>
+constexpr bool has_shape(TileName name) { return kTileShapes[int(name)].rows == T::BM && kTileShapes[int(name)].channels == T::BN; }
+static_assert(has_shape<Turing>(TileName::turing) && has_shape<Small>(TileName::small) && has_shape<Medium>(TileName::medium) &&
+              has_shape<Tall>(TileName::tall) && has_shape<Large>(TileName::large));
+
 template <class T, class Source>
 int launch_tile(GemmArgs g, const Source& source, Stream stream) {
   g.raster = {ceil_div(g.m, T::BM), ceil_div(g.layout.n, T::BN)};
-  const Grid grid{g.raster.m_tiles * g.raster.n_tiles, 1, g.layout.groups};
-  return launch<gemm_kernel<T, Source>>(grid, T::threads, shared_bytes<T>(), stream, g, source);
+  const Grid grid{g.raster.m_tiles * g.raster.n_tiles, g.splits, g.layout.groups};
+  if (const int error = launch<gemm_kernel<T, Source>>(grid, T::threads, shared_bytes<T>(), stream, g, source)) return error;
+  return g.splits > 1 ? add_splits(g, stream) : 0;
 }
 
 template <class Source>
@@ -34,11 +40,13 @@ int launch_any_tile(TileName tile, const GemmArgs& g, const Source& source, Stre
   else return launch_tile<Medium>(g, source, stream);
 }
 
-// One a file, in launch_*.cu, so that they compile side by side.
-int launch_gemm(TileName tile, const GemmArgs& g, const Rows& source, Stream stream);
-int launch_gemm(TileName tile, const GemmArgs& g, const Windows<16>& source, Stream stream);
-int launch_gemm(TileName tile, const GemmArgs& g, const Windows<4>& source, Stream stream);
-int launch_gemm(TileName tile, const GemmArgs& g, const AnyWindows& source, Stream stream);
+// One a file, in launch_*.cu, so that they compile side by side; Hopper's apart.
+int launch_hopper(const Plan& plan, const GemmArgs& g, const Rows& source, Stream stream);
+int launch_hopper(const Plan& plan, const GemmArgs& g, const Windows<16>& source, Stream stream);
+int launch_gemm(const Plan& plan, const GemmArgs& g, const Rows& source, Stream stream);
+int launch_gemm(const Plan& plan, const GemmArgs& g, const Windows<16>& source, Stream stream);
+int launch_gemm(const Plan& plan, const GemmArgs& g, const Windows<4>& source, Stream stream);
+int launch_gemm(const Plan& plan, const GemmArgs& g, const AnyWindows& source, Stream stream);
 
 // Whether neighbours can be touched four at a time.
 inline bool takes_vectors(const GemmArgs& g) {

@@ -123,14 +123,31 @@ def test_kernels_are_made_of_the_instructions_they_are_written_for(arch: str, pr
             assert matching(counts, r"LDG\.E.*128") >= 4, name
 
 
-def test_hopper_kernels_are_made_of_warpgroup_products() -> None:
-    """Four k steps by two products a stage, and nothing that waits between them."""
-    kernels = {n: c for n, c in instructions("sm_90a").items() if "6Hopper" in n}
+def test_hopper_kernels_are_made_of_warpgroup_products_and_bulk_copies() -> None:
+    """Four k steps by two products a stage, and one wait for them; weights and rows of x by the copy engine."""
+    kernels = {n: c for n, c in instructions("sm_90a").items() if "hopper_kernel" in n}
     if not kernels:
         pytest.skip("built without sm_90a")
+    assert len(kernels) == 2
     for name, counts in kernels.items():
         assert matching(counts, r"IGMMA\.64x128x32\.S8\.S8") == 8, name
-        assert matching(counts, r"WARPGROUP\.DEPBAR") <= 2, name
+        assert matching(counts, r"WARPGROUP\.DEPBAR") == 1, name
+        assert matching(counts, r"USETMAXREG") == 2, name
+        assert matching(counts, r"UTMALDG\.3D") == 1, name
+        assert matching(counts, r"UTMALDG\.2D") == ("RowsFeed" in name), name
+        assert matching(counts, r"LDGSTS.*128") == (16 if "WindowsFeed" in name else 0), name
+        assert matching(counts, r"SYNCS.*TRYWAIT") >= 2, name
+        assert not matching(counts, r"LDL|STL"), f"{name} uses local memory"
+
+
+def test_hopper_warpgroups_start_with_registers_that_they_can_trade(
+    usage: list[tuple[str, str, dict[str, int]]],
+) -> None:
+    """384 threads by 168 are what 64 K registers allow; setmaxnreg moves them afterwards."""
+    registers = {
+        r["REG"] for arch, name, r in usage if arch == "sm_90a" and "hopper_kernel" in name
+    }
+    assert registers in (set(), {168})
 
 
 def test_the_library_needs_nothing_of_cuda_or_unstable_torch_to_load() -> None:

@@ -8,8 +8,8 @@ namespace {
 
 using namespace qk;
 
-std::vector<char> test_conv2d(uint64_t seed) {
-  const Conv2dCase given(seed);
+std::vector<char> test_conv2d(uint64_t seed, Sizes sizes) {
+  const Conv2dCase given(seed, sizes);
   Conv2dProblem p = given.p;
   std::vector<char> y = given.output();
   p.y = y.data();
@@ -18,6 +18,9 @@ std::vector<char> test_conv2d(uint64_t seed) {
   succeed(cuda::conv2d(p, scratch.data, nullptr));
   return y;
 }
+
+std::vector<char> test_conv2d(uint64_t seed) { return test_conv2d(seed, Sizes::any); }
+std::vector<char> test_deep(uint64_t seed) { return test_conv2d(seed, Sizes::deep); }
 
 std::vector<char> test_pool2d(uint64_t seed) {
   const PoolCase given(seed);
@@ -49,5 +52,9 @@ std::vector<char> test_pack(uint64_t seed) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run_tests({{"conv2d", test_conv2d, true}, {"pool2d", test_pool2d, false}, {"pack", test_pack, false}}, argc, argv);
+  return run_tests({{"conv2d", test_conv2d, Tiles::every},
+                    {"pool2d", test_pool2d},
+                    {"pack", test_pack},
+                    {"deep-conv2d", test_deep, Tiles::every, kLargeProblems}},
+                   argc, argv);
 }

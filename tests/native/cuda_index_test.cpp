@@ -44,6 +44,20 @@ void test_w_pieces() {
     }
 }
 
+// As above for a panel that the copy engine swizzled; in 16 lanes, groups and their pieces meet.
+void test_w_swizzled() {
+  std::set<int> seen;
+  for (int row = 0; row < 32; ++row)
+    for (int piece = 0; piece < 4; ++piece) seen.insert(w_swizzled(row, piece));
+  expect(seen.size() == 128 && *seen.rbegin() == 127 * 16, "pieces of a panel are not a permutation");
+  for (int first = 0; first < 32; first += 4)
+    for (int group = 0; group < 4; group += 2) {
+      std::set<int> banks;
+      for (int i = 0; i < 8; ++i) banks.insert(w_swizzled(first + i % 4, w_piece_of_group(group + i / 4)) / 16 % 8);
+      expect(banks.size() == 8, "a quarter of a warp meets itself in a bank", first, group);
+    }
+}
+
 void test_sum_words() {
   for (int row = 0; row < 16; ++row)
     for (int width : {64, 128}) {
@@ -119,7 +133,23 @@ void test_plan() {
       {90, 3136, 512, 1, TileName::medium},  {90, 50176, 128, 1, TileName::large},   {90, 3136, 128, 32, TileName::large},
   };
   for (const Row& r : rows)
-    expect(plan_gemm({r.arch, 132}, r.m, r.n, r.groups) == r.tile, "plan", r.m, r.n, int64_t(plan_gemm({r.arch, 132}, r.m, r.n, r.groups)));
+    expect(plan_tile({r.arch, 132}, r.m, r.n, r.groups) == r.tile, "plan", r.m, r.n, int64_t(plan_tile({r.arch, 132}, r.m, r.n, r.groups)));
+}
+
+// m, n, k, groups: splits
+void test_splits() {
+  const int64_t rows[][5] = {{32, 1024, 8192, 1, 8},  {32, 4096, 8192, 1, 2},  {32, 8192, 8192, 1, 1}, {32, 64, 65535, 1, 16},
+                             {49, 512, 4608, 1, 8},   {49, 512, 2047, 1, 1},   {32, 64, 2048, 1, 4},   {32, 64, 2048, 64, 2},
+                             {4096, 4096, 8192, 1, 1}};
+  for (const auto& r : rows) {
+    const Plan plan = plan_gemm({90, 132}, r[0], r[1], r[2], r[3]);
+    expect(plan.splits == r[4], "splits", r[0], r[2], plan.splits);
+  }
+  const int hopper = int(TileName::hopper);
+  expect(plan_gemm({90, 132, hopper}, 32, 1024, 8192, 1).splits == 1, "Hopper's blocks split K");
+  expect(plan_gemm({90, 132, hopper}, 8192, 8192, 8192, 1).blocks == 132, "blocks that stay, of many tiles");
+  expect(plan_gemm({90, 132, hopper}, 300, 200, 8192, 1).blocks == 4, "blocks that stay, of few tiles");
+  expect(plan_gemm({90, 132, hopper}, 8192, 8192, 512, 200).blocks == 1, "blocks that stay, of many groups");
 }
 
 }  // namespace
@@ -128,10 +158,12 @@ int main() {
   test_x_chunks<64>();
   test_x_chunks<128>();
   test_w_pieces();
+  test_w_swizzled();
   test_sum_words();
   test_divisor();
   test_raster();
   test_elements();
   test_plan();
+  test_splits();
   return failures > 0;
 }

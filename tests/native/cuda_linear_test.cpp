@@ -7,8 +7,8 @@ namespace {
 
 using namespace qk;
 
-std::vector<char> test_linear(uint64_t seed, bool weight_only) {
-  const GemmCase given(seed, weight_only);
+std::vector<char> test_linear(uint64_t seed, bool weight_only, Sizes sizes = Sizes::any) {
+  const GemmCase given(seed, weight_only, sizes);
   GemmProblem p = given.p;
   std::vector<char> c = given.output();
   p.c = c.data();
@@ -20,6 +20,8 @@ std::vector<char> test_linear(uint64_t seed, bool weight_only) {
 
 std::vector<char> test_gemm(uint64_t seed) { return test_linear(seed, false); }
 std::vector<char> test_weight_only(uint64_t seed) { return test_linear(seed, true); }
+std::vector<char> test_tiles(uint64_t seed) { return test_linear(seed, false, Sizes::tiles); }
+std::vector<char> test_deep(uint64_t seed) { return test_linear(seed, false, Sizes::deep); }
 
 std::vector<char> test_quantize(uint64_t seed) {
   QuantizeCase given(seed);
@@ -44,5 +46,10 @@ std::vector<char> test_quantize(uint64_t seed) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run_tests({{"gemm", test_gemm, true}, {"weight-only", test_weight_only, false}, {"quantize", test_quantize, false}}, argc, argv);
+  return run_tests({{"gemm", test_gemm, Tiles::every},
+                    {"weight-only", test_weight_only},
+                    {"quantize", test_quantize},
+                    {"deep", test_deep, Tiles::every, kLargeProblems},
+                    {"tiles", test_tiles, Tiles::hopper, kLargeProblems}},
+                   argc, argv);
 }

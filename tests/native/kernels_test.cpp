@@ -63,9 +63,9 @@ struct Masked {
   }
 };
 
-void test_gemm(uint64_t seed, bool weight_only_form) {
-  const GemmCase given(seed, weight_only_form);
-  compare((weight_only_form ? "weight-only " : "gemm ") + std::to_string(seed), [&](Isa isa, int count) {
+void test_gemm(const char* name, uint64_t seed, bool weight_only_form, Sizes sizes = Sizes::any) {
+  const GemmCase given(seed, weight_only_form, sizes);
+  compare(name + (' ' + std::to_string(seed)), [&](Isa isa, int count) {
     std::vector<char> c = given.output();
     GemmProblem own = given.p;
     own.c = c.data();
@@ -77,9 +77,9 @@ void test_gemm(uint64_t seed, bool weight_only_form) {
   });
 }
 
-void test_conv2d(uint64_t seed) {
-  const Conv2dCase given(seed);
-  compare("conv2d " + std::to_string(seed), [&](Isa isa, int count) {
+void test_conv2d(const char* name, uint64_t seed, Sizes sizes = Sizes::any) {
+  const Conv2dCase given(seed, sizes);
+  compare(name + (' ' + std::to_string(seed)), [&](Isa isa, int count) {
     std::vector<char> y = given.output();
     Conv2dProblem own = given.p;
     own.y = y.data();
@@ -157,13 +157,18 @@ void test_quantize(uint64_t seed) {
 int main(int argc, char** argv) {
   const uint64_t count = argc > 1 ? uint64_t(std::strtoull(argv[1], nullptr, 10)) : 60;
   for (uint64_t seed = 0; seed < count; ++seed) {
-    test_gemm(seed, false);
-    test_gemm(seed, true);
-    test_conv2d(seed);
+    test_gemm("gemm", seed, false);
+    test_gemm("weight-only", seed, true);
+    test_conv2d("conv2d", seed);
     test_pool(seed);
     test_quantize(seed);
     test_mean(seed);
     test_lookup(seed);
+  }
+  for (uint64_t seed = 0; seed < count && seed < kLargeProblems; ++seed) {
+    test_gemm("tiles", seed, false, Sizes::tiles);
+    test_gemm("deep", seed, false, Sizes::deep);
+    test_conv2d("deep-conv2d", seed, Sizes::deep);
   }
   std::fprintf(stderr, "%d differ; this machine runs", failures);
   for (int i = 0; i < kIsaCount; ++i)

@@ -120,17 +120,28 @@ inline std::vector<int8_t> packed_weight(Random& r, int64_t oc, int64_t c, int64
 // A few to 40 mostly; now and then enough for the largest tiles of any backend, and for all stages of a pipeline.
 inline int64_t size(Random& r, int64_t few, int64_t least, int64_t most) { return r.between(0, 3) ? r.between(1, few) : r.between(least, most); }
 
+// Any; several of the largest tiles, with remainders (a GEMM's); few rows and channels of a long K.
+enum class Sizes : uint8_t { any, tiles, deep };
+constexpr uint64_t kLargeProblems = 4;  // of the latter two, a kind
+
 struct GemmCase {
   GemmProblem p;
   Operands o;
   std::vector<char> x;
   std::vector<int8_t> weight;
 
-  GemmCase(uint64_t seed, bool weight_only) {
+  GemmCase(uint64_t seed, bool weight_only, Sizes sizes = Sizes::any) {
     Random r{seed};
-    p.m = size(r, 40, 60, 200);
-    p.n = size(r, 90, 100, 200);
-    p.k = size(r, 200, 300, 800);
+    if (sizes == Sizes::any) {
+      p.m = size(r, 40, 60, 200);
+      p.n = size(r, 90, 100, 200);
+      p.k = size(r, 200, 300, 800);
+    } else {
+      const bool deep = sizes == Sizes::deep;
+      p.m = deep ? r.between(17, 40) : r.between(257, 400);
+      p.n = deep ? r.between(20, 100) : r.between(129, 200);
+      p.k = deep ? r.between(2048, 3000) : r.between(200, 500);
+    }
     if (r.between(0, 1)) p.n = round_up(p.n, 4);
     if (r.between(0, 1)) p.k = round_up(p.k, 16);
     o.draw(r, p.m, p.n, p.k, 1);
@@ -154,7 +165,7 @@ struct Conv2dCase {
   std::vector<int8_t> weight;
   int64_t m;                 // output pixels
 
-  explicit Conv2dCase(uint64_t seed) {
+  explicit Conv2dCase(uint64_t seed, Sizes sizes = Sizes::any) {
     Random r{seed};
     p.batch = r.between(1, 4);
     p.h = r.between(5, 20);
@@ -182,6 +193,13 @@ struct Conv2dCase {
     if (pointwise) {
       p.kh = p.kw = p.stride_h = p.stride_w = 1;
       p.pad_top = p.pad_bottom = p.pad_left = p.pad_right = 0;
+    }
+    if (sizes == Sizes::deep) {
+      p.h = r.between(4, 7), p.w = r.between(4, 7);
+      p.groups = r.between(1, 2), c = seed % 2 ? r.between(230, 260) : 240;
+      p.c = c * p.groups, p.oc = n * p.groups;
+      p.kh = p.kw = 3;
+      p.dilation_h = p.dilation_w = 1;
     }
     p.pad_mode = r.between(0, 1) ? PadMode::zeros : PadMode(r.between(0, 3));
     const int64_t pixels = p.oh() * p.ow();

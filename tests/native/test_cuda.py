@@ -12,7 +12,8 @@ import pytest
 from programs import HERE, build, run
 
 PROBLEMS = 40  # of each kind
-FEW = 20  # with a planted fault
+LARGE = 4  # of LARGE_KINDS
+FEW, FEW_LARGE = 20, 2  # with a planted fault
 
 
 class Result(NamedTuple):
@@ -22,10 +23,9 @@ class Result(NamedTuple):
     errors: str
 
 
-def emulate(program: Path, problems: int) -> Result:
-    done = subprocess.run(
-        [program, str(problems)], capture_output=True, text=True, timeout=300, check=False
-    )
+def emulate(program: Path, problems: int, *kind: str) -> Result:
+    command = [program, str(problems), *kind]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     lines = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
     hashes = {name: value for name, value in lines if name.split()[1].isdigit()}
     counts = {name: int(value) for name, value in lines if name not in hashes}
@@ -39,11 +39,18 @@ def expected(here: Path) -> dict[str, str]:
     return dict(line.rsplit(" ", 1) for line in lines)
 
 
+def differing(result: Result, expected: dict[str, str]) -> set[str]:
+    """Problems whose bytes are not the CPU's; packing compares its own."""
+    hashes = result.hashes.items()
+    return {name for name, h in hashes if not name.startswith("pack ") and h != expected[name]}
+
+
 KINDS = {  # of problems, by program
-    "cuda_linear_test": ["gemm", "weight-only", "quantize"],
-    "cuda_conv_test": ["conv2d", "pool2d", "pack"],
+    "cuda_linear_test": ["gemm", "weight-only", "quantize", "deep"],
+    "cuda_conv_test": ["conv2d", "pool2d", "pack", "deep-conv2d"],
     "cuda_lookup_test": ["mean", "lookup"],
 }
+LARGE_KINDS = ("deep", "deep-conv2d", "tiles")
 
 
 @pytest.mark.parametrize("program", KINDS)
@@ -53,15 +60,17 @@ def test_emulated_kernels_return_the_bytes_of_the_cpu(
 ) -> None:
     result = emulate(build(tmp_path, f"ARCH={arch}", "EXTRA=-O1", program=program), PROBLEMS)
     assert result.status == 0, result.errors
-    names = {f"{kind} {seed}" for kind in KINDS[program] for seed in range(PROBLEMS)}
-    assert names == set(result.hashes)
-    assert {k: v for k, v in result.hashes.items() if expected.get(k, v) != v} == {}
-    assert all(
-        result.counts[f"conflicts {kind}"] == 0 for kind in KINDS[program] if kind != "conv2d"
-    )
+    hopper = ["tiles"] if (program, arch) == ("cuda_linear_test", 900) else []
+    kinds = KINDS[program] + hopper
+    counts = {kind: LARGE if kind in LARGE_KINDS else PROBLEMS for kind in kinds}
+    assert set(result.hashes) == {
+        f"{kind} {seed}" for kind in kinds for seed in range(counts[kind])
+    }
+    assert not differing(result, expected)
+    assert all(result.counts[f"conflicts {kind}"] == 0 for kind in kinds if "conv2d" not in kind)
     kernels = {
-        "cuda_linear_test": {750: 11, 800: 14, 900: 15},
-        "cuda_conv_test": {750: 15, 800: 26, 900: 27},
+        "cuda_linear_test": {750: 13, 800: 16, 900: 17},
+        "cuda_conv_test": {750: 15, 800: 26, 900: 28},
         "cuda_lookup_test": dict.fromkeys((750, 800, 900), 3),
     }
     assert result.counts["kernels launched"] == kernels[program][arch], result.errors
@@ -80,12 +89,28 @@ class Fault(NamedTuple):
     found: str  # an error of the emulator, "wrong" bytes or bank "conflicts"
     arch: int = 800
     program: str = "cuda_linear_test"
+    kind: str = ""  # of problems, where one is enough
+
+
+def rows(file: str, text: str, becomes: str, found: str) -> Fault:
+    """In the Hopper kernel over rows."""
+    return Fault(file, text, becomes, found, 900, kind="tiles")
+
+
+def windows(file: str, text: str, becomes: str, found: str) -> Fault:
+    """In the Hopper kernel over windows of an image."""
+    return Fault(file, text, becomes, found, 900, "cuda_conv_test", "deep-conv2d")
+
+
+def split(file: str, text: str, becomes: str, found: str) -> Fault:
+    return Fault(file, text, becomes, found, kind="deep")
 
 
 BARRIER = "    block_sync();\n    if (tile + T::Stages"
-WAIT = """copy_wait<T::Stages - 2>();
-    if constexpr (T::LeastArch >= 900) fence_async_proxy();  // what copies wrote, the tensor cores read
-    block_sync();"""
+WAIT = "copy_wait<T::Stages - 2>();\n    block_sync();"
+ADD = "products.add(ring.x(), ring.w());\n"
+FREE = "      warp_sync();\n      if (lane_index() == 0) barrier_arrive(ring.freed());\n"
+EXPECT = "barrier_expect(ring.filled(), Hopper::x_bytes + Hopper::w_bytes)"
 FAULTS = {
     "waits for one group too few": Fault("gemm.cuh", "Stages - 2>", "Stages - 1>", "copies"),
     "no barrier between tiles": Fault("gemm.cuh", BARRIER, BARRIER.split("\n")[1], "race"),
@@ -96,7 +121,7 @@ FAULTS = {
         "gemm.cuh", "block_sync();  // the last", "// the last", "race"
     ),
     "sums read before they are written": Fault(
-        "gemm.cuh", "  block_sync();\n  if (g.planes)", "  if (g.planes)", "race"
+        "gemm.cuh", "  block_sync();\n  if (g.splits", "  if (g.splits", "race"
     ),
     "tile loaded over one in use": Fault(
         "gemm.cuh", "load(tile + T::Stages - 1);", "load(tile + T::Stages);", "race|copies"
@@ -131,17 +156,89 @@ FAULTS = {
     "sums of a group's weights": Fault(
         "output.cuh", "g.layout.n_padded() - g.layout.n", "0", "wrong", program="cuda_conv_test"
     ),
-    "tensor cores read what was not fenced": Fault(
-        "gemm.cuh", "fence_async_proxy();", "{}", "without a fence", 900
+    "a split without its last tile of K": split(
+        "gemm.cuh",
+        "tiles * int(split) / int(g.splits)",
+        "tiles / int(g.splits) * int(split)",
+        "wrong",
     ),
-    "sums of products not waited for": Fault(
-        "products_wgmma.cuh", "wgmma_wait<0>", "wgmma_wait<1>", "under way", 900
+    "splits in one place": split(
+        "output.cuh", "(split * g.layout.groups + block_z())", "block_z()", "wrong"
     ),
-    "descriptor moved too far along K": Fault(
-        "products_wgmma.cuh", "rows + k * 2", "rows + k * 4", "another tile", 900
+    "sums of rows for planes": Fault(
+        "split.cu",
+        "g.planes ? along : across",
+        "across",
+        "wrong",
+        program="cuda_conv_test",
+        kind="deep-conv2d",
     ),
-    "warpgroups read the same rows": Fault(
-        "products_wgmma.cuh", "x + first * T::BK", "x", "another tile", 900
+    "stage freed before its products are done": rows(
+        "gemm_hopper.cuh", f"      {ADD}{FREE}", f"{FREE}      {ADD}", "race"
+    ),
+    "stage freed by one lane without its warp": rows(
+        "gemm_hopper.cuh", "      warp_sync();\n", "", "race"
+    ),
+    "stage filled before it is free": rows(
+        "feeds.cuh", f"ring.wait_freed();\n        {EXPECT}", EXPECT, "race|more arrivals"
+    ),
+    "stage read before it is filled": rows(
+        "gemm_hopper.cuh", "ring.wait_filled();", "", "race|nobody wrote"
+    ),
+    "wrong parity of filled": rows(
+        "hopper.cuh",
+        "barrier_wait(filled(), parity)",
+        "barrier_wait(filled(), parity ^ 1)",
+        "race|nobody wrote",
+    ),
+    "wrong parity of freed": rows(
+        "hopper.cuh",
+        "barrier_wait(freed(), parity ^ 1)",
+        "barrier_wait(freed(), parity)",
+        "deadlock",
+    ),
+    "bytes not expected": rows("feeds.cuh", EXPECT, "barrier_arrive(ring.filled())", "race|nobody"),
+    "bytes of the weight not expected": rows(
+        "feeds.cuh", EXPECT, EXPECT.replace(" + Hopper::w_bytes", ""), "race|nobody expected"
+    ),
+    "more bytes expected than come": rows(
+        "feeds.cuh", EXPECT, EXPECT.replace("w_bytes", "stage_bytes"), "deadlock"
+    ),
+    "arrivals of half of the consumers": rows(
+        "gemm_hopper.cuh",
+        "Hopper::consumers / 32)",
+        "Hopper::consumers / 64)",
+        "race|deadlock",
+    ),
+    "barriers not fenced": rows("hopper.cuh", "    barrier_fence();\n", "", "not fenced"),
+    "rows of the first tile in every one": rows("feeds.cuh", "k0, int(m0))", "k0, 0)", "wrong"),
+    "every other tile left out": rows(
+        "hopper.cuh", "tile += blocks_x()", "tile += 2 * blocks_x()", "wrong"
+    ),
+    "descriptor moved too far along K": rows(
+        "products_wgmma.cuh", "rows + k * 2", "rows + k * 4", "wrong"
+    ),
+    "descriptor of another swizzle": rows(
+        "prim_sm90.cuh", "uint64_t(1) << 62", "uint64_t(2) << 62", "128-byte swizzle"
+    ),
+    "warpgroups read the same rows": rows("products_wgmma.cuh", "x + first * T::BK", "x", "wrong"),
+    "w read without the engine's swizzle": rows(
+        "index.h", "return at ^ (at >> 7 & 7) << 4;", "return at;", "wrong"
+    ),
+    "neighbouring pieces of w": rows(
+        "index.h", "(group & 1) * 2 + (group >> 1 & 1)", "group % 4", "conflicts"
+    ),
+    "products not waited for": rows(
+        "products_wgmma.cuh", "wgmma_wait<0>", "wgmma_wait<1>", "race|under way"
+    ),
+    "windows not fenced for the tensor cores": windows(
+        "feeds.cuh", "fence_async_proxy();", "", "without a fence"
+    ),
+    "windows announced before they landed": windows(
+        "feeds.cuh", "copy_wait<Later>", "copy_wait<Later + 1>", "race|without a fence|nobody wrote"
+    ),
+    "windows announced a stage too late": windows(
+        "feeds.cuh", "under_way < ahead", "under_way < Hopper::Stages", "deadlock"
     ),
     "table read one value too far": Fault(
         "lookup.cu", "p.table + 128", "p.table + 129", "outside", program="cuda_lookup_test"
@@ -180,12 +277,13 @@ def test_planted_fault_is_found(name: str, tree: Path, expected: dict[str, str])
             tree / f"build{fault.arch}", f"ARCH={fault.arch}", "EXTRA=-O1", program=fault.program,
             folder=tree / "tests/native",
         )  # fmt: skip
-        result = emulate(program, FEW)
+        few = FEW_LARGE if fault.kind in LARGE_KINDS else FEW
+        result = emulate(program, few, *fault.kind.split())
     finally:
         file.write_text(original)
     if fault.found == "wrong":
-        assert any(expected.get(k, v) != v for k, v in result.hashes.items())
+        assert differing(result, expected)
     elif fault.found == "conflicts":
-        assert result.counts["conflicts gemm"] > 0
+        assert result.counts[f"conflicts {fault.kind or 'gemm'}"] > 0
     else:
         assert result.status == 3 and re.search(fault.found, result.errors), result

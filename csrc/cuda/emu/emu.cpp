@@ -11,50 +11,21 @@ namespace qk::emu {
 
 Counters counters;
 Thread* current;
-int64_t block[3];
+int64_t block[3], blocks[3];
 int threads;
-char* shared;
+std::vector<Thread> fibers;
 
 namespace {
 
 constexpr int64_t kStack = 256 * 1024;
-constexpr int64_t kAlignment = 1024;  // of shared memory
-constexpr int kPoison = 0x7b;
-constexpr int kNobody = -1, kSeveral = -2;
 
-// The last to touch four bytes of shared memory, and in which epoch: epochs are counted by barriers.
-struct Cell {
-  int writer = kNobody, reader = kNobody;
-  int64_t written = -1, read = -1;
-  bool fenced = false;       // the asynchronous proxy sees what was written
-};
-
-struct Buffer {
-  uintptr_t begin, end;
-};
-
-std::vector<Buffer> buffers;
-std::vector<Cell> cells;
-std::vector<Thread> fibers;
-std::vector<char> shared_storage;
-int64_t shared_size, epoch;
 ucontext_t scheduler;
 const std::function<void()>* body;
 uint64_t random_state = 1;
 
-uint32_t random_below(uint32_t n) {  // a linear congruential generator is random enough to shuffle with
-  random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-  return uint32_t((random_state >> 33) % n);
-}
-
 void run_thread() {
   (*body)();
   current->state = Thread::done;
-  swapcontext(&current->context, &scheduler);
-}
-
-void pause(Thread::State state) {
-  current->state = state;
   swapcontext(&current->context, &scheduler);
 }
 
@@ -91,6 +62,8 @@ void start(Thread& t, int index) {
   t.unfenced.clear();
   t.products.clear();
   t.product_group = 0;
+  t.seen.assign(size_t(threads + kBarriers), 0);
+  t.seen[size_t(index)] = 1;
   getcontext(&t.context);
   t.context.uc_stack.ss_sp = t.stack.get();
   t.context.uc_stack.ss_size = kStack;
@@ -116,7 +89,7 @@ void execute(Thread* lanes, int count) {
 bool run_warp(Thread* lanes) {
   bool progress = false;
   for (int l = 0; l < kWarp; ++l)
-    if (lanes[l].state == Thread::running) {
+    if (lanes[l].state == Thread::running || (lanes[l].state == Thread::at_phase && may_pass(lanes[l]))) {
       resume(lanes[l]);
       progress = true;
     }
@@ -153,9 +126,8 @@ bool open_barrier() {
 }
 
 void run_block() {
-  std::memset(shared, kPoison, size_t(shared_size));
-  std::fill(cells.begin(), cells.end(), Cell{});
-  epoch = 0;
+  poison_shared();
+  forget_barriers();
   for (int i = 0; i < threads; ++i) start(fibers[size_t(i)], i);
   std::vector<int> order(size_t(threads / kWarp));
   for (size_t i = 0; i < order.size(); ++i) order[i] = int(i);
@@ -166,14 +138,25 @@ void run_block() {
     for (int t = 0; t + kWarpgroup <= threads; t += kWarpgroup) progress |= run_warpgroup(&fibers[size_t(t)]);
     if (std::all_of(fibers.begin(), fibers.begin() + threads, [](const Thread& t) { return t.state == Thread::done; })) break;
     progress |= open_barrier();
-    if (!progress) fail("deadlock");
+    if (!progress && !land_late_copy()) fail("deadlock");
   }
   for (int i = 0; i < threads; ++i)
     if (current = &fibers[size_t(i)]; !current->copies.empty() || !current->products.empty())
       fail("copies or products are under way at the end");
+  if (copies_under_way()) fail("bulk copies are under way at the end");
 }
 
 }  // namespace
+
+uint32_t random_below(uint32_t n) {  // a linear congruential generator is random enough to shuffle with
+  random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+  return uint32_t((random_state >> 33) % n);
+}
+
+void pause(Thread::State state) {
+  current->state = state;
+  swapcontext(&current->context, &scheduler);
+}
 
 void fail(const char* format, ...) {
   std::va_list values;
@@ -187,64 +170,6 @@ void fail(const char* format, ...) {
   std::_Exit(3);
 }
 
-void announce(const void* p, int64_t bytes) {
-  buffers.push_back({reinterpret_cast<uintptr_t>(p), reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes)});
-}
-
-void forget_all() { buffers.clear(); }
-
-void check_global(const void* p, int64_t bytes, int64_t alignment) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(p);
-  if (at % uintptr_t(alignment)) fail("%d bytes of global memory at a multiple of %d only", int(bytes), int(at & -at));
-  for (size_t i = 0; i < buffers.size(); ++i)
-    if (at >= buffers[i].begin && at + uintptr_t(bytes) <= buffers[i].end) {
-      std::swap(buffers[i], buffers[i / 2]);  // often asked for: found sooner next time
-      return;
-    }
-  fail("%d bytes of global memory outside of every buffer", int(bytes));
-}
-
-void touch_shared(const void* p, int64_t bytes, int64_t alignment, bool write) {
-  const int64_t at = static_cast<const char*>(p) - shared;
-  if (at < 0 || at + bytes > shared_size) fail("shared memory [%d, %d) of %d bytes", int(at), int(at + bytes), int(shared_size));
-  if (at % alignment) fail("%d bytes of shared memory at %d", int(bytes), int(at));
-  const int me = current->index;
-  for (int64_t c = at / 4; c <= (at + bytes - 1) / 4; ++c) {
-    Cell& cell = cells[size_t(c)];
-    if (cell.written == epoch && cell.writer != me)
-      fail("race: shared memory %d was written by thread %d since the last barrier", int(c * 4), cell.writer);
-    if (write && cell.read == epoch && cell.reader != me)
-      fail("race: shared memory %d was read by %s since the last barrier", int(c * 4), cell.reader == kSeveral ? "several" : "another");
-    if (write) {
-      cell.writer = me;
-      cell.written = epoch;
-      cell.fenced = false;
-    } else {
-      cell.reader = cell.read == epoch && cell.reader != me ? kSeveral : me;
-      cell.read = epoch;
-    }
-  }
-}
-
-void touch_async(uint32_t address, int bytes) {
-  if (address + bytes > shared_size) fail("a product reads shared memory [%d, %d) of %d bytes", int(address), int(address) + bytes, int(shared_size));
-  for (uint32_t c = address / 4; c <= (address + uint32_t(bytes) - 1) / 4; ++c) {
-    Cell& cell = cells[c];
-    if (cell.writer == kNobody) fail("a product reads shared memory %d, which nobody wrote", int(c * 4));
-    if (cell.written == epoch) fail("race: a product reads shared memory %d, written by thread %d since the last barrier", int(c * 4), cell.writer);
-    if (!cell.fenced) fail("a product reads shared memory %d, written without a fence by thread %d", int(c * 4), cell.writer);
-    cell.reader = kSeveral;
-    cell.read = epoch;
-  }
-}
-
-void fence_async() {
-  for (const Access& a : current->unfenced)
-    for (uint32_t c = a.address / 4; c < (a.address + uint32_t(a.bytes)) / 4; ++c)
-      if (cells[c].writer == current->index) cells[c].fenced = true;
-  current->unfenced.clear();
-}
-
 void meet(Collective collective, const void* in, void* out, int lanes) {
   current->lanes = lanes;
   current->collective = collective;
@@ -255,28 +180,13 @@ void meet(Collective collective, const void* in, void* out, int lanes) {
 
 void meet_block() { pause(Thread::at_barrier); }
 
-void land_copies(int keep) {
-  auto& copies = current->copies;
-  const auto stays = std::partition_point(copies.begin(), copies.end(), [&](const Copy& c) { return c.group < current->group - keep; });
-  for (auto c = copies.begin(); c != stays; ++c) {
-    touch_shared(c->to, c->bytes, c->bytes, true);
-    current->unfenced.push_back({uint32_t(c->to - shared), c->bytes, true});
-    if (c->from) std::memcpy(c->to, c->from, size_t(c->bytes));
-    else std::memset(c->to, 0, size_t(c->bytes));
-  }
-  counters.copies += stays - copies.begin();
-  copies.erase(copies.begin(), stays);
-}
-
 void launch(const int64_t grid[3], int thread_count, int64_t shared_bytes, const std::function<void()>& kernel) {
   if (thread_count <= 0 || thread_count > 1024 || thread_count % kWarp) fail("%d threads in a block", thread_count);
   threads = thread_count;
   body = &kernel;
-  shared_size = shared_bytes;
-  shared_storage.resize(size_t(shared_bytes + kAlignment));
-  shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared_storage.data()) + kAlignment - 1) / kAlignment * kAlignment);
-  cells.resize(size_t(shared_bytes / 4 + 1));
+  allocate_shared(shared_bytes);
   if (fibers.size() < size_t(threads)) fibers.resize(size_t(threads));
+  std::copy(grid, grid + 3, blocks);
   for (block[2] = 0; block[2] < grid[2]; ++block[2])
     for (block[1] = 0; block[1] < grid[1]; ++block[1])
       for (block[0] = 0; block[0] < grid[0]; ++block[0]) run_block();

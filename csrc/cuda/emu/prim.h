@@ -23,6 +23,7 @@ QK_DEVICE int thread_count() { return emu::threads; }
 QK_DEVICE int64_t block_x() { return emu::block[0]; }
 QK_DEVICE int64_t block_y() { return emu::block[1]; }
 QK_DEVICE int64_t block_z() { return emu::block[2]; }
+QK_DEVICE int64_t blocks_x() { return emu::blocks[0]; }
 
 QK_DEVICE void touch(const void* p, int bytes, int alignment, bool write) {
   emu::touch_shared(p, bytes, alignment, write);
@@ -65,6 +66,7 @@ QK_DEVICE void atomic_max(uint32_t* p, uint32_t v) {
 }
 
 QK_DEVICE void block_sync() { emu::meet_block(); }
+QK_DEVICE void warp_sync() { emu::meet(emu::join_warp, nullptr, nullptr); }
 
 QK_DEVICE float fma_rn(float a, float b, float c) { return std::fma(a, b, c); }
 QK_DEVICE int32_t to_int_rn(float v) { return int32_t(std::rint(v)); }

@@ -1,0 +1,11 @@
+#include "launch_hopper.cuh"
+
+namespace qk::cuda {
+
+int launch_hopper(const Plan& plan, const GemmArgs& g, const Windows<16>& source, Stream stream) {
+  WindowsFeed feed{source, {}};
+  if (const int error = make_tensor_map(&feed.w, g.weight, shape_of_weight(g.layout))) return error;
+  return launch_feed(plan, g, feed, stream);
+}
+
+}  // namespace qk::cuda
