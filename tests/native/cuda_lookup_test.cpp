@@ -35,4 +35,4 @@ std::vector<char> test_lookup(uint64_t seed) {
 
 }  // namespace
 
-int main(int argc, char** argv) { return run_tests({{"mean", test_mean, false}, {"lookup", test_lookup, false}}, argc, argv); }
+int main(int argc, char** argv) { return run_tests({{"mean", test_mean, {}}, {"lookup", test_lookup, {}}}, argc, argv); }
