@@ -84,7 +84,15 @@ def micro(a: argparse.Namespace) -> dict[str, Any]:
     if a.device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         arch = f"{major}{minor}{'a' if (major, minor) == (9, 0) else ''}"
-        flags = ["-std=c++20", "-fmad=false", "--expt-relaxed-constexpr", "-x", "cu", source, tensor_map]
+        flags = [
+            "-std=c++20",
+            "-fmad=false",
+            "--expt-relaxed-constexpr",
+            "-x",
+            "cu",
+            source,
+            tensor_map,
+        ]
         gencode = f"-gencode=arch=compute_{arch},code=sm_{arch}"
         output_of([need_tool("nvcc"), *flags, gencode, "-o", program])
     else:
