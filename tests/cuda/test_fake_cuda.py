@@ -64,6 +64,11 @@ def test_every_operator_has_a_cuda_kernel(name: str) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"qkernels::{name}", "CUDA")
 
 
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_has_a_meta_implementation(name: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"qkernels::{name}", "Meta")
+
+
 def test_a_program_says_that_it_runs_on_the_cpu() -> None:
     x = torch.zeros(2, 4)
     net = torch.nn.Sequential(torch.nn.Linear(4, 3)).eval()
