@@ -80,10 +80,19 @@ def micro(a: argparse.Namespace) -> dict[str, Any]:
     folder = a.out / "micro"
     folder.mkdir(exist_ok=True)
     program, source = folder / MICRO, ROOT / "tests/native" / f"{MICRO}.cpp"
+    tensor_map = ROOT / "csrc/cuda/tensor_map.cu"
     if a.device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         arch = f"{major}{minor}{'a' if (major, minor) == (9, 0) else ''}"
-        flags = ["-std=c++20", "-fmad=false", "--expt-relaxed-constexpr", "-x", "cu", source]
+        flags = [
+            "-std=c++20",
+            "-fmad=false",
+            "--expt-relaxed-constexpr",
+            "-x",
+            "cu",
+            source,
+            tensor_map,
+        ]
         gencode = f"-gencode=arch=compute_{arch},code=sm_{arch}"
         output_of([need_tool("nvcc"), *flags, gencode, "-o", program])
     else:

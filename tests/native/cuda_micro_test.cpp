@@ -1,6 +1,6 @@
 // Our reading of the hardware, one instruction at a time: which lane holds what, what a descriptor names, how floats round.
 // Operands are laid out as prim.cuh and prim_sm90.cuh say; what comes out is compared with plain arithmetic. Built by g++ it
-// runs in the emulator, which must agree; built by `nvcc -x cu` it runs on a GPU, where a line that is not "ok" names the
+// runs in the emulator, which must agree; built by `nvcc -x cu`, with tensor_map.cu, it runs on a GPU, where a line that is not "ok" names the
 // reading that is wrong. Exits with 1 where there is one.
 #include <cinttypes>
 #include <cmath>
@@ -12,7 +12,7 @@
 
 #include "../../csrc/cuda/index.h"
 #include "../../csrc/cuda/launch.cuh"
-#include "../../csrc/cuda/prim_sm90.cuh"
+#include "../../csrc/cuda/prim_async.cuh"
 
 namespace qk {
 namespace {
@@ -326,6 +326,56 @@ void ask_base() {
   compare("shared memory begins at a multiple of 1024", out.back(), Words32{0});
 }
 
+// ---- the copy engine
+
+constexpr int kBoxRows = 16;
+
+// The box at these coordinates, through shared memory, where it lies as x_chunk says; and a barrier that waits for it.
+template <int Rank>
+QK_KERNEL(128) box_kernel([[maybe_unused]] QK_PARAMETER cuda::TensorMap map, [[maybe_unused]] int c0, [[maybe_unused]] int c1, [[maybe_unused]] int c2, [[maybe_unused]] char* out) {
+#if QK_WGMMA
+  char* const memory = shared_memory();
+  Barrier* const barrier = reinterpret_cast<Barrier*>(memory + kBoxRows * kRow);
+  if (thread_index() == 0) {
+    barrier_init(barrier, 1);
+    barrier_fence();
+  }
+  block_sync();
+  if (thread_index() == 0) {
+    barrier_expect(barrier, kBoxRows * kRow);
+    if constexpr (Rank == 2) bulk_load(memory, map, barrier, c0, c1);
+    else bulk_load(memory, map, barrier, c0, c1, c2);
+  }
+  barrier_wait(barrier, 0);
+  const int row = thread_index() / 8, chunk = thread_index() % 8;
+  global_store(out + thread_index() * 16, shared_load<Words>(memory + row * kRow + cuda::x_chunk<kRow>(row, chunk) * 16));
+#endif
+}
+
+// The last box of a tensor, beyond which there are zeros; expected(c0, c1, c2) is an offset, or -1.
+template <int Rank, class Expected>
+void copy_box(const char* reading, const cuda::TensorShape& shape, int c0, int c1, int c2, Expected expected_at) {
+  const auto values = random_values<char>(size_t(shape.size[Rank - 1] * shape.stride[Rank - 2]));
+  OnDevice<char> from(values), out(std::vector<char>(kBoxRows * kRow, 1));
+  cuda::TensorMap map;
+  if (const int error = cuda::make_tensor_map(&map, from.data(), shape)) std::printf("no tensor map: error %d\n", error), std::exit(2);
+  run<box_kernel<Rank>>(1, 128, kBoxRows * kRow + 8, map, c0, c1, c2, out.data());
+  std::vector<char> expected;
+  for (int row = 0; row < kBoxRows; ++row)
+    for (int k = 0; k < kRow; ++k) {
+      const int64_t at = expected_at(c0 + k, row);
+      expected.push_back(at < 0 ? char(0) : values[size_t(at)]);
+    }
+  compare(reading, out.back(), expected);
+}
+
+void copy_boxes() {
+  copy_box<2>("box of two dimensions: swizzle, and zeros outside", {2, {200, 13, 1}, {208, 0}, {kRow, kBoxRows, 1}}, 128, 0, 0,
+              [](int k, int row) { return k < 200 && row < 13 ? row * 208 + k : -1; });
+  copy_box<3>("box of three dimensions: order of lines, and zeros outside", {3, {kRow, 10, 3}, {kRow, 10 * kRow}, {kRow, 8, 2}}, 0, 8, 2,
+              [](int k, int row) { return row < 2 ? (2 * 10 + 8 + row) * kRow + k : -1; });
+}
+
 }  // namespace
 }  // namespace qk
 
@@ -340,6 +390,7 @@ int main() {
   compute();
   if (device_arch() == 90) {
     ask_base();
+    copy_boxes();
     multiply_as_warpgroup<1>("warpgroup product: lanes, and the swizzle of eight rows", 8);
     multiply_as_warpgroup<1>("warpgroup product: the stride between groups of eight rows", 128);
     multiply_as_warpgroup<4>("warpgroup product: a descriptor moved along K", 128);
