@@ -14,7 +14,8 @@ inline TensorShape shape_of_rows(const Rows& rows) {
 
 // The packed weights as lines of two K quads, in panels.
 inline TensorShape shape_of_weight(const PackedLayout& l) {
-  return {3, {128, l.k_padded() / 8, l.groups * (l.n_padded() / kPanel)}, {128, l.panel_bytes()}, {128, Hopper::BK / 8, Hopper::BN / kPanel}};
+  const int64_t panels = l.groups * (l.n_padded() / kPanel);
+  return {3, {128, l.k_padded() / 8, panels}, {128, l.panel_bytes()}, {128, Hopper::BK / 8, Hopper::BN / kPanel}};
 }
 
 namespace {
@@ -45,7 +46,8 @@ struct RowsFeed {
 // Every thread of the warpgroup copies its chunks of 16 rows, and says so two stages later, when they have landed.
 struct WindowsFeed {
   static constexpr int arrivals = 1 + Hopper::producers, producer_registers = 96, consumer_registers = 208;
-  static constexpr int ahead = 2, chunks = Hopper::BK / 16, row_step = Hopper::producers / chunks, own_rows = Hopper::BM / row_step;
+  static constexpr int ahead = 2, chunks = Hopper::BK / 16;
+  static constexpr int row_step = Hopper::producers / chunks, own_rows = Hopper::BM / row_step;
   static_assert(ahead < Hopper::Stages);
   Windows<16> source;
   TensorMap w;

@@ -10,7 +10,8 @@ static_assert(has_shape<Hopper>(TileName::hopper));
 template <class Feed>
 int launch_feed(const Plan& plan, GemmArgs g, const Feed& feed, Stream stream) {
   g.raster = {ceil_div(g.m, Hopper::BM), ceil_div(g.layout.n, Hopper::BN)};
-  return launch<hopper_kernel<Feed>>({plan.blocks, 1, g.layout.groups}, Hopper::threads, Hopper::shared_bytes, stream, g, feed);
+  const Grid grid{plan.blocks, 1, g.layout.groups};
+  return launch<hopper_kernel<Feed>>(grid, Hopper::threads, Hopper::shared_bytes, stream, g, feed);
 }
 
 }  // namespace qk::cuda

@@ -3,7 +3,8 @@
 namespace qk::cuda {
 
 int launch_gemm(const Plan& plan, const GemmArgs& g, const Windows<16>& source, Stream stream) {
-  return plan.tile == TileName::hopper ? launch_hopper(plan, g, source, stream) : launch_any_tile(plan.tile, g, source, stream);
+  if (plan.tile == TileName::hopper) return launch_hopper(plan, g, source, stream);
+  return launch_any_tile(plan.tile, g, source, stream);
 }
 
 }  // namespace qk::cuda

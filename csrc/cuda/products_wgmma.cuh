@@ -22,7 +22,8 @@ struct HopperProducts {
     const char* const from = w + panel * (16 * T::BK);
     uint32_t a[T::BK / 32][2][4];
     QK_UNROLL for (int k = 0; k < T::BK / 32; ++k) {
-      const Words b0 = shared_load<Words>(from + w_swizzled(k * 8 + quad, piece)), b1 = shared_load<Words>(from + w_swizzled(k * 8 + 4 + quad, piece));
+      const Words b0 = shared_load<Words>(from + w_swizzled(k * 8 + quad, piece));
+      const Words b1 = shared_load<Words>(from + w_swizzled(k * 8 + 4 + quad, piece));
       QK_UNROLL for (int j = 0; j < 2; ++j) {
         a[k][j][0] = b0.v[j * 2], a[k][j][1] = b0.v[j * 2 + 1];
         a[k][j][2] = b1.v[j * 2], a[k][j][3] = b1.v[j * 2 + 1];

@@ -45,6 +45,21 @@ def differing(result: Result, expected: dict[str, str]) -> set[str]:
     return {name for name, h in hashes if not name.startswith("pack ") and h != expected[name]}
 
 
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, to plant faults in."""
+    tree = tmp_path_factory.mktemp("faults")
+    for folder in ("csrc", "tests/native"):
+        shutil.copytree(HERE.parents[1] / folder, tree / folder)
+    return tree
+
+
+def emulated(tree: Path, program: str, arch: int) -> Path:
+    """A program for an architecture; its folder is kept, so that only what changed is compiled."""
+    folder = tree / "tests/native"
+    return build(tree / f"build{arch}", f"ARCH={arch}", "EXTRA=-O1", program=program, folder=folder)
+
+
 KINDS = {  # of problems, by program
     "cuda_linear_test": ["gemm", "weight-only", "quantize", "deep"],
     "cuda_conv_test": ["conv2d", "pool2d", "pack", "deep-conv2d"],
@@ -56,9 +71,9 @@ LARGE_KINDS = ("deep", "deep-conv2d", "tiles")
 @pytest.mark.parametrize("program", KINDS)
 @pytest.mark.parametrize("arch", [750, 800, 900])
 def test_emulated_kernels_return_the_bytes_of_the_cpu(
-    arch: int, program: str, expected: dict[str, str], tmp_path: Path
+    arch: int, program: str, tree: Path, expected: dict[str, str]
 ) -> None:
-    result = emulate(build(tmp_path, f"ARCH={arch}", "EXTRA=-O1", program=program), PROBLEMS)
+    result = emulate(emulated(tree, program, arch), PROBLEMS)
     assert result.status == 0, result.errors
     hopper = ["tiles"] if (program, arch) == ("cuda_linear_test", 900) else []
     kinds = KINDS[program] + hopper
@@ -256,15 +271,6 @@ FAULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, to plant faults in; one build folder an architecture is kept between them."""
-    tree = tmp_path_factory.mktemp("faults")
-    for folder in ("csrc", "tests/native"):
-        shutil.copytree(HERE.parents[1] / folder, tree / folder)
-    return tree
-
-
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_fault_is_found(name: str, tree: Path, expected: dict[str, str]) -> None:
     fault = FAULTS[name]
@@ -273,10 +279,7 @@ def test_planted_fault_is_found(name: str, tree: Path, expected: dict[str, str])
     assert original.count(fault.text) == 1, "the fault's text must occur once"
     file.write_text(original.replace(fault.text, fault.becomes))
     try:
-        program = build(
-            tree / f"build{fault.arch}", f"ARCH={fault.arch}", "EXTRA=-O1", program=fault.program,
-            folder=tree / "tests/native",
-        )  # fmt: skip
+        program = emulated(tree, fault.program, fault.arch)
         few = FEW_LARGE if fault.kind in LARGE_KINDS else FEW
         result = emulate(program, few, *fault.kind.split())
     finally:
