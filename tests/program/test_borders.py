@@ -181,3 +181,22 @@ def test_any_border_that_covers_the_padding_gives_the_same_bits() -> None:
         values["border"][values["border"] > 0] = border
         header["checksum"] = checksum(data)
         assert np.array_equal(Program(data)(x.numpy()), expected.numpy())
+
+
+def test_forged_borders_are_refused_or_run_within_their_memory() -> None:
+    program, x, _ = bordered_program()
+    header, _, _ = tables(program.data)
+    end = int(HEADER.itemsize + header["values"] * VALUE.itemsize + header["steps"] * STEP.itemsize)
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(1000):
+        data = program.data.copy()
+        at = int(random.integers(HEADER.itemsize, end)) // 4 * 4
+        value = random.choice([0, 1, 2, 5, 200, 255, 2**16, 2**31 - 1, int(random.integers(2**32))])
+        data[at : at + 4] = np.frombuffer(np.uint32(value).tobytes(), np.uint8)
+        tables(data)[0]["checksum"] = checksum(data)
+        try:
+            Program(data)(x.numpy())
+        except (ValueError, MemoryError):
+            refused += 1
+    assert refused > 300
