@@ -116,11 +116,11 @@ struct Avx512 {
       B found[8];
 #pragma GCC unroll 8
       for (int r = 0; r < 8; ++r) found[r] = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(rows[2 * r], low), bit[0], rows[2 * r + 1], low);
-#pragma GCC unroll 3
-      for (int b = 1; b < 4; ++b)
 #pragma GCC unroll 4
-        for (int r = 0; r < 8 >> b; ++r) found[r] = _mm512_mask_blend_epi8(bit[b], found[2 * r], found[2 * r + 1]);
-      _mm512_storeu_si512(y + i, found[0]);
+      for (int r = 0; r < 4; ++r) found[r] = _mm512_mask_blend_epi8(bit[1], found[2 * r], found[2 * r + 1]);
+#pragma GCC unroll 2
+      for (int r = 0; r < 2; ++r) found[r] = _mm512_mask_blend_epi8(bit[2], found[2 * r], found[2 * r + 1]);
+      _mm512_storeu_si512(y + i, _mm512_mask_blend_epi8(bit[3], found[0], found[1]));
     }
     return i;
   }
