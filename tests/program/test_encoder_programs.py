@@ -17,7 +17,7 @@ import qkernels as qk
 from qkernels import models, reference
 from qkernels.graph.tokens import ChainedAttention
 from qkernels.program import Program
-from qkernels.program.format import HEADER, STEP, checksum
+from qkernels.program.format import HEADER, STEP, VALUE, checksum
 from qkernels.reference import Epilogue
 
 WIDTH, TOKENS = 24, 7
@@ -216,7 +216,7 @@ def forged(program: Program, step: int, **fields: float) -> np.ndarray:
     """The program with some fields of a step changed and its checksum made good."""
     data = program.data.copy()
     header = data[: HEADER.itemsize].view(HEADER)[0]
-    first = HEADER.itemsize + (int(header["values"]) * 12 + 7) // 8 * 8
+    first = HEADER.itemsize + (int(header["values"]) * VALUE.itemsize + 7) // 8 * 8
     rows = data[first : first + int(header["steps"]) * STEP.itemsize].view(STEP)
     for name, value in fields.items():
         rows[step][name] = value
@@ -255,7 +255,11 @@ def test_forged_tables_of_an_encoder_are_refused_or_run_within_their_memory(
 ) -> None:
     program = Program.load(saved[0] / "model.qkp")
     header = program.data[: HEADER.itemsize].view(HEADER)[0]
-    tables = HEADER.itemsize + int(header["values"]) * 12 + int(header["steps"]) * STEP.itemsize
+    tables = (
+        HEADER.itemsize
+        + int(header["values"]) * VALUE.itemsize
+        + int(header["steps"]) * STEP.itemsize
+    )
     random, refused = np.random.default_rng(0), 0
     for _ in range(1500):
         data = program.data.copy()
