@@ -107,11 +107,7 @@ MODELS = [ModelProblem(name, 1) for name in ("resnet20", "tutorial_cnn", "encode
 @pytest.mark.parametrize("problem", MODELS, ids=lambda p: p.model)
 def test_whole_models_of_ours_and_torch_compute_what_is_timed(problem: ModelProblem) -> None:
     for each in model_contenders.CONTENDERS[:6]:
-        if each.name == "qkernels, without torch" and problem.model == "encoder":
-            with pytest.raises(contenders.Unsupported, match="torch has a part in it"):
-                contenders.prepare(each, problem, 1)
-        else:
-            contenders.prepare(each, problem, 1)
+        contenders.prepare(each, problem, 1)
 
 
 def test_batch_norms_have_the_statistics_of_what_they_see() -> None:

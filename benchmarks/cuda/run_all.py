@@ -4,7 +4,7 @@ python benchmarks/cuda/run_all.py [--part N] [--only REGEX] [--out DIR] [--commi
 
 A part leaves DIR/part-N.json: for every step the commit, the device, its result or its error. Each step runs in a
 process of its own with a time limit; what a cut-off step had finished stays. A second run skips what is done.
-`make_docs.py` turns DIR into docs/benchmarks-cuda.md; docs/cuda.md says what to carry to such a machine.
+`make_cuda_doc.py` turns DIR into docs/benchmarks-cuda.md; docs/cuda.md says what to carry to such a machine.
 `--device cpu` is a rehearsal that shows only that the script works, and that the emulator agrees with micro.
 """
 

@@ -99,7 +99,10 @@ def _fast_layout(value: Any) -> Any:
 
 
 def without_torch(problem: ModelProblem, threads: int) -> Call:
-    chained = qkernels.compile(_int8(problem.model), problem.x)
+    int8 = _int8(problem.model)
+    chained = qkernels.compile(int8, problem.x)
+    if chained.program is None:  # attention is torch's where it must be exact
+        chained = qkernels.compile(int8, problem.x, exact=False)
     if chained.program is None:
         raise Unsupported("torch has a part in it")
     program, x = chained.program.program, problem.x.numpy()

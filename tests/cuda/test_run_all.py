@@ -36,7 +36,7 @@ def test_a_rehearsal_records_every_step_and_a_second_run_skips_what_is_done(tmp_
     assert {r["status"] for r in records.values()} == {"ok", "skipped"}
     assert "exact_rest" not in run(tmp_path, "--only", "exact_rest").stdout
     document = tmp_path / "cuda.md"
-    make = [sys.executable, FOLDER / "make_docs.py", tmp_path, "--out", document]
+    make = [sys.executable, FOLDER / "make_cuda_doc.py", tmp_path, "--out", document]
     subprocess.run(make, check=True)
     text = document.read_text()
     assert "No figure of a GPU has been measured yet" in text and "µs" not in text
@@ -76,9 +76,9 @@ def test_a_step_that_is_cut_off_leaves_the_rows_it_finished(script: Any, tmp_pat
 
 
 def test_speed_tables_show_times_and_reasons(script: Any) -> None:
-    make_docs = importlib.import_module("make_docs")
+    make_cuda_doc = importlib.import_module("make_cuda_doc")
     rows = [{"case": "a", "us": {"ours": 1234.5, "theirs": "is not built"}}]
-    text = "\n".join(make_docs.speed_table(rows))
+    text = "\n".join(make_cuda_doc.speed_table(rows))
     assert "| a | 1,234.5 | - |" in text and "- a, theirs: is not built" in text
 
 
