@@ -154,10 +154,10 @@ def _limited(data: datasets.ImageData, images: int | None) -> datasets.ImageData
 
 
 def outcomes(plan: Plan) -> Iterator[tuple[str, list[tuple[Row, list[Result]]]]]:
-    """(heading, rows with the results that there are, a seed each) for the table."""
+    """(heading, rows with the results that there are, a seed each) for the table; none of a row that is yet to run."""
     for heading, rows in sections().items():
         found = [
             (row, [r for s in range(plan.seeds) if (r := results.load(result_path(plan, row, s)))])
             for row in rows
         ]
-        yield heading, [(row, some) for row, some in found if some]
+        yield heading, found

@@ -50,14 +50,10 @@ def write(plan: Plan, out: Path, command: str) -> None:
     )
     lines = [head]
     for heading, rows in outcomes(plan):
-        if rows:
-            lines += [
-                f"## {heading}",
-                COLUMNS,
-                RULE,
-                *(_line(row, found, out) for row, found in rows),
-            ]
-            lines.append("")
+        missing = ", ".join(row.name for row, found in rows if not found)
+        lines += [f"## {heading}", COLUMNS, RULE]
+        lines += [_line(row, found, out) for row, found in rows if found]
+        lines += ["", f"Not run yet: {missing}.", ""] if missing else [""]
     lines += ["## Not a row of figures", "| what | ids | |", "| --- | --- | --- |"]
     lines += [f"| {p.name} | {', '.join(p.technique)} | {_links(p, out)} |" for p in POINTERS]
     versions = machine["versions"]
