@@ -385,6 +385,9 @@ print((resident() - before) / arena)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps what is freed"
+)
 def test_programs_that_follow_each_other_need_the_memory_of_one(tmp_path: Path) -> None:
     x = images(2, 3, 32, 32)
     qk.compile(quantized(models.create("resnet8"), x), x).save(tmp_path / "net.qkp")
