@@ -4,8 +4,8 @@ Three passes. Adds and clamps move into the epilogue of the layer before them. T
 where each of its readers wants the same scale, else float32. Last, the graph is told.
 
 The bits stay those of the model as it was (docs/graph.md), unless it need not be exact: then a value that a layer reads
-as int8 and a residual add reads too is added as int8, an activation between two layers becomes a table, and norms and
-attention become steps of our own.
+as int8 and a residual add reads too is added as int8, an activation between two layers becomes a table, and on the CPU
+norms and attention become steps of our own.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def compile(
     goes through them, and a CUDA graph can hold them. The result stays on the kind of device that ``model`` is on.
     ``example_inputs``: what ``model`` is called with, float32; batch and image size may differ later.
     ``exact=False``: a residual add reads the int8 that the next layer reads, where there is one, instead of float32;
-    SiLU, GELU, hard-swish and their like between two layers take int8 to int8; layer normalization and attention are
-    steps of a program, in an order of their own. Faster, and the one thing that changes a result.
+    SiLU, GELU, hard-swish and their like between two layers take int8 to int8; on the CPU, layer normalization and
+    attention are steps of a program, in an order of their own. Faster, and the one thing that changes a result.
     ``max_batch``: larger batches are refused; None: any batch is taken.
     Raises ValueError for a model that cannot be traced, is in training mode, is on several devices, or has no int8
     layer.
@@ -55,9 +55,8 @@ def compile(
             raise ValueError(f"example input {i} is {x.dtype}; only float32 models can be chained")
     if model.training:
         raise ValueError("the model is in training mode; call .eval() first")
-    device = _device_of(model)
     traced, report = chain(model, examples, exact)
-    program = lower(traced, max_batch) if device.type == "cpu" else None
+    program = lower(traced, max_batch) if _device_of(model).type == "cpu" else None
     report.unfused = [node.name for node in left_to_torch(traced)]
     return CompiledModel(traced, program, examples, report, max_batch)
 
@@ -66,10 +65,11 @@ def chain(
     model: nn.Module, examples: tuple[Any, ...], exact: bool
 ) -> tuple[fx.GraphModule, ChainReport]:
     """The chained model as a graph of operators, which runs where the model is."""
+    on_cpu = _device_of(model).type == "cpu"
     traced = nodes.trace(model, examples)
     _drop_no_ops(traced)
     merge_linears(traced)
-    if not exact:
+    if on_cpu and not exact:
         put_token_steps(traced)
     fused = _fuse(traced)
     if not fused:

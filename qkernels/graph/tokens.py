@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-import qkernels._core as kernel_core
 from qkernels.graph import trace as nodes
 from qkernels.graph.layers import QParams
+from qkernels.program import kernel_core
 
 _VIEW_METHODS = (
     "chunk", "contiguous", "flatten", "permute", "reshape", "split", "transpose", "unbind", "unflatten", "view",

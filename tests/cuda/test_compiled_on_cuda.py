@@ -122,6 +122,15 @@ def test_a_model_on_a_cuda_device_is_compiled_there(cuda: torch.device) -> None:
             chained.profile(x)
 
 
+def test_norms_and_attention_stay_operators_of_torch_on_a_cuda_device(cuda: torch.device) -> None:
+    with FakeTensorMode():
+        x = torch.empty(2, 6, 16, device=cuda)
+        layers = [nn.LayerNorm(16, device=cuda), qk.QuantLinear(16, 8, device=cuda)]
+        chained = qk.compile(nn.Sequential(*layers).eval(), x, exact=False)
+    assert any(isinstance(step, nn.LayerNorm) for step in chained.modules())
+    assert "left to torch: _0" in str(chained.report)
+
+
 def test_a_model_compiled_on_the_cpu_says_that_it_stays_there() -> None:
     model, x = int8_model("everything", "static")
     chained = qk.compile(model, x)
