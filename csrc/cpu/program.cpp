@@ -2,9 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <cstring>
-#include <sstream>
 
 #include "../core/layout.h"
 #include "conv2d.h"
@@ -12,7 +9,7 @@
 #include "gemm.h"
 #include "move.h"
 #include "pool.h"
-#include "program_tokens.h"
+#include "sentence.h"
 #include "tokens.h"
 
 namespace qk {
@@ -24,184 +21,6 @@ Program::Program(const void* bytes)
       steps(reinterpret_cast<const ProgramStep*>(base + sizeof(ProgramHeader) + round_up(header->values * int64_t(sizeof(ProgramValue)), 8))),
       inputs(reinterpret_cast<const int32_t*>(steps + header->steps)),
       outputs(inputs + header->inputs) {}
-
-namespace {
-
-template <class... Parts>
-std::string sentence(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  return text.str();
-}
-
-// ---- checks, at loading
-
-constexpr int32_t kMaxCount = 1 << 16;  // of values, steps, slots
-constexpr int32_t kMaxBorder = 255;
-
-bool is_scale(float v) { return v > 0.0f && std::isfinite(v) && std::isfinite(1.0f / v); }
-
-bool within(int32_t v, int32_t lo, int32_t hi) { return v >= lo && v <= hi; }
-
-std::string check_header(const void* bytes, int64_t size) {
-  ProgramHeader h;
-  if (size < int64_t(sizeof h)) return sentence("it has ", size, " bytes, fewer than the header of a program");
-  std::memcpy(&h, bytes, sizeof h);
-  if (std::memcmp(h.magic, kProgramMagic, sizeof h.magic) != 0) return "it does not begin as a program does";
-  if (h.version > kProgramVersion)
-    return sentence("it has format version ", h.version, ", newer than ", kProgramVersion, ", the newest this version reads: upgrade qkernels");
-  if (h.version < kProgramVersion || h.layout != uint32_t(kLayoutVersion))
-    return sentence("it has format version ", h.version, " with weight layout ", h.layout, "; this version runs ", kProgramVersion, " with ",
-                    kLayoutVersion, ": compile the model again");
-  if (h.bytes != size) return sentence("it has ", size, " bytes where its header says ", h.bytes, ": it is cut off or was appended to");
-  if (!within(h.values, 1, kMaxCount) || !within(h.steps, 1, kMaxCount) || !within(h.inputs, 1, h.values) ||
-      !within(h.outputs, 1, h.values) || !within(h.slots, 0, kMaxCount) || h.max_batch < 0)
-    return "its counts of values or steps are out of range";
-  const int64_t tables = int64_t(sizeof h) + round_up(h.values * int64_t(sizeof(ProgramValue)), 8) +
-                         h.steps * int64_t(sizeof(ProgramStep)) + (h.inputs + h.outputs) * 4;
-  if (tables > size) return "its tables reach beyond its end";
-  return {};
-}
-
-struct Checker {
-  const Program& program;
-  std::vector<bool> known;  // values that exist before the step
-
-  bool inside(int64_t at, int64_t bytes, int64_t align) const {
-    return at > 0 && bytes >= 0 && at % align == 0 && bytes <= program.header->bytes && at <= program.header->bytes - bytes;
-  }
-  bool readable(int32_t v) const { return within(v, 0, program.header->values - 1) && known[size_t(v)]; }
-
-  const char* value(const ProgramValue& v) const {
-    if (v.slot < -1 || v.slot >= program.header->slots) return "a value lies in no slot";
-    if (v.rank < 2 || v.rank > 4 || v.channels < 0) return "a value has no sizes";
-    if (v.type != DType::f32 && v.type != DType::s8) return "a value is neither float32 nor int8";
-    if (!within(v.border, 0, v.slot >= 0 && v.type == DType::s8 && v.rank == 4 && !v.planar ? kMaxBorder : 0)) return "a value has a border that none may have";
-    return nullptr;
-  }
-
-  const char* weights(const ProgramStep& s, const PackedLayout& layout) const {
-    if (!inside(s.weight, s.weight_bytes, 64) || !layout.matches(reinterpret_cast<const int8_t*>(program.base + s.weight), s.weight_bytes))
-      return "its weight is not packed as its sizes ask for";
-    if (!inside(s.w_scale, s.oc * 4, 64) || (s.bias && !inside(s.bias, s.oc * 4, 64))) return "its scales or bias lie outside";
-    const float* scale = reinterpret_cast<const float*>(program.base + s.w_scale);
-    if (!std::all_of(scale, scale + s.oc, is_scale)) return "a weight scale is not finite and above 0";
-    return nullptr;
-  }
-
-  const char* epilogue(const ProgramStep& s, const ProgramValue& x, const ProgramValue& y) const {
-    if (!within(s.range, 0, 2) || (x.type == DType::s8 && s.range != 0)) return "it has no range for its input";
-    if (!is_scale(s.x_scale) || !is_scale(s.residual_scale) || !is_scale(s.out_inv_scale)) return "a scale is not finite and above 0";
-    for (int32_t zero : {s.x_zero, s.residual_zero, s.out_zero})
-      if (!within(zero, -128, 127)) return "a zero point is outside [-128, 127]";
-    if (!(s.lo <= s.hi)) return "its clamp is empty";
-    if (y.channels != s.oc || y.planar > (s.kind == StepKind::conv2d)) return "its output has other channels";
-    return nullptr;
-  }
-
-  const char* window(const ProgramStep& s) const {
-    if (s.kh < 1 || s.kw < 1 || s.stride_h < 1 || s.stride_w < 1 || s.dilation_h < 1 || s.dilation_w < 1) return "its window is empty";
-    if (s.pad_top < 0 || s.pad_bottom < 0 || s.pad_left < 0 || s.pad_right < 0) return "its padding is negative";
-    return nullptr;
-  }
-
-  const char* conv2d(const ProgramStep& s, const ProgramValue& x, const ProgramValue& y) const {
-    if (x.rank != 4 || y.rank != 4 || x.channels < 1 || x.planar) return "it reads or writes no image";
-    if (const char* why = window(s)) return why;
-    if (s.oc < 1 || s.groups < 1 || x.channels % s.groups || s.oc % s.groups || !within(s.pad_mode, 0, 3)) return "its groups do not divide its channels";
-    if (int64_t(x.channels) / s.groups * s.kh > kMaxK || int64_t(x.channels) / s.groups * s.kh * s.kw > kMaxK) return "its K is above the limit";
-    if (const char* why = weights(s, weight_layout(s.oc, x.channels / s.groups, s.kh, s.kw, s.groups))) return why;
-    return epilogue(s, x, y);
-  }
-
-  const char* linear(const ProgramStep& s, const ProgramValue& x, const ProgramValue& y) const {
-    if (x.rank == 4 || y.rank != x.rank) return "it reads or writes no rows";
-    if (s.oc < 1 || !within(s.kw, 1, kMaxK) || (x.channels && x.channels != s.kw)) return "its K is not that of its input";
-    if (const char* why = weights(s, {1, s.oc, s.kw})) return why;
-    return epilogue(s, x, y);
-  }
-
-  const char* lookup(const ProgramStep& s, const ProgramValue& x, const ProgramValue& y) const {
-    if (x.type != DType::s8 || y.type != DType::s8) return "it looks up what is no int8";
-    if (x.rank != y.rank || x.channels != y.channels || x.planar || y.planar) return "its output has other sizes";
-    return s.weight_bytes == 256 && inside(s.weight, 256, 64) ? nullptr : "its table lies outside";
-  }
-
-  const char* mover(const ProgramStep& s, const ProgramValue& x, const ProgramValue& y) const {
-    if (x.rank != 4 || x.channels < 1 || x.planar || x.type != y.type) return "it reads no image";
-    if (s.kind == StepKind::planar)
-      return (y.rank == 2 && y.channels == 0) || (y.rank == 4 && y.planar && y.channels == x.channels) ? nullptr : "its output is not planar";
-    if (y.rank != 4 || y.planar) return "it writes no image";
-    if (s.kind == StepKind::mean) return x.type == DType::f32 && y.channels == x.channels ? nullptr : "it averages no float image";
-    if (const char* why = window(s)) return why;
-    if (s.kind == StepKind::max_pool) {
-      if (s.pad_top * int64_t(2) > s.kh || s.pad_left * int64_t(2) > s.kw || s.pad_bottom != s.pad_top || s.pad_right != s.pad_left) return "its padding is more than half of its window";
-      return y.channels == x.channels ? nullptr : "its output has other channels";
-    }
-    if (!within(s.x_zero, -128, 127) || s.channel < 0 || int64_t(s.channel) + x.channels > y.channels) return "it copies beyond its output";
-    return nullptr;
-  }
-
-  // Why the step may not run; empty if it may.
-  std::string step(const ProgramStep& s) {
-    if (!within(int32_t(s.kind), 0, kStepKinds - 1) || !inside(s.name, s.name_bytes, 1)) return "it has no kind or name";
-    if (!readable(s.x) || !within(s.y, 0, program.header->values - 1)) return "it reads a value that does not exist yet";
-    const ProgramValue &x = program.values[s.x], &y = program.values[s.y];
-    const bool again = s.kind == StepKind::copy && !s.fill;  // another part of the same output
-    if (s.kind != StepKind::conv2d && (x.border || y.border)) return "it is no convolution, but a value of it has a border";
-    if (known[size_t(s.y)] != again) return "it writes a value that exists already, or a part of none";
-    if (x.nhwc_only == 0 && x.slot < 0 && x.rank == 4 && s.kind != StepKind::conv2d && std::count(program.inputs, program.outputs, s.x))
-      return "it reads an input whose pixels may lie anywhere";
-    const char* why = s.kind == StepKind::conv2d       ? conv2d(s, x, y)
-                      : s.kind == StepKind::linear     ? linear(s, x, y)
-                      : s.kind == StepKind::lookup     ? lookup(s, x, y)
-                      : s.kind == StepKind::layer_norm ? check_layer_norm(program, s)
-                      : s.kind == StepKind::attention  ? check_attention(program, s)
-                                                       : mover(s, x, y);
-    if (why) return why;
-    if (s.residual >= 0) {
-      if (s.kind != StepKind::conv2d && s.kind != StepKind::linear) return "it takes no residual";
-      if (!readable(s.residual) || s.residual == s.y) return "it adds a value that does not exist yet";
-      const ProgramValue& r = program.values[s.residual];
-      if (r.rank != y.rank || r.channels != y.channels || r.planar || r.border) return "it adds a value of other sizes";
-    } else if (s.residual != -1) {
-      return "it adds a value that does not exist yet";
-    }
-    known[size_t(s.y)] = true;
-    return {};
-  }
-};
-
-}  // namespace
-
-std::string check_program(const void* bytes, int64_t size) {
-  if (std::string why = check_header(bytes, size); !why.empty()) return why;
-  const Program program(bytes);
-  const ProgramHeader& h = *program.header;
-  Checker checker{program, std::vector<bool>(size_t(h.values), false)};
-  for (int32_t i = 0; i < h.values; ++i)
-    if (const char* why = checker.value(program.values[i])) return why;
-  for (int32_t i = 0; i < h.inputs; ++i) {
-    const int32_t v = program.inputs[i];
-    if (!within(v, 0, h.values - 1) || checker.known[size_t(v)] || program.values[v].slot != -1 || program.values[v].channels < 1 ||
-        program.values[v].type != DType::f32)
-      return sentence("input ", i, " is no float32 value of the caller's");
-    checker.known[size_t(v)] = true;
-  }
-  const std::vector<bool> given = checker.known;
-  for (int32_t i = 0; i < h.steps; ++i)
-    if (std::string why = checker.step(program.steps[i]); !why.empty()) return sentence("step ", i, " may not run: ", why);
-  std::vector<bool> callers = given;
-  for (int32_t i = 0; i < h.outputs; ++i) {
-    const int32_t v = program.outputs[i];
-    if (!within(v, 0, h.values - 1) || !checker.known[size_t(v)] || callers[size_t(v)] || program.values[v].slot != -1 || program.values[v].type != DType::f32)
-      return sentence("output ", i, " is no float32 value that a step writes");
-    callers[size_t(v)] = true;
-  }
-  for (int32_t i = 0; i < h.values; ++i)
-    if (program.values[i].slot == -1 && !callers[size_t(i)]) return sentence("value ", i, " lies nowhere");
-  return {};
-}
 
 namespace {
 
@@ -248,8 +67,17 @@ struct Memory {
 
 int8_t mask_of(Isa isa) { return kernels_of(isa).x_offset ? -128 : 0; }
 
-Epilogue epilogue_of(const Memory& at, const ProgramStep& s, int64_t rows, int64_t channels) {
+Epilogue output_of(const Memory& at, const ProgramStep& s) {
   Epilogue e;
+  e.out_type = at.program.values[s.y].type;
+  e.out_inv_scale = s.out_inv_scale;
+  e.out_zero = s.out_zero;
+  e.out_mask = at.mask;
+  return e;
+}
+
+Epilogue epilogue_of(const Memory& at, const ProgramStep& s, int64_t rows, int64_t channels) {
+  Epilogue e = output_of(at, s);
   e.x_scale = &s.x_scale;
   e.x_zero = &s.x_zero;
   e.rows_per_scale = std::max<int64_t>(rows, 1);
@@ -264,10 +92,6 @@ Epilogue epilogue_of(const Memory& at, const ProgramStep& s, int64_t rows, int64
     e.residual_zero = s.residual_zero;
   }
   e.lo = s.lo, e.hi = s.hi;
-  e.out_type = at.program.values[s.y].type;
-  e.out_inv_scale = s.out_inv_scale;
-  e.out_zero = s.out_zero;
-  e.out_mask = at.mask;
   return e;
 }
 
@@ -312,6 +136,30 @@ GemmProblem linear_problem(const Memory& at, const ProgramStep& s) {
   p.c = at(s.y);
   p.c_stride = p.n;
   p.epilogue = epilogue_of(at, s, p.m, s.oc);
+  return p;
+}
+
+LayerNormProblem layer_norm_problem(const Memory& at, const ProgramStep& s) {
+  const ProgramShape& x = at.plan.shapes[size_t(s.x)];
+  LayerNormProblem p;
+  p.rows = x.n * x.h * x.w, p.c = x.c;
+  p.x = static_cast<const float*>(at(s.x));
+  p.weight = reinterpret_cast<const float*>(at.program.base + s.weight);
+  p.bias = reinterpret_cast<const float*>(at.program.base + s.bias);
+  p.epsilon = s.parameter;
+  p.y = at(s.y);
+  p.epilogue = output_of(at, s);
+  return p;
+}
+
+AttentionProblem attention_problem(const Memory& at, const ProgramStep& s) {
+  const ProgramShape& x = at.plan.shapes[size_t(s.x)];
+  AttentionProblem p;
+  p.batch = x.n, p.tokens = x.h, p.heads = s.groups, p.width = x.c / 3 / s.groups;
+  p.x = static_cast<const float*>(at(s.x));
+  p.exponent = s.parameter;
+  p.y = at(s.y);
+  p.epilogue = output_of(at, s);
   return p;
 }
 
@@ -387,10 +235,6 @@ std::string check_input(const Program& program, int32_t i, const ProgramInput& i
   return {};
 }
 
-}  // namespace
-
-namespace {
-
 constexpr int64_t kCacheBytes = 8 << 20;     // of values that images at a time may take
 constexpr int64_t kWorkPerThread = 1 << 20;  // multiply-adds below which another thread costs more than it gives
 constexpr int64_t kReadOn = 64;              // bytes behind a value, as kernels may
@@ -432,7 +276,7 @@ void set_memory(const Program& program, const ProgramInput* inputs, Isa isa, int
     }
     if (s->kind == StepKind::linear) workspace = std::max(workspace, gemm_workspace(linear_problem(at, *s), isa, threads));
     if (s->kind == StepKind::attention)
-      workspace = std::max(workspace, attention_workspace(attention_problem(program, *s, part.shapes[size_t(s->x)], nullptr, nullptr, at.mask), threads));
+      workspace = std::max(workspace, attention_workspace(attention_problem(at, *s), threads));
   }
   for (int64_t& slot : part.slots) {
     const int64_t bytes = round_up(slot + kReadOn, 64);
@@ -541,8 +385,8 @@ void run_step(const Memory& at, const ProgramStep& s, Isa isa, const Parallel& p
       return lookup({x.n * x.h * x.w * x.c, reinterpret_cast<const int8_t*>(at.program.base + s.weight), at.mask,
                      static_cast<const int8_t*>(at(s.x)), static_cast<int8_t*>(at(s.y))},
                     isa, parallel);
-    case StepKind::layer_norm: return layer_norm(layer_norm_problem(at.program, s, x, at(s.x), at(s.y), at.mask), isa, parallel);
-    case StepKind::attention: return attention(attention_problem(at.program, s, x, at(s.x), at(s.y), at.mask), isa, parallel, workspace);
+    case StepKind::layer_norm: return layer_norm(layer_norm_problem(at, s), isa, parallel);
+    case StepKind::attention: return attention(attention_problem(at, s), isa, parallel, workspace);
     case StepKind::planar: return to_planar({x.n, x.h * x.w, x.c, type, at(s.x), at(s.y)}, parallel);
   }
 }
