@@ -30,6 +30,7 @@ from qkernels.data.extras import require
 from qkernels.distill import CachedTeacher, TrainConfig, train
 from qkernels.evaluate import evaluate as evaluate_model
 from qkernels.export import export_onnx
+from qkernels.input_size import image_size, parse_size
 from qkernels.machine import describe_cuda, describe_machine
 from qkernels.measure import count_macs, measure_speed
 from qkernels.pipeline import (
@@ -340,26 +341,19 @@ def export(
     ] = None,
 ) -> None:
     """Write a model for another runtime, its batch free."""
-    sizes = [_size(text) for text in size or ()]
+    sizes = [parse_size(text) for text in size or ()]
     if to == "triton":
         require("starlette", "serve")
         from qkernels.serve.triton import write_triton_model
 
-        written = write_triton_model(model, out, [tuple(size) for size in sizes])
+        written = write_triton_model(model, out, sizes)
         _print(f"wrote {out}: model {out.name!r}, batches of up to {written.max_batch}")
         return
-    examples = tuple(torch.zeros(size) for size in sizes or [_image_size(model)])
+    examples = tuple(
+        torch.zeros(size) for size in sizes or [image_size(model, read_metadata(model))]
+    )
     export_onnx(qkernels.load(model), examples, out)
     _print(f"wrote {out}: {_kilobytes(out)}, before {_kilobytes(model)}")
-
-
-def _image_size(checkpoint: Path) -> list[int]:
-    options = (read_metadata(checkpoint)["architecture"] or {"kwargs": {}})["kwargs"]
-    if not {"in_channels", "image_size"} <= options.keys():
-        raise ValueError(
-            f"{checkpoint} does not say its image size: give --size, such as 1,3,32,32"
-        )
-    return [1, options["in_channels"], options["image_size"], options["image_size"]]
 
 
 def _open(path: Path, images: ImageData, model: str | None, width: int | None) -> nn.Module:
@@ -455,7 +449,7 @@ def compile_(
     max_batch: Annotated[int | None, typer.Option(help="Refuse larger batches.", min=1)] = None,
 ) -> None:
     """Chain the layers of an int8 checkpoint into one program file."""
-    example = torch.zeros(_size(size))
+    example = torch.zeros(parse_size(size))
     model = qkernels.compile(qkernels.load(checkpoint), example, exact=exact, max_batch=max_batch)
     _print(model.report)
     model.save(out, extra=read_metadata(checkpoint)["extra"])
@@ -470,7 +464,7 @@ def profile(
     plot: Annotated[Path | None, typer.Option(help="Picture to draw: .svg, .png, .pdf.")] = None,
 ) -> None:
     """Where the time goes: each step's, the bytes that it moves, its share of the peak."""
-    x = torch.zeros(_size(size))
+    x = torch.zeros(parse_size(size))
     torch.set_num_threads(threads)
     if file.suffix == ".safetensors":
         steps = qkernels.compile(qkernels.load(file), x).profile(x)
@@ -480,16 +474,6 @@ def profile(
     if plot is not None:
         steps.plot(plot)
         _print(f"wrote {plot}")
-
-
-def _size(text: str) -> list[int]:
-    try:
-        size = [int(part) for part in text.split(",")]
-    except ValueError:
-        size = []
-    if len(size) not in (2, 3, 4) or min(size) < 1:
-        raise ValueError(f"size {text!r} must be N,C,H,W, N,T,C or N,C, such as 1,3,224,224")
-    return size
 
 
 @app.command(

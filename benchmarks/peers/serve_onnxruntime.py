@@ -9,9 +9,9 @@ from unittest import mock
 
 import onnxruntime
 
+from qkernels.input_size import Size
 from qkernels.serve.__main__ import main
 from qkernels.serve.model import Arrays, Opened
-from qkernels.serve.settings import Size
 
 
 def open_onnx(path: Path, sizes: Sequence[Size], threads: int) -> Opened:

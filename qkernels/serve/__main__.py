@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from qkernels.input_size import parse_size
 from qkernels.serve import process
 from qkernels.serve.logs import log_to_stderr
-from qkernels.serve.settings import Settings, parse_size, share_cores
+from qkernels.serve.settings import Settings, share_cores
 
 logger = logging.getLogger("qkernels.serve")
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qkernels.image_input import KEY, ImageInput
+from qkernels.input_size import Size, image_size
 from qkernels.program import Program
-from qkernels.serve.settings import Size
 
 Arrays = Sequence[NDArray[np.float32]]
 Run = Callable[[Arrays], Arrays]
@@ -46,9 +47,12 @@ class Model:
 
     def run_together(self, requests: Sequence[Arrays]) -> list[Arrays]:
         """The answers of requests of any number of rows, from one call."""
+        if len(requests) == 1:
+            return [self.run(requests[0])]
         results = self.run([np.concatenate(column) for column in zip(*requests, strict=True)])
-        ends = np.cumsum([len(inputs[0]) for inputs in requests])[:-1]
-        return list(zip(*(np.split(y, ends) for y in results), strict=True))
+        ends = itertools.accumulate(len(inputs[0]) for inputs in requests)
+        parts = itertools.starmap(slice, itertools.pairwise((0, *ends)))
+        return [[y[rows] for y in results] for rows in parts]
 
     def check(self, inputs: Arrays) -> None:
         """Raises ValueError for arrays that ``run`` does not take."""
@@ -163,14 +167,7 @@ def _checkpoint(path: Path, version: str, sizes: Sequence[Size], threads: int) -
 
     metadata = read_metadata(path)
     image_input = _read_image_input(path, metadata["extra"])
-    sizes = sizes or _sizes(image_input)
-    if not sizes:
-        options = (metadata["architecture"] or {"kwargs": {}})["kwargs"]
-        if not {"in_channels", "image_size"} <= options.keys():
-            raise ValueError(
-                f"{path} does not say its image size: give --size, such as 1,3,224,224"
-            )
-        sizes = [(1, options["in_channels"], options["image_size"], options["image_size"])]
+    sizes = sizes or _sizes(image_input) or [image_size(path, metadata)]
     torch.set_num_threads(threads)
     examples = tuple(torch.zeros(1, *size[1:]) for size in sizes)
     chained = qkernels.compile(qkernels.load(path), examples)

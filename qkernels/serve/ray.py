@@ -19,11 +19,12 @@ from pydantic import BaseModel
 from ray import serve
 from starlette.applications import Starlette
 
+from qkernels.input_size import parse_size
 from qkernels.serve.app import application
 from qkernels.serve.batching import Times
 from qkernels.serve.current import CurrentModel
 from qkernels.serve.model import Arrays, map_program
-from qkernels.serve.settings import Settings, parse_size
+from qkernels.serve.settings import Settings
 
 
 class Arguments(BaseModel, extra="forbid"):

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qkernels.cores import usable_cores
-
-Size = tuple[int, ...]
+from qkernels.input_size import Size
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,3 @@ def share_cores(workers: int | None, threads: int | None) -> tuple[int, int]:
         workers = workers or 1
         return workers, max(1, cores // workers)
     return workers or max(1, cores // threads), threads
-
-
-def parse_size(text: str) -> Size:
-    """Of "1,3,224,224"."""
-    try:
-        size = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        size = ()
-    if len(size) not in (2, 3, 4) or min(size) < 1:
-        raise ValueError(f"size {text!r} must be N,C,H,W, N,T,C or N,C, such as 1,3,224,224")
-    return size
