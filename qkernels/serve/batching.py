@@ -10,8 +10,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from qkernels.serve.metrics import Metrics
 from qkernels.serve.model import Arrays, Model
 from qkernels.serve.settings import Settings
@@ -134,25 +132,24 @@ class Batcher:
         self._rows += rows
         self._metrics.queue_rows.inc(rows)
 
-    def _run(self, batch: list[_Waiting]) -> Arrays:
+    def _run(self, batch: list[_Waiting]) -> list[Arrays]:
         """In a worker's thread."""
-        columns = list(zip(*(waiting.inputs for waiting in batch), strict=True))
-        inputs = [np.concatenate(column) if len(batch) > 1 else column[0] for column in columns]
-        self._metrics.batch_rows.observe(len(inputs[0]))
+        self._metrics.batch_rows.observe(sum(waiting.rows for waiting in batch))
         with self._metrics.compute_seconds.time():
-            return self.model.run(inputs)
+            return self.model.run_together([waiting.inputs for waiting in batch])
 
-    def _finish(self, batch: list[_Waiting], started: float, run: asyncio.Future[Arrays]) -> None:
+    def _finish(
+        self, batch: list[_Waiting], started: float, run: asyncio.Future[list[Arrays]]
+    ) -> None:
         self._running -= 1
-        error, at = run.exception(), 0
         row_seconds = (time.perf_counter() - started) / sum(waiting.rows for waiting in batch)
         self._row_seconds += 0.2 * (row_seconds / self._settings.workers - self._row_seconds)
-        for waiting in batch:
-            rows = slice(at, at := at + waiting.rows)
+        error = run.exception()
+        for i, waiting in enumerate(batch):
             if waiting.future.done():  # its client went, or its time was up
                 continue
             if error is None:
-                waiting.future.set_result([y[rows] for y in run.result()])
+                waiting.future.set_result(run.result()[i])
             else:
                 waiting.future.set_exception(error)
         self._start()

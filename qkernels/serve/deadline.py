@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Deadline:
@@ -30,7 +34,7 @@ class Deadline:
         self._timer.cancel()
         self._timer = self._loop.call_at(self._end, self._over)
 
-    def __enter__(self) -> Deadline:
+    def __enter__(self) -> Self:
         self._timer = self._loop.call_at(self._end, self._over)
         return self
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -14,21 +13,17 @@ from qkernels.serve.door import COME_BACK, FULL
 from qkernels.serve.protocol import RequestError
 
 
-@dataclass
-class TimeLimit:
-    """``seconds`` from the start; ``body_came``: whose fault it is when they are over."""
+class TimeLimit(Deadline):
+    """Of a request; ``body_came``: whose fault it is when the time is up."""
 
-    deadline: Deadline
-    seconds: float
-    body_came: bool = False
-
-    @property
-    def left(self) -> float:
-        return self.deadline.left
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds, self.body_came = seconds, False
 
     def shorten(self, seconds: float) -> None:
+        """To so many from the start, where they are fewer."""
         if seconds < self.seconds:
-            self.deadline.earlier(self.seconds - seconds)
+            self.earlier(self.seconds - seconds)
             self.seconds = seconds
 
 
@@ -36,8 +31,7 @@ class TimeLimit:
 def time_limit(seconds: float) -> Iterator[TimeLimit]:
     """Around the making of an answer; that it takes too long, or the queue is full, becomes a RequestError."""
     try:
-        with Deadline(seconds) as deadline:
-            limit = TimeLimit(deadline, seconds)
+        with TimeLimit(seconds) as limit:
             yield limit
     except QueueFull:
         raise RequestError(503, FULL, COME_BACK) from None
