@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """Paths from the repository's root."""
-
-    name: str
-    technique: tuple[str, ...]
-    code: str
-    test: str
-    example: str
+from techniques.row import Pointer
 
 
 def _to(name: str, ids: str, code: str, test: str, example: str) -> Pointer:

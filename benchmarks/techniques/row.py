@@ -70,12 +70,18 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Row:
-    """`run` is seeded and resumable. `code`, `test` and `example` are paths from the repository's root."""
+class Pointer:
+    """Where a technique is: `code`, `test` and `example` are paths from the repository's root."""
 
     name: str
     technique: tuple[str, ...]  # ids of the tutorials' list, such as S1-1
     code: str
     test: str
     example: str
+
+
+@dataclass(frozen=True)
+class Row(Pointer):
+    """One that the table has figures of; `run` is seeded and resumable."""
+
     run: Callable[[Setting], Outcome]
