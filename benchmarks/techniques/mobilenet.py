@@ -13,6 +13,7 @@ from torch import nn
 import qkernels
 from qkernels import models
 from qkernels.recovery import correct_bias, equalize
+from techniques.quantization import fitted
 from techniques.row import Outcome, Row, Setting
 
 
@@ -31,6 +32,12 @@ def quantized(
     return run
 
 
+def trained(setting: Setting) -> Outcome:
+    """By QAT, from where one scale a tensor had left it."""
+    net = _mobilenet(setting)
+    return Outcome(net, *fitted(setting, net, teacher=True, weight="per_tensor"))
+
+
 def _mobilenet(setting: Setting) -> nn.Module:
     """Of half width, distilled; trained by the first row that asks, read by the others."""
     kinds = {"num_classes": setting.data.num_classes, "in_channels": setting.data.image_shape[0]}
@@ -40,29 +47,20 @@ def _mobilenet(setting: Setting) -> nn.Module:
     return setting.beside("mobilenet").fit(fresh, teacher=setting.teacher)
 
 
-def _row(name: str, ids: str, run: Callable[[Setting], Outcome], code: str = "equalize") -> Row:
-    paths = (
-        f"qkernels/recovery/{code}.py",
-        "tests/recovery/test_equalize.py",
-        "docs/quantization.md",
-    )
+def _row(
+    name: str, ids: str, run: Callable[[Setting], Outcome], code: str = "recovery/equalize"
+) -> Row:
+    test = "qat/test_qat" if code.startswith("qat") else "recovery/test_equalize"
+    paths = (f"qkernels/{code}.py", f"tests/{test}.py", "docs/quantization.md")
     return Row(f"MobileNetV2, {name}", ("S4-5", *ids.split()), *paths, run)
 
 
+TENSOR, CHANNEL, BIAS = "per_tensor", "per_channel", "recovery/bias"
 ROWS = [
-    _row("one scale a tensor", "S3-1", quantized("per_tensor")),
-    _row("one scale a tensor, equalized", "S3-1", quantized("per_tensor", equal=True)),
-    _row(
-        "one scale a tensor, equalized, biases corrected",
-        "S3-1",
-        quantized("per_tensor", equal=True, bias=True),
-        "bias",
-    ),
-    _row("one scale a channel", "S3-2", quantized("per_channel")),
-    _row(
-        "one scale a channel, equalized, biases corrected",
-        "S3-2",
-        quantized("per_channel", equal=True, bias=True),
-        "bias",
-    ),
-]
+    _row("one scale a tensor", "S3-1", quantized(TENSOR)),
+    _row("one scale a tensor, equalized", "S3-1", quantized(TENSOR, equal=True)),
+    _row("one scale a tensor, equalized, biases corrected", "S3-1", quantized(TENSOR, equal=True, bias=True), BIAS),
+    _row("one scale a tensor, QAT", "S3-1 S2-9", trained, "qat/fit"),
+    _row("one scale a channel", "S3-2", quantized(CHANNEL)),
+    _row("one scale a channel, equalized, biases corrected", "S3-2", quantized(CHANNEL, equal=True, bias=True), BIAS),
+]  # fmt: skip

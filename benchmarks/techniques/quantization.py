@@ -87,21 +87,28 @@ def rounded(setting: Setting) -> Outcome:
 
 
 def trained(setting: Setting, *, teacher: bool) -> Outcome:
-    """Kept only where it beats plain int8 on validation images."""
+    return Outcome(None, *fitted(setting, setting.alone, teacher=teacher))
+
+
+def fitted(
+    setting: Setting, model: nn.Module, *, teacher: bool, **quant: Any
+) -> tuple[nn.Module, str]:
+    """`model` by QAT, kept only where it beats plain int8 on validation images; and what came of it."""
     config = setting.training(
         epochs=QAT_EPOCHS, lr=1e-3, temperature=1.0, weight_decay=0.0, precision="no"
     )
     found = fit_qat(
-        setting.alone,
+        model,
         setting.data,
         config,
         setting.calibration(),
+        quant=quant,
         teacher=setting.teacher if teacher else None,
         run_dir=setting.run_dir / "training",
     )
     change = 100 * (found.after.accuracy - found.before.accuracy)
     kept = "the trained one kept" if found.trained else "the untrained one kept"
-    return Outcome(None, found.model, f"{change:+.2f} points on validation images, {kept}")
+    return found.model, f"{change:+.2f} points on validation images, {kept}"
 
 
 def _row(name: str, ids: str, code: str, test: str, run: Callable[[Setting], Outcome]) -> Row:
