@@ -55,7 +55,7 @@ def stable(setting: Setting) -> Outcome:
 def elastic_net(setting: Setting) -> Outcome:
     """No selection at all: proximal steps make the zeros; then what is dead goes."""
     net = copy.deepcopy(setting.alone)
-    hook = prune.Proximal(prune.weights(net), l1=5e-4, l2=1e-4)
+    hook = prune.Proximal(prune.weights(net), l1=2e-2, l2=1e-4)
     config = TrainConfig(epochs=setting.epochs, lr=LR, weight_decay=0.0)
     train(net, setting.data, config, after_step=hook, run_dir=setting.run_dir)
     smaller, report = prune.remove_dead_channels(net.eval(), _example(setting))
