@@ -1,7 +1,7 @@
 """Rows of the table of techniques: pruning of single weights and of channels.
 
-Every row starts from the student trained alone, and fine-tunes for `epochs` in all. Choices are kept in the row's
-folder with the run, so that a stopped row goes on with them.
+Every row but the last starts from the student trained alone, and fine-tunes for `epochs` in all. Choices are kept in
+the row's folder with the run, so that a stopped row goes on with them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ BLOCK_MACS = 0.35  # and with blocks: a ResNet-8 without the one it can spare ha
 MULTIPLE = 8  # of channels: half a panel of the kernels, the least layers here being one panel wide
 IMAGES = 1024  # training images that scores look at
 LR = 0.05
+GONE, ZEROS = "multiply-adds gone", "zeros in what is left"
 
 Score = Callable[[nn.Module, Setting], prune.Scores]
 
@@ -59,9 +60,8 @@ def elastic_net(setting: Setting) -> Outcome:
     config = TrainConfig(epochs=setting.epochs, lr=LR, weight_decay=0.0)
     train(net, setting.data, config, after_step=hook, run_dir=setting.run_dir)
     smaller, report = prune.remove_dead_channels(net.eval(), _example(setting))
-    return _outcome(
-        setting, smaller, f"{report.macs[0] - report.macs[1]:,} multiply-adds were dead"
-    )
+    dead = f"{report.macs[0] - report.macs[1]:,} multiply-adds were dead"
+    return _outcome(setting, setting.alone, smaller, dead)
 
 
 def channels(score: Score, *, steps: int = 1, guided: bool = False) -> Callable[[Setting], Outcome]:
@@ -86,15 +86,23 @@ def slimmed(setting: Setting) -> Outcome:
 
 
 def without_blocks(setting: Setting) -> Outcome:
+    return _without_blocks(setting, setting.alone, BLOCK_MACS)
+
+
+def teacher_without_blocks(setting: Setting) -> Outcome:
+    return _without_blocks(setting, setting.teacher, MACS)
+
+
+def _without_blocks(setting: Setting, start: nn.Module, amount: float) -> Outcome:
     """Whole residual blocks, those without which the loss is least, fine-tuned with the teacher."""
-    full = count_macs(copy.deepcopy(setting.alone), setting.data.image_shape)
+    full = count_macs(copy.deepcopy(start), setting.data.image_shape)
 
     def choose(net: nn.Module, amount: float) -> tuple[nn.Module, prune.ChannelReport]:
         example = _example(setting)
         losses = prune.block_losses(net, prune.find_blocks(net, example), labelled(setting))
         return prune.drop_blocks(net, example, losses, macs=int((1 - amount) * full))
 
-    return _fine_tuned(setting, setting.alone, choose, BLOCK_MACS, steps=1, guided=True)
+    return _fine_tuned(setting, start, choose, amount, steps=1, guided=True)
 
 
 def by_magnitude(net: nn.Module, setting: Setting) -> prune.Scores:
@@ -162,17 +170,16 @@ def _fine_tuned(
         run_dir=setting.run_dir,
         teacher=setting.teacher if guided else None,
     )
-    return _outcome(setting, net.eval())
+    return _outcome(setting, start, net.eval())
 
 
-def _outcome(setting: Setting, net: nn.Module, note: str = "") -> Outcome:
+def _outcome(setting: Setting, start: nn.Module, net: nn.Module, note: str = "") -> Outcome:
     before, after = (
-        count_macs(copy.deepcopy(model), setting.data.image_shape) for model in (setting.alone, net)
+        count_macs(copy.deepcopy(model), setting.data.image_shape) for model in (start, net)
     )
     zeros = prune.Masks.of_zeros(prune.weights(net)).sparsity
-    what = f"{1 - after / before:.1%} of multiply-adds gone, {zeros:.1%} of the weights left are 0"
-    figures = {"macs": float(after), "macs before": float(before), "zeros": zeros}
-    return Outcome(net, setting.int8(net), "; ".join(filter(None, (what, note))), figures)
+    figures = {GONE: 1 - after / before, ZEROS: zeros}
+    return Outcome(net, setting.int8(net), note, figures)
 
 
 def _example(setting: Setting) -> Tensor:
@@ -197,4 +204,5 @@ ROWS = (
     _row("channels: network slimming", "S3-12", "proximal", "test_channels", slimmed),
     _row("channels: cubic, distilled", "S2-15", "gradual", "test_gradual", DISTILLED),
     _row("blocks, distilled", "S2-4 S2-15", "blocks", "test_blocks", without_blocks),
+    _row("blocks of the teacher, distilled", "S2-4 S2-15", "blocks", "test_blocks", teacher_without_blocks),
 )  # fmt: skip

@@ -66,7 +66,7 @@ class Outcome:
     float_model: nn.Module | None
     int8_model: nn.Module | None
     note: str = ""  # one short clause: what else there is to see, with figures
-    figures: dict[str, float] = field(default_factory=dict)  # robust accuracy, MACs, ...
+    figures: dict[str, float] = field(default_factory=dict)  # shares: robust accuracy, zeros, ...
 
 
 @dataclass(frozen=True)

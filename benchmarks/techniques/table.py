@@ -120,7 +120,7 @@ def _notes(found: list[Result]) -> str:
     if not found:
         return ""
     figures = [
-        f"{name} {statistics.mean(result.figures[name] for result in found):.4g}"
+        f"{name} {statistics.mean(result.figures[name] for result in found):.1%}"
         for name in found[0].figures
     ]
     return "; ".join(filter(None, [found[0].note, *figures]))
