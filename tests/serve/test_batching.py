@@ -40,6 +40,10 @@ class Gate:
             raise RuntimeError("thirteen")
         return [inputs[0] + 1]
 
+    async def reached(self) -> None:
+        while not self.batches:
+            await asyncio.sleep(0.001)
+
 
 @asynccontextmanager
 async def batcher(gate: Gate, **changed: Any) -> AsyncIterator[Batcher]:
@@ -86,8 +90,7 @@ async def test_requests_that_meet_a_busy_worker_run_together() -> None:
     gate = Gate(is_open=False)
     async with batcher(gate) as queue:
         first = asyncio.create_task(queue.infer(rows(0)))
-        while not gate.batches:
-            await asyncio.sleep(0.001)
+        await gate.reached()
         rest = [asyncio.create_task(queue.infer(rows(i))) for i in range(10)]
         await asyncio.sleep(0.01)
         gate.open.set()
@@ -116,8 +119,7 @@ async def test_a_full_queue_refuses_at_once_and_keeps_what_it_has() -> None:
     gate = Gate(is_open=False)
     async with batcher(gate) as queue:
         first = asyncio.create_task(queue.infer(rows(0)))
-        while not gate.batches:
-            await asyncio.sleep(0.001)
+        await gate.reached()
         kept = [asyncio.create_task(queue.infer(rows(i, i))) for i in range(8)]
         await asyncio.sleep(0.001)
         assert queue.full
@@ -150,8 +152,7 @@ async def test_a_request_that_ran_out_of_time_leaves_the_queue_and_is_not_comput
     gate = Gate(is_open=False)
     async with batcher(gate) as queue:
         first = asyncio.create_task(queue.infer(rows(0)))
-        while not gate.batches:
-            await asyncio.sleep(0.001)
+        await gate.reached()
         late = [asyncio.create_task(queue.infer(rows(i, i))) for i in range(8)]
         await asyncio.sleep(0.001)
         for task in late:
@@ -195,8 +196,7 @@ async def test_a_request_given_up_while_it_runs_costs_the_rest_of_its_batch_noth
     gate = Gate(is_open=False)
     async with batcher(gate) as queue:
         gone, kept = (asyncio.create_task(queue.infer(rows(i))) for i in (1, 2))
-        while not gate.batches:
-            await asyncio.sleep(0.001)
+        await gate.reached()
         gone.cancel()
         gate.open.set()
         assert (await kept)[0] == 3
