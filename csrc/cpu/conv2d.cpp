@@ -13,11 +13,9 @@
 
 namespace qk {
 
-Conv2dPath conv2d_path(const Conv2dProblem& p) {
-  return is_depthwise(p.c / p.groups, p.groups) ? Conv2dPath::depthwise : Conv2dPath::gemm;
-}
-
 namespace {
+
+bool depthwise(const Conv2dProblem& p) { return is_depthwise(p.c / p.groups, p.groups); }
 
 constexpr int64_t kElementsPerThread = 1 << 15;  // copied or scanned, below which another thread does not pay
 
@@ -49,12 +47,12 @@ bool is_planar(const Conv2dProblem& p) { return p.x_strides[3] == 1 && p.x_strid
 bool has_border(const Conv2dProblem& p) { return p.pad_top | p.pad_bottom | p.pad_left | p.pad_right; }
 
 // Depthwise with a multiplier: each input channel is written that often, so that lanes stay output channels.
-int64_t repeat(const Conv2dProblem& p) { return conv2d_path(p) == Conv2dPath::depthwise ? p.oc / p.c : 1; }
+int64_t repeat(const Conv2dProblem& p) { return depthwise(p) ? p.oc / p.c : 1; }
 
 bool needs_image(const Conv2dProblem& p) {
   if (p.x_padded && repeat(p) == 1) return false;
   return p.x_type != DType::s8 || has_border(p) || !is_packed_nhwc(p) || repeat(p) > 1 ||
-         conv2d_path(p) == Conv2dPath::depthwise;  // reads on behind the last tap
+         depthwise(p);  // reads on behind the last tap
 }
 
 // Whether bytes behind the image may be read.
@@ -79,7 +77,7 @@ Reading reading(const Conv2dProblem& p, const Kernels& k) {
   const bool pieces_fit = !padded || (k.piece == 4 && r.together && has_slack(p));
   const bool lines_fit = 5 * p.ow() >= 4 * round_up(p.ow(), k.piece_rows);
   const bool rows_fit = k.piece_rows == 1 || has_slack(p);  // its last tile reads rows behind the image
-  r.in_place = conv2d_path(p) == Conv2dPath::gemm && pieces_fit && lines_fit && rows_fit && (p.x_mask == wanted_mask(k) || needs_image(p));
+  r.in_place = !depthwise(p) && pieces_fit && lines_fit && rows_fit && (p.x_mask == wanted_mask(k) || needs_image(p));
   return r;
 }
 
@@ -90,11 +88,7 @@ int8_t image_mask(const Conv2dProblem& p, const Kernels& k) { return reading(p, 
 int64_t slack(const Conv2dProblem& p, const Kernels& k) {
   const int64_t rows = (k.piece_rows - 1) * p.stride_w;
   const int64_t windows = DepthwiseShape::kReadOn * std::max<int64_t>(p.stride_w, 2) + (p.kw + 4) * p.dilation_w;
-  return 64 + (conv2d_path(p) == Conv2dPath::depthwise ? windows * repeat(p) : rows) * p.c;
-}
-
-int workers_for(int64_t elements, int threads) {
-  return int(std::clamp<int64_t>(elements / kElementsPerThread, 1, std::clamp(threads, 1, 256)));
+  return 64 + (depthwise(p) ? windows * repeat(p) : rows) * p.c;
 }
 
 const char* pixel(const Conv2dProblem& p, int64_t image, int64_t h, int64_t w) {
@@ -365,7 +359,7 @@ void depthwise_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa
   Epilogue epilogue = to_whole_panels(w, p.epilogue, layout);
   epilogue.w_sum = layout.sums(p.weight, 0);
   const int64_t oh = p.oh(), ow = p.ow(), lines = p.batch * oh;
-  const int workers = std::min(workers_for(lines * ow * p.oc * p.kh * p.kw / 4, parallel.threads), int(std::max<int64_t>(lines, 1)));
+  const int workers = std::min(workers_for(lines * ow * p.oc * p.kh * p.kw / 4, kElementsPerThread, parallel.threads), int(std::max<int64_t>(lines, 1)));
   char* scratch = w.take<char>(workers * depthwise_bytes(p));
   char* staged = w.take<char>(workers * staged_bytes(p));
   const int64_t strip = staged_lines(p) ? staged_lines(p) : lines;
@@ -396,7 +390,7 @@ void depthwise_path(const Conv2dProblem& p, const Image& x, const Scales& s, Isa
 void write_border(const Conv2dProblem& p, const Parallel& parallel) {
   const int64_t oh = p.oh(), side = p.y_border * p.oc, end = p.y_border * p.y_row() + side;
   const int8_t zero = int8_t(p.epilogue.out_zero) ^ p.epilogue.out_mask;
-  const int workers = workers_for(p.batch * (2 * end + oh * 2 * side), parallel.threads);
+  const int workers = workers_for(p.batch * (2 * end + oh * 2 * side), kElementsPerThread, parallel.threads);
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(p.batch * (oh + 1), workers, worker);
     for (int64_t i = mine.begin; i < mine.end; ++i) {
@@ -427,19 +421,12 @@ Memory take_memory(const Conv2dProblem& p, const Kernels& k, int threads, void* 
   }
   if (needs_image(p)) {
     m.image = w.take<int8_t>(p.batch * p.padded_h() * p.padded_w() * p.c * repeat(p) + slack(p, k));
-    if (repeat(p) > 1) m.lines = w.take<int8_t>(std::clamp(threads, 1, 256) * round_up(p.w * p.c, 64));
+    if (repeat(p) > 1) m.lines = w.take<int8_t>(std::clamp(threads, 1, kMaxThreads) * round_up(p.w * p.c, 64));
   }
   m.before_rest = w.used();
   m.rest = w.take<char>(0);
   return m;
 }
-
-}  // namespace
-
-
-const char* conv2d_path_name(Conv2dPath path) { return path == Conv2dPath::depthwise ? "depthwise" : "gemm"; }
-
-namespace {
 
 // Images taken through all steps together.
 int64_t images_at_once(const Conv2dProblem& p) {
@@ -466,11 +453,11 @@ Conv2dProblem slice(const Conv2dProblem& p, int64_t first, int64_t count) {
 
 int64_t images_workspace(const Conv2dProblem& p, Isa isa, int threads) {
   const int64_t before = take_memory(p, kernels_of(isa), threads, nullptr).before_rest;
-  if (conv2d_path(p) == Conv2dPath::gemm)
+  if (!depthwise(p))
     return before + blocks_workspace(plan_pixels(p, kernels_of(isa), threads), p.epilogue, staged_item(p));
   Workspace w(nullptr);
   to_whole_panels(w, p.epilogue, weight_layout(p.oc, 1, p.kh, p.kw, p.groups));
-  return before + w.used() + std::clamp(threads, 1, 256) * (depthwise_bytes(p) + staged_bytes(p));
+  return before + w.used() + std::clamp(threads, 1, kMaxThreads) * (depthwise_bytes(p) + staged_bytes(p));
 }
 
 void convolve_images(const Conv2dProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
@@ -486,7 +473,7 @@ void convolve_images(const Conv2dProblem& p, Isa isa, const Parallel& parallel, 
   Image x{static_cast<const int8_t*>(p.x) - inside, p.x_strides[0], p.x_strides[2], p.c, p.x_padded, p.x_mask};
   if (needs_image(p)) {
     const int64_t lines = p.batch * p.padded_h();
-    const int workers = workers_for(p.batch * p.h * p.w * p.c, parallel.threads);
+    const int workers = workers_for(p.batch * p.h * p.w * p.c, kElementsPerThread, parallel.threads);
     parallel(workers, [&](int64_t worker) {
       int8_t* line = memory.lines ? memory.lines + worker * round_up(p.w * p.c, 64) : nullptr;
       write_image_rows(p, kernels, scales, share(lines, workers, worker), line, memory.image);
@@ -494,7 +481,7 @@ void convolve_images(const Conv2dProblem& p, Isa isa, const Parallel& parallel, 
     const int64_t c = p.c * repeat(p), row = p.padded_w() * c;
     x = {memory.image, p.padded_h() * row, row, c, true, image_mask(p, kernels)};
   }
-  if (conv2d_path(p) == Conv2dPath::depthwise) depthwise_path(p, x, scales, isa, parallel, memory.rest);
+  if (depthwise(p)) depthwise_path(p, x, scales, isa, parallel, memory.rest);
   else gemm_path(p, x, scales, isa, parallel, memory.rest);
   if (p.y_border) write_border(p, parallel);
 }
@@ -502,7 +489,7 @@ void convolve_images(const Conv2dProblem& p, Isa isa, const Parallel& parallel, 
 // Images for each worker alone, which needs no barrier between the steps and finds its image in its own L2.
 int64_t images_each(const Conv2dProblem& p, int threads) {
   const int64_t work = p.batch * p.oh() * p.ow() * p.oc * p.kh * p.kw * (p.c / p.groups);
-  return threads > 1 && threads <= 256 && work >= threads * kWorkPerImage ? p.batch / threads : 0;
+  return threads > 1 && threads <= kMaxThreads && work >= threads * kWorkPerImage ? p.batch / threads : 0;
 }
 
 int64_t slices_workspace(const Conv2dProblem& p, Isa isa, int threads) {

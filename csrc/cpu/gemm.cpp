@@ -10,7 +10,6 @@ constexpr int64_t kBlockBytes = 256 * 1024;   // of packed x: a part of L2 that 
 constexpr int64_t kHalfL1 = 24 * 1024;        // of weights; and of x and C beside them
 constexpr int64_t kWorkPerThread = 1 << 19;   // multiply-adds below which another thread costs more than it gives
 constexpr int64_t kFewRows = 48;              // a worker, up to which they share the rows and split the channels
-constexpr int kMaxWorkers = 256;
 
 // int8 rows that lie as the kernel reads packed ones: nothing to turn, no padding of K or of the last rows, and not so far
 // apart that they share few cache sets.
@@ -53,7 +52,7 @@ GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kerne
   plan.parts = rows.parts;
   plan.part_rows = rows.part_rows;
   const int64_t m = rows.parts * rows.part_rows, work = m * layout.groups * layout.n * layout.k;
-  plan.workers = int(std::clamp<int64_t>(ceil_div(work, kWorkPerThread), 1, std::clamp(threads, 1, kMaxWorkers)));
+  plan.workers = int(std::clamp<int64_t>(ceil_div(work, kWorkPerThread), 1, std::clamp(threads, 1, kMaxThreads)));
   plan.lda = layout.k_padded();
   if (plan.lda % 1024 == 0) plan.lda += 64;  // rows a power of two apart would share few cache sets
   // As few blocks as fit, all alike, and in a multiple of the workers where one more or less would tell. Few rows are
@@ -105,7 +104,7 @@ struct WeightOnlyPlan {
 WeightOnlyPlan plan_weight_only(const WeightOnlyProblem& p, int threads) {
   WeightOnlyPlan plan;
   plan.lda = round_up(p.k, 16);
-  plan.workers = int(std::clamp<int64_t>(ceil_div(p.m * p.n * p.k, kWorkPerThread), 1, std::clamp(threads, 1, kMaxWorkers)));
+  plan.workers = int(std::clamp<int64_t>(ceil_div(p.m * p.n * p.k, kWorkPerThread), 1, std::clamp(threads, 1, kMaxThreads)));
   plan.block_rows = std::clamp<int64_t>(kBlockBytes / (plan.lda * 4) / 4 * 4, 4, round_up(std::max<int64_t>(p.m, 1), 4));
   plan.row_blocks = ceil_div(p.m, plan.block_rows);
   plan.block_cols = std::max<int64_t>(kPanel, round_up(ceil_div(p.n, plan.workers), kPanel));

@@ -112,8 +112,8 @@ void gemm_blocks(const GemmPlan& plan, const int8_t* weight, const Epilogue& cha
                  const Parallel& parallel, void* workspace, Pack pack, Where where, Done done) {
   Workspace memory(workspace);
   const Epilogue whole = to_whole_panels(memory, channel_epilogue, plan.layout);
-  PackedRows rows_of[256];  // one a worker
-  const int workers = std::min(plan.workers, 256);
+  PackedRows rows_of[kMaxThreads];  // one a worker
+  const int workers = std::min(plan.workers, kMaxThreads);
   for (int i = 0; i < workers; ++i) rows_of[i] = take_packed_rows(memory, plan, staged_item);
   parallel(workers, [&](int64_t worker) {
     const PackedRows& rows = rows_of[worker];

@@ -10,10 +10,6 @@ namespace {
 
 constexpr int64_t kBytesPerThread = 1 << 17;
 
-int workers_for(int64_t bytes, const Parallel& parallel) {
-  return int(std::clamp<int64_t>(bytes / kBytesPerThread, 1, std::max(parallel.threads, 1)));
-}
-
 template <class T>
 void planar_image(const PlanarProblem& p, int64_t image) {
   const T* x = static_cast<const T*>(p.x) + image * p.pixels * p.c;
@@ -31,7 +27,7 @@ void planar_image(const PlanarProblem& p, int64_t image) {
 void copy(const CopyProblem& p, const Parallel& parallel) {
   const int64_t item = size_of(p.type), row = p.ow * p.oc * item, rows = p.batch * p.oh;
   const int64_t inner_h = p.oh - p.pad_top - p.pad_bottom, inner_w = p.ow - p.pad_left - p.pad_right;
-  const int workers = workers_for(rows * row, parallel);
+  const int workers = workers_for(rows * row, kBytesPerThread, parallel.threads);
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(rows, workers, worker);
     for (int64_t r = mine.begin; r < mine.end; ++r) {
@@ -50,7 +46,7 @@ void copy(const CopyProblem& p, const Parallel& parallel) {
 void lookup(const LookupProblem& p, Isa isa, const Parallel& parallel) {
   int8_t table[256];  // by the byte as it is stored, and as it will be
   for (int i = 0; i < 256; ++i) table[uint8_t(i - 128) ^ uint8_t(p.mask)] = p.table[i] ^ p.mask;
-  const int workers = workers_for(p.count, parallel);
+  const int workers = workers_for(p.count, kBytesPerThread, parallel.threads);
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(p.count, workers, worker);
     kernels_of(isa).lookup(table, mine.end - mine.begin, p.x + mine.begin, p.y + mine.begin);
@@ -62,7 +58,7 @@ void to_planar(const PlanarProblem& p, const Parallel& parallel) {
     std::memcpy(p.y, p.x, size_t(p.batch * p.pixels * p.c * size_of(p.type)));
     return;
   }
-  const int workers = int(std::min<int64_t>(p.batch, workers_for(p.batch * p.pixels * p.c * size_of(p.type), parallel)));
+  const int workers = int(std::min<int64_t>(p.batch, workers_for(p.batch * p.pixels * p.c * size_of(p.type), kBytesPerThread, parallel.threads)));
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(p.batch, workers, worker);
     for (int64_t image = mine.begin; image < mine.end; ++image)

@@ -1,8 +1,16 @@
 // The caller's threads, behind one function pointer: torch's pool, or plain threads for NumPy.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 namespace qk {
+
+constexpr int kMaxThreads = 256;  // of one call
+
+// Threads for so much work, where each needs at least `each` to pay.
+inline int workers_for(int64_t work, int64_t each, int threads) {
+  return int(std::clamp<int64_t>(work / each, 1, std::clamp(threads, 1, kMaxThreads)));
+}
 
 struct Parallel {
   int threads = 1;

@@ -9,10 +9,6 @@ namespace {
 
 constexpr int64_t kElementsPerThread = 1 << 15;
 
-int workers_for(int64_t elements, const Parallel& parallel) {
-  return int(std::clamp<int64_t>(elements / kElementsPerThread, 1, std::max(parallel.threads, 1)));
-}
-
 // One output row of f32; a NaN stays one.
 void max_row(const Pool2dProblem& p, int64_t image, int64_t row) {
   const float* x = static_cast<const float*>(p.x) + image * p.h * p.w * p.c;
@@ -52,7 +48,7 @@ void mean_channels(const MeanProblem& p, int64_t image, int64_t begin, int64_t e
 
 void pool2d(const Pool2dProblem& p, Isa isa, const Parallel& parallel) {
   const int64_t lines = p.batch * p.oh;
-  const int workers = workers_for(lines * p.ow * p.c * p.kh * p.kw, parallel);
+  const int workers = workers_for(lines * p.ow * p.c * p.kh * p.kw, kElementsPerThread, parallel.threads);
   const auto pool = kernels_of(isa).pool;
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(lines, workers, worker);
@@ -64,7 +60,7 @@ void pool2d(const Pool2dProblem& p, Isa isa, const Parallel& parallel) {
 void mean(const MeanProblem& p, const Parallel& parallel) {
   constexpr int64_t kChannels = 64;
   const int64_t blocks = ceil_div(p.c, kChannels), tasks = p.batch * blocks;
-  const int workers = int(std::min<int64_t>(tasks, workers_for(p.batch * p.h * p.w * p.c, parallel)));
+  const int workers = int(std::min<int64_t>(tasks, workers_for(p.batch * p.h * p.w * p.c, kElementsPerThread, parallel.threads)));
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(tasks, workers, worker);
     for (int64_t task = mine.begin; task < mine.end; ++task) {

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "../core/layout.h"
+#include "../core/padding.h"
 #include "conv2d.h"
 #include "dispatch.h"
 #include "gemm.h"
@@ -165,14 +166,7 @@ AttentionProblem attention_problem(const Memory& at, const ProgramStep& s) {
 
 // ---- sizes, from the inputs on
 
-int64_t pooled(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation, bool ceil_mode) {
-  const int64_t span = size + 2 * pad - dilation * (kernel - 1) - 1;
-  int64_t out = (span + (ceil_mode ? stride - 1 : 0)) / stride + 1;
-  if (ceil_mode && (out - 1) * stride >= size + pad) --out;  // a window must start inside the image or its left border
-  return out;
-}
-
-constexpr double kMaxElements = 0x1p48, kMaxWork = 0x1p60;
+constexpr double kMaxElements = 0x1p48, kMaxWork = 0x1p60, kMaxBytes = 0x1p50;  // so that no sum overflows, whatever a file says
 
 // The sizes of y, or why the step does not take x.
 std::string shape_of(const Memory& at, const ProgramStep& s, ProgramShape& y) {
@@ -189,9 +183,8 @@ std::string shape_of(const Memory& at, const ProgramStep& s, ProgramShape& y) {
     const int64_t h = x.h + s.pad_top + s.pad_bottom, w = x.w + s.pad_left + s.pad_right;
     const int64_t kh = int64_t(s.dilation_h) * (s.kh - 1) + 1, kw = int64_t(s.dilation_w) * (s.kw - 1) + 1;
     if (h < kh || w < kw) return sentence("its window, ", kh, "x", kw, ", is larger than the padded image, ", h, "x", w);
-    const int64_t room = PadMode(s.pad_mode) == PadMode::reflect ? 1 : 0;
-    const bool mirrors = room || PadMode(s.pad_mode) == PadMode::circular;
-    if (s.kind == StepKind::conv2d && mirrors && (std::max(s.pad_top, s.pad_bottom) > x.h - room || std::max(s.pad_left, s.pad_right) > x.w - room))
+    const PadMode mode = s.kind == StepKind::conv2d ? PadMode(s.pad_mode) : PadMode::zeros;
+    if (!fits(mode, std::max(s.pad_top, s.pad_bottom), x.h) || !fits(mode, std::max(s.pad_left, s.pad_right), x.w))
       return sentence("its padding does not fit an image of ", x.h, "x", x.w);
     const bool pool = s.kind == StepKind::max_pool;
     y.h = pool ? pooled(x.h, s.kh, s.stride_h, s.pad_top, s.dilation_h, s.ceil_mode) : (h - kh) / s.stride_h + 1;
@@ -249,11 +242,14 @@ std::string set_shapes(const Program& program, const ProgramInput* inputs, int64
     part.shapes[size_t(program.inputs[i])] = {images, size[2], size[3], size[1]};
   }
   const Memory at{program, part, inputs, nullptr, nullptr, 0};
+  double bytes = 0;
   for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) {
     ProgramShape y;
     const std::string why = shape_of(at, *s, y);
     if (!why.empty()) return sentence("step ", program.name(*s), ": ", why);
     part.shapes[size_t(s->y)] = y;
+    bytes += double(bytes_of(program.values[s->y], y));
+    if (bytes > kMaxBytes) return sentence("step ", program.name(*s), ": the values up to it have ", bytes, " bytes, too many");
   }
   return {};
 }
@@ -440,7 +436,7 @@ StepWork work_of(const Program& program, const ProgramPlan& plan, const ProgramS
   if (s.residual >= 0) work.bytes += bytes(s.residual);
   work.macs = macs_of(s, x, y);
   if (s.kind == StepKind::layer_norm) work.bytes += 2 * s.weight_bytes;
-  else if (s.weight_bytes) work.bytes += s.weight_bytes + s.oc * (s.bias ? 8 : 4);
+  else if (s.weight_bytes) work.bytes += s.weight_bytes + int64_t(s.oc) * (s.bias ? 8 : 4);
   return work;
 }
 

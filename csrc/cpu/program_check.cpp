@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "../core/layout.h"
+#include "../core/scale.h"
 #include "program.h"
 #include "sentence.h"
 
@@ -11,8 +12,6 @@ namespace {
 
 constexpr int32_t kMaxCount = 1 << 16;  // of values, steps, slots
 constexpr int32_t kMaxBorder = 255;
-
-bool is_scale(float v) { return v > 0.0f && std::isfinite(v) && std::isfinite(1.0f / v); }
 
 bool within(int32_t v, int32_t lo, int32_t hi) { return v >= lo && v <= hi; }
 
@@ -45,6 +44,9 @@ struct Checker {
   }
   bool readable(int32_t v) const { return within(v, 0, program.header->values - 1) && known[size_t(v)]; }
 
+  bool is_input(int32_t v) const { return std::find(program.inputs, program.outputs, v) != program.outputs; }
+  bool lies_anywhere(int32_t v) const { return is_input(v) && program.values[v].rank == 4 && !program.values[v].nhwc_only; }
+
   const char* value(const ProgramValue& v) const {
     if (v.slot < -1 || v.slot >= program.header->slots) return "a value lies in no slot";
     if (v.rank < 2 || v.rank > 4 || v.channels < 0) return "a value has no sizes";
@@ -56,9 +58,9 @@ struct Checker {
   const char* weights(const ProgramStep& s, const PackedLayout& layout) const {
     if (!inside(s.weight, s.weight_bytes, 64) || !layout.matches(reinterpret_cast<const int8_t*>(program.base + s.weight), s.weight_bytes))
       return "its weight is not packed as its sizes ask for";
-    if (!inside(s.w_scale, s.oc * 4, 64) || (s.bias && !inside(s.bias, s.oc * 4, 64))) return "its scales or bias lie outside";
-    const float* scale = reinterpret_cast<const float*>(program.base + s.w_scale);
-    if (!std::all_of(scale, scale + s.oc, is_scale)) return "a weight scale is not finite and above 0";
+    const int64_t bytes = s.oc * int64_t(4);
+    if (!inside(s.w_scale, bytes, 64) || (s.bias && !inside(s.bias, bytes, 64))) return "its scales or bias lie outside";
+    if (!are_scales(reinterpret_cast<const float*>(program.base + s.w_scale), s.oc)) return "a weight scale is not finite and above 0";
     return nullptr;
   }
 
@@ -143,9 +145,9 @@ struct Checker {
     const ProgramValue &x = program.values[s.x], &y = program.values[s.y];
     const bool again = s.kind == StepKind::copy && !s.fill;  // another part of the same output
     if (s.kind != StepKind::conv2d && (x.border || y.border)) return "it is no convolution, but a value of it has a border";
+    if (is_input(s.y)) return "it writes an input";
     if (known[size_t(s.y)] != again) return "it writes a value that exists already, or a part of none";
-    if (x.nhwc_only == 0 && x.slot < 0 && x.rank == 4 && s.kind != StepKind::conv2d && std::count(program.inputs, program.outputs, s.x))
-      return "it reads an input whose pixels may lie anywhere";
+    if (s.kind != StepKind::conv2d && lies_anywhere(s.x)) return "it reads an input whose pixels may lie anywhere";
     const char* why = s.kind == StepKind::conv2d       ? conv2d(s, x, y)
                       : s.kind == StepKind::linear     ? linear(s, x, y)
                       : s.kind == StepKind::lookup     ? lookup(s, x, y)
@@ -157,6 +159,7 @@ struct Checker {
       if (s.kind != StepKind::conv2d && s.kind != StepKind::linear) return "it takes no residual";
       if (!readable(s.residual) || s.residual == s.y) return "it adds a value that does not exist yet";
       const ProgramValue& r = program.values[s.residual];
+      if (lies_anywhere(s.residual)) return "it adds an input whose pixels may lie anywhere";
       if (r.rank != y.rank || r.channels != y.channels || r.planar || r.border) return "it adds a value of other sizes";
     } else if (s.residual != -1) {
       return "it adds a value that does not exist yet";

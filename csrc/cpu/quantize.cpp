@@ -11,14 +11,14 @@ namespace {
 
 constexpr int64_t kElementsPerThread = 1 << 15;
 
-int64_t workers_for(int64_t rows, int64_t cols, int threads) {
-  return std::clamp<int64_t>(rows * cols / kElementsPerThread, 1, std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(rows, 1)));
+int workers_of(int64_t rows, int64_t cols, int threads) {
+  return int(std::min<int64_t>(workers_for(rows * cols, kElementsPerThread, threads), std::max<int64_t>(rows, 1)));
 }
 
 // One scale for `rows_per_scale` rows. Extremes are exact, so the order of the rows does not matter.
 void find_scales(const QuantizeProblem& p, const Kernels& k, const Parallel& parallel) {
   const int64_t groups = ceil_div(p.rows, p.rows_per_scale);
-  const int64_t workers = std::min(workers_for(p.rows, p.cols, parallel.threads), std::max<int64_t>(groups, 1));
+  const int64_t workers = std::min<int64_t>(workers_of(p.rows, p.cols, parallel.threads), std::max<int64_t>(groups, 1));
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(groups, workers, worker);
     for (int64_t g = mine.begin; g < mine.end; ++g) {
@@ -37,7 +37,7 @@ void find_scales(const QuantizeProblem& p, const Kernels& k, const Parallel& par
 void quantize(const QuantizeProblem& p, Isa isa, const Parallel& parallel) {
   const Kernels& k = kernels_of(isa);
   if (p.range != Range::given) find_scales(p, k, parallel);
-  const int64_t workers = workers_for(p.rows, p.cols, parallel.threads);
+  const int64_t workers = workers_of(p.rows, p.cols, parallel.threads);
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(p.rows, workers, worker);
     for (int64_t r = mine.begin; r < mine.end; ++r) {
@@ -50,7 +50,7 @@ void quantize(const QuantizeProblem& p, Isa isa, const Parallel& parallel) {
 
 void dequantize(const DequantizeProblem& p, Isa isa, const Parallel& parallel) {
   const Kernels& k = kernels_of(isa);
-  const int64_t workers = workers_for(p.rows, p.cols, parallel.threads);
+  const int64_t workers = workers_of(p.rows, p.cols, parallel.threads);
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(p.rows, workers, worker);
     for (int64_t r = mine.begin; r < mine.end; ++r) {

@@ -14,13 +14,13 @@ int64_t row_blocks(const AttentionProblem& p) { return ceil_div(p.tokens, HeadMe
 
 int attention_workers(const AttentionProblem& p, int threads) {
   const int64_t tasks = p.batch * p.heads * row_blocks(p), work = 2 * p.batch * p.heads * p.tokens * p.tokens * p.width;
-  return int(std::clamp<int64_t>(std::min(tasks, work / kWorkPerThread), 1, std::max(threads, 1)));
+  return int(std::min<int64_t>(workers_for(work, kWorkPerThread, threads), std::max<int64_t>(tasks, 1)));
 }
 
 }  // namespace
 
 void layer_norm(const LayerNormProblem& p, Isa isa, const Parallel& parallel) {
-  const int workers = int(std::clamp<int64_t>(p.rows * p.c / kElementsPerThread, 1, std::max(parallel.threads, 1)));
+  const int workers = workers_for(p.rows * p.c, kElementsPerThread, parallel.threads);
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(p.rows, workers, worker);
     kernels_of(isa).layer_norm(p, mine.begin, mine.end);

@@ -13,12 +13,15 @@
 #include <vector>
 
 #include "../core/layout.h"
+#include "../core/padding.h"
+#include "../core/scale.h"
 #include "../cpu/conv2d.h"
 #include "../cpu/gemm.h"
 #include "../cpu/gemm_blocks.h"
 #include "../cpu/pack.h"
 #include "../cpu/pool.h"
 #include "../cpu/quantize.h"
+#include "../cpu/sentence.h"
 #include "../cpu/tokens.h"
 #include "program.h"
 #include "threads.h"
@@ -36,29 +39,29 @@ using Ints = py::array_t<int32_t, kPlain>;
 using Bytes = py::array_t<int8_t, py::array::c_style>;
 using Shape = std::vector<int64_t>;
 
-template <class Value>
-std::string text(const Value& v) {
-  if constexpr (std::is_arithmetic_v<Value>) return std::to_string(v);
-  else return std::string(v);
-}
-
 template <class... Parts>
 void check(bool good, const Parts&... parts) {
-  if (!good) throw std::invalid_argument((text(parts) + ... + ""));
+  if (!good) throw std::invalid_argument(sentence(parts...));
 }
 
 // ---- instruction sets and threads
 
+std::string known_isas() {
+  std::string names;
+  for (int i = 0; i < kIsaCount; ++i) names += (i ? ", " : "") + std::string(isa_name(Isa(i)));
+  return names;
+}
+
 Isa isa_of(const std::optional<std::string>& name) {
   if (!name) return active_isa();
   Isa isa;
-  check(parse_isa(name->c_str(), &isa), "isa='", *name, "' is unknown; choose one of scalar, avx2, avx512vnni, amx, amx_emulated");
+  check(parse_isa(name->c_str(), &isa), "isa='", *name, "' is unknown; choose one of ", known_isas());
   check(isa_available(isa), "isa='", *name, "' does not run on this machine; the best here is ", isa_name(best_isa()));
   return isa;
 }
 
 Parallel checked_threads(int threads) {
-  check(threads >= 1 && threads <= 256, "threads=", threads, " is outside [1, 256]");
+  check(threads >= 1 && threads <= kMaxThreads, "threads=", threads, " is outside [1, ", kMaxThreads, "]");
   return plain_threads(threads);
 }
 
@@ -174,7 +177,7 @@ Epilogue epilogue_of(const Options& o, const Floats& weight_scale, const std::op
   e.bias = bias ? bias->data() : nullptr;
   if (o.clamp_min) e.lo = *o.clamp_min;
   if (o.clamp_max) e.hi = *o.clamp_max;
-  check(o.out_scale > 0 && std::isfinite(o.out_scale), "output_scale is ", o.out_scale, "; scales are finite and above 0");
+  check(is_scale(o.out_scale), "output_scale is ", o.out_scale, "; scales and their inverses are finite and above 0");
   check(o.out_zero >= -128 && o.out_zero <= 127, "output_zero_point is ", o.out_zero, "; zero points are in [-128, 127]");
   e.out_type = dtype_named(o.out_dtype);
   e.out_inv_scale = 1.0f / o.out_scale;
@@ -214,7 +217,7 @@ Bytes pack(const Array& weight_any, int64_t groups) {
   const Bytes weight(weight_any);
   const bool conv = weight.ndim() == 4;
   const int64_t oc = weight.shape(0), c = weight.shape(1), kh = conv ? weight.shape(2) : 1, kw = conv ? weight.shape(3) : 1;
-  check(groups >= 1 && oc % groups == 0, "groups=", groups, " does not divide the ", oc, " output channels");
+  check(oc >= 1 && groups >= 1 && oc % groups == 0, "groups=", groups, " does not divide the ", oc, " output channels");
   check(c * kh * kw >= 1 && c * kh * kw <= kMaxK, "K=", c * kh * kw, " is outside [1, ", kMaxK, "]");
   Bytes packed(weight_layout(oc, c, kh, kw, groups).bytes());
   check(pack_weight(weight.data(), oc, c, kh, kw, groups, packed.mutable_data()), "weight holds -128; int8 weights are in [-127, 127]");
@@ -224,6 +227,7 @@ Bytes pack(const Array& weight_any, int64_t groups) {
 Bytes unpack(const Bytes& packed, const Shape& size, int64_t groups) {
   check(size.size() == 2 || size.size() == 4, "size has ", size.size(), " axes; 2 or 4 are supported");
   const int64_t kh = size.size() == 4 ? size[2] : 1, kw = size.size() == 4 ? size[3] : 1;
+  check(groups >= 1 && size[0] >= 1 && size[0] % groups == 0 && size[1] * kh * kw >= 1 && size[1] * kh * kw <= kMaxK, "no weight ", shown(size), " in ", groups, " groups exists");
   check(weight_layout(size[0], size[1], kh, kw, groups).matches(packed.data(), packed.size()), "packed does not hold a weight ", shown(size));
   Bytes weight(size);
   unpack_weight(packed.data(), size[0], size[1], kh, kw, groups, weight.mutable_data());
@@ -304,18 +308,19 @@ Array conv2d_nhwc(const Array& x, const Bytes& weight, const Floats& weight_scal
   p.dilation_h = dilation[0], p.dilation_w = dilation[1], p.groups = groups;
   p.pad_left = padding[0], p.pad_right = padding[1], p.pad_top = padding[2], p.pad_bottom = padding[3];
   p.pad_mode = pad_mode_of(padding_mode);
+  check(p.c >= 1 && p.oc >= 1 && p.h >= 1 && p.w >= 1, "x is ", shown(shape_of(x)), " and there are ", p.oc, " output channels; only the batch may be empty");
   check(groups >= 1 && p.c % groups == 0 && p.oc % groups == 0, "groups=", groups, " must divide the ", p.c, " input and ", p.oc, " output channels");
   check(p.kh >= 1 && p.kw >= 1 && p.stride_h >= 1 && p.stride_w >= 1 && p.dilation_h >= 1 && p.dilation_w >= 1, "kernel_size, stride and dilation are at least 1");
   for (int64_t pad : padding) check(pad >= 0, "padding holds ", pad, "; it must not be negative");
   check(p.padded_h() >= p.dilation_h * (p.kh - 1) + 1 && p.padded_w() >= p.dilation_w * (p.kw - 1) + 1, "the kernel is larger than the padded input");
-  if (p.pad_mode != PadMode::zeros) {
-    const int64_t room = p.pad_mode == PadMode::reflect ? 1 : 0;
-    check(std::max(p.pad_top, p.pad_bottom) <= p.h - room && std::max(p.pad_left, p.pad_right) <= p.w - room, padding_mode, " padding does not fit the input");
-  }
+  check(fits(p.pad_mode, std::max(p.pad_top, p.pad_bottom), p.h) && fits(p.pad_mode, std::max(p.pad_left, p.pad_right), p.w), padding_mode, " padding does not fit the input");
   check(weight_layout(p.oc, p.c / groups, p.kh, p.kw, groups).matches(weight.data(), weight.size()), "weight does not fit the convolution; pack it with the same groups");
   p.x = x.data();
   const int order[4] = {0, 3, 1, 2};
-  for (int i = 0; i < 4; ++i) p.x_strides[i] = x.strides(order[i]) / x.itemsize();
+  for (int i = 0; i < 4; ++i) {
+    check(x.strides(order[i]) % x.itemsize() == 0, "x has strides that are no multiple of its ", x.itemsize(), " bytes an element");
+    p.x_strides[i] = x.strides(order[i]) / x.itemsize();
+  }
   p.weight = weight.data();
   p.epilogue = epilogue_of(o, weight_scale, bias);
   const int64_t pixels = p.oh() * p.ow();
@@ -385,6 +390,9 @@ Bytes pool2d_nhwc(const Bytes& x, Pair out_size, Pair kernel_size, Pair stride, 
   p.kh = kernel_size[0], p.kw = kernel_size[1], p.stride_h = stride[0], p.stride_w = stride[1];
   p.pad_h = padding[0], p.pad_w = padding[1], p.dilation_h = dilation[0], p.dilation_w = dilation[1];
   p.average = average, p.count_include_pad = count_include_pad, p.x_zero = zero_point;
+  for (const Pair& extent : {kernel_size, stride, dilation})
+    check(extent[0] >= 1 && extent[1] >= 1, "kernel_size, stride and dilation are at least 1");
+  check(std::min(out_size[0], out_size[1]) >= 0 && std::min(padding[0], padding[1]) >= 0, "out_size and padding must not be negative");
   Bytes y({p.batch, p.oh, p.ow, p.c});
   p.x = x.data(), p.y = y.mutable_data();
   pool2d(p, isa_of(isa), checked_threads(threads));
@@ -440,13 +448,15 @@ Array attention_tokens(const Floats& x, int64_t heads, float exponent, const py:
 
 py::dict cpu_features() {
   py::dict features;
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512vnni, Isa::amx}) features[isa_name(isa)] = isa_available(isa);
+  for (int i = 0; i < kIsaCount; ++i)
+    if (const Isa isa = Isa(i); kernels_of(isa).isa == isa && isa != Isa::amx_emulated) features[isa_name(isa)] = isa_available(isa);
   return features;
 }
 
 py::list kernel_table() {
   py::list rows;
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512vnni, Isa::amx, Isa::amx_emulated}) {
+  for (int i = 0; i < kIsaCount; ++i) {
+    const Isa isa = Isa(i);
     const Kernels& k = kernels_of(isa);
     if (k.isa != isa) continue;
     py::dict row;
@@ -478,7 +488,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 // The best of five: what the cores can do, not what they do on average.
 double peak_gops(const std::optional<std::string>& isa, int threads, double seconds) {
-  check(threads >= 1 && threads <= 256 && seconds > 0, "threads=", threads, " and seconds=", seconds, " must be positive, threads at most 256");
+  check(threads >= 1 && threads <= kMaxThreads && seconds > 0, "threads=", threads, " and seconds=", seconds, " must be positive, threads at most 256");
   const auto peak = kernels_of(isa_of(isa)).peak;
   py::gil_scoped_release free;
   int64_t rounds = 1000;
@@ -499,7 +509,7 @@ double peak_gops(const std::optional<std::string>& isa, int threads, double seco
 }
 
 double read_gbytes(int64_t bytes, int threads, double seconds) {
-  check(bytes >= 4096 && threads >= 1 && threads <= 256 && seconds > 0, "bytes=", bytes, ", threads=", threads,
+  check(bytes >= 4096 && threads >= 1 && threads <= kMaxThreads && seconds > 0, "bytes=", bytes, ", threads=", threads,
         " and seconds=", seconds, " are too few; 4096 bytes, one thread and some time are needed");
   const Kernels& k = kernels_of(active_isa());
   py::gil_scoped_release free;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../cpu/program.h"
+#include "../cpu/sentence.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -40,6 +41,7 @@ class Arena {
 class LoadedProgram {
  public:
   explicit LoadedProgram(const py::buffer& bytes) : buffer_(bytes.request()) {
+    if (!PyBuffer_IsContiguous(buffer_.view(), 'C')) throw std::invalid_argument("the program's bytes must be contiguous");
     const int64_t size = buffer_.size * buffer_.itemsize;
     if (reinterpret_cast<uintptr_t>(buffer_.ptr) % 8) throw std::invalid_argument("the program's bytes begin at an odd address");
     if (const std::string why = check_program(buffer_.ptr, size); !why.empty()) throw std::invalid_argument("this is no program to run: " + why);
@@ -49,7 +51,7 @@ class LoadedProgram {
   py::list run(std::vector<py::array> arrays, int threads, bool timed, py::object seconds_out) {
     const Isa isa = active_isa();
     const std::vector<ProgramInput> inputs = inputs_of(arrays);
-    if (threads < 1 || threads > 256) throw std::invalid_argument("threads=" + std::to_string(threads) + " is outside [1, 256]");
+    if (threads < 1 || threads > kMaxThreads) throw std::invalid_argument(sentence("threads=", threads, " is outside [1, ", kMaxThreads, "]"));
     const ProgramPlan plan = planned(inputs, isa, threads);
     const ProgramHeader& h = *program_->header;
     py::list results;
@@ -141,7 +143,7 @@ class LoadedProgram {
   }
 
   static py::array contiguous(const py::array& a) {
-    return py::array_t<float, int(py::array::c_style) | int(py::detail::npy_api::NPY_ARRAY_ALIGNED_)>::ensure(a);
+    return py::array_t<float, int(py::array::c_style) | int(py::detail::npy_api::NPY_ARRAY_ALIGNED_)>(a);
   }
 
   // Arrays as the program reads them; copied only where it does not.

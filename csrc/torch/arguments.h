@@ -10,6 +10,7 @@
 #include <torch/headeronly/core/MemoryFormat.h>
 
 #include "../core/layout.h"
+#include "../core/padding.h"
 #include "../core/problem.h"
 #include "../cpu/quantize.h"
 #include "checks.h"
@@ -258,9 +259,7 @@ inline Conv2dProblem conv2d_problem(const char* op, const Tensor& x, const Tenso
   check(p.padded_h() >= p.dilation_h * (p.kh - 1) + 1 && p.padded_w() >= p.dilation_w * (p.kw - 1) + 1, op,
         "the kernel, dilated ", p.dilation_h * (p.kh - 1) + 1, "x", p.dilation_w * (p.kw - 1) + 1,
         ", is larger than the padded input, ", p.padded_h(), "x", p.padded_w());
-  const int64_t room = p.pad_mode == PadMode::reflect ? 1 : 0;
-  if (p.pad_mode == PadMode::reflect || p.pad_mode == PadMode::circular)
-    check(std::max(p.pad_top, p.pad_bottom) <= p.h - room && std::max(p.pad_left, p.pad_right) <= p.w - room, op,
+  check(fits(p.pad_mode, std::max(p.pad_top, p.pad_bottom), p.h) && fits(p.pad_mode, std::max(p.pad_left, p.pad_right), p.w), op,
           padding_mode, " padding ", p.pad_left, ",", p.pad_right, ",", p.pad_top, ",", p.pad_bottom,
           " does not fit an input of ", p.h, "x", p.w);
   check(double(p.batch) * p.padded_h() * p.padded_w() * std::max(p.c, oc) < 0x1p60, op, "the padded input, ", p.batch,
@@ -273,13 +272,6 @@ inline Conv2dProblem conv2d_problem(const char* op, const Tensor& x, const Tenso
 }
 
 // ---- pooling
-
-inline int64_t pooled(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation, bool ceil_mode) {
-  const int64_t span = size + 2 * pad - dilation * (kernel - 1) - 1;
-  int64_t out = (span + (ceil_mode ? stride - 1 : 0)) / stride + 1;
-  if (ceil_mode && (out - 1) * stride >= size + pad) --out;  // a window must start inside the image or its left border
-  return out;
-}
 
 
 }  // namespace qk

@@ -1,6 +1,5 @@
 // Argument checks: one sentence, the operator and the values at fault.
 #pragma once
-#include <cmath>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -9,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include "../core/problem.h"
+#include "../core/scale.h"
 
 namespace qk {
 
@@ -69,9 +69,6 @@ inline void check_beside(const char* op, const char* what, const Tensor& t, cons
         ", but x is on ", device(x));
 }
 
-// A scale whose inverse is finite too: quantization multiplies by it.
-inline bool is_scale(float v) { return v > 0.0f && std::isfinite(v) && std::isfinite(1.0f / v); }
-
 // Values are looked at where that does not wait for a device.
 inline const float* check_scales(const char* op, const char* what, const Tensor& t, int64_t count, const Tensor& x) {
   check_beside(op, what, t, x);
@@ -80,9 +77,7 @@ inline const float* check_scales(const char* op, const char* what, const Tensor&
   check(t.is_contiguous(), op, what, " must be contiguous");
   const float* p = static_cast<const float*>(t.const_data_ptr());
   if (!t.is_cpu()) return p;
-  bool good = true;
-  for (int64_t i = 0; i < count; ++i) good &= p[i] > 0.0f && p[i] <= 3.4028235e38f && 1.0f / p[i] <= 3.4028235e38f;
-  if (!good) [[unlikely]]
+  if (!are_scales(p, count)) [[unlikely]]
     for (int64_t i = 0; i < count; ++i)
       check(is_scale(p[i]), op, what, "[", i, "] is ", p[i], "; scales and their inverses are finite and above 0");
   return p;

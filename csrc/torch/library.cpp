@@ -1,4 +1,4 @@
-// The operators, as torch sees them. Implementations: cpu_ops.cpp; meta ones: qkernels/ops.py.
+// The operators, as torch sees them. Implementations: cpu_ops.cpp, cuda_ops.cpp, program_ops.cpp; meta ones: qkernels/ops.py.
 #include <torch/csrc/stable/library.h>
 
 // Arguments that several operators share, with their meaning in qkernels/ops.py.

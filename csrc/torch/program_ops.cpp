@@ -1,5 +1,4 @@
 // run_program: a whole chained model as one operator.
-#include <cstring>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -10,14 +9,15 @@
 
 namespace qk::program_ops {
 
+static bool is_aligned(const Tensor& t, uintptr_t to) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % to == 0; }
+
 static Program program_of(const char* op, const Tensor& bytes) {
   check(bytes.is_cpu(), op, "program is on ", device(bytes), "; programs run on the CPU");
-  check(bytes.scalar_type() == ScalarType::Byte && bytes.is_contiguous() && bytes.numel() >= int64_t(sizeof(ProgramHeader)), op,
-        "program must be the contiguous uint8 bytes of a program");
-  const Program program(bytes.const_data_ptr());
-  check(std::memcmp(program.header->magic, kProgramMagic, 8) == 0 && program.header->bytes == bytes.numel(), op,
-        "program holds ", bytes.numel(), " bytes that are no program");
-  return program;
+  check(bytes.scalar_type() == ScalarType::Byte && bytes.is_contiguous() && is_aligned(bytes, 8), op,
+        "program must be contiguous uint8 bytes, aligned to 8");
+  const std::string why = check_program(bytes.const_data_ptr(), bytes.numel());
+  check(why.empty(), op, "program is none that may run: ", why);
+  return Program(bytes.const_data_ptr());
 }
 
 // As the program reads them: `held` keeps what had to be copied.
@@ -68,11 +68,14 @@ static std::vector<Tensor> run(Tensor bytes, Tensor arena, std::vector<Tensor> g
     results.push_back(output_of(program, plan, program.outputs[i], held[0]));
     outputs.push_back(results.back().mutable_data_ptr());
   }
-  check(arena.scalar_type() == ScalarType::Byte && arena.is_contiguous() && arena.numel() >= plan.arena_bytes, op, "arena is ",
-        name(arena.scalar_type()), " ", shape(arena), "; contiguous uint8 [", plan.arena_bytes, "] is needed");
+  check(arena.is_cpu() && arena.scalar_type() == ScalarType::Byte && arena.is_contiguous() && arena.numel() >= plan.arena_bytes &&
+            is_aligned(arena, 64),
+        op, "arena is ", name(arena.scalar_type()), " ", shape(arena), " on ", device(arena), "; contiguous uint8 [", plan.arena_bytes,
+        "] on the CPU, aligned to 64, is needed");
   if (seconds)
-    check(seconds->scalar_type() == ScalarType::Double && seconds->is_contiguous() && seconds->numel() == program.header->steps, op,
-          "seconds must be contiguous float64 [", program.header->steps, "]");
+    check(seconds->is_cpu() && seconds->scalar_type() == ScalarType::Double && seconds->is_contiguous() &&
+              seconds->numel() == program.header->steps,
+          op, "seconds must be contiguous float64 [", program.header->steps, "] on the CPU");
   run_program(program, plan, inputs.data(), outputs.data(), active_isa(), threads, arena.mutable_data_ptr(),
               seconds ? static_cast<double*>(seconds->mutable_data_ptr()) : nullptr);
   return results;

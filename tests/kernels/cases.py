@@ -323,3 +323,22 @@ def convs(draw: Any, x_dtypes: list[torch.dtype] = DTYPES) -> Conv2d:
 def variants(problem: Linear, **epilogue: Any) -> Linear:
     """The same problem with other epilogue options."""
     return replace(problem, epilogue=replace(problem.epilogue, **epilogue))
+
+
+def some_conv(
+    c: int, oc: int, groups: int, kernel: tuple[int, int], size: tuple[int, int], **geometry: object
+) -> Conv2d:
+    g = rng(c + oc)
+    x, weight = int8(g, 2, c, *size), int8(g, oc, c // groups, *kernel, low=-127)
+    bias = torch.randn(oc, generator=g)
+    return Conv2d(
+        x,
+        weight,
+        scales(g, oc),
+        scales(g, 2),
+        zero_points(g, 2),
+        True,
+        Epilogue(bias),
+        groups=groups,
+        **geometry,
+    )

@@ -17,35 +17,15 @@ from cases import (
     int8,
     quick,
     rng,
-    scales,
+    some_conv,
     to_numpy,
     variants,
-    zero_points,
 )
 from hypothesis import given
 
 from qkernels.reference import Epilogue
 
 every_isa = pytest.mark.parametrize("isa", ISAS)
-
-
-def some_conv(
-    c: int, oc: int, groups: int, kernel: tuple[int, int], size: tuple[int, int], **geometry: object
-) -> Conv2d:
-    g = rng(c + oc)
-    x, weight = int8(g, 2, c, *size), int8(g, oc, c // groups, *kernel, low=-127)
-    bias = torch.randn(oc, generator=g)
-    return Conv2d(
-        x,
-        weight,
-        scales(g, oc),
-        scales(g, 2),
-        zero_points(g, 2),
-        True,
-        Epilogue(bias),
-        groups=groups,
-        **geometry,
-    )
 
 
 @given(problem=convs([torch.int8]))

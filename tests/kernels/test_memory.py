@@ -5,7 +5,18 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from cases import ISAS, Conv2d, Linear, assert_same_bits, convs, linears, quick, to_numpy, to_torch
+from cases import (
+    ISAS,
+    Conv2d,
+    Linear,
+    assert_same_bits,
+    convs,
+    linears,
+    quick,
+    some_conv,
+    to_numpy,
+    to_torch,
+)
 from fence import fenced, guarded
 from hypothesis import given
 
@@ -43,6 +54,16 @@ def test_conv2d_reads_and_writes_nothing_past_an_end(
     if planes:
         arrays["x"] = fenced(to_numpy(problem.x)).transpose(0, 2, 3, 1)
     y = problem.run(isa, **arrays, out=fenced_output(problem), threads=threads)
+    assert_same_bits(y, problem.expected(), isa)
+
+
+@pytest.mark.parametrize("kernel", [(8, 8), (4, 16), (16, 4)])
+@pytest.mark.parametrize("isa", ISAS)
+def test_depthwise_weights_that_fill_their_panel_are_not_read_past(
+    isa: str, kernel: tuple[int, int]
+) -> None:
+    problem = some_conv(16, 16, 16, kernel, (17, 17))
+    y = problem.run(isa, **at_fences(problem.arrays()), out=fenced_output(problem))
     assert_same_bits(y, problem.expected(), isa)
 
 

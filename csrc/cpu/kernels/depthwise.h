@@ -39,10 +39,13 @@ struct Depthwise {
     uint32_t mask = 0;
     for (int64_t t = 0; t < 4; ++t)
       if (column + t >= 0 && column + t < d.kw) mask |= 0xffu << (8 * t);
-    Channels<uint32_t> low{}, high;
+    Channels<uint32_t> low{};
     if (group >= 0) __builtin_memcpy(&low, panel + group * 64, 64);
-    __builtin_memcpy(&high, panel + (group + 1) * 64, 64);
-    if (shift) low = low >> uint32_t(shift) | high << uint32_t(32 - shift);
+    if (shift) {
+      Channels<uint32_t> high;
+      __builtin_memcpy(&high, panel + (group + 1) * 64, 64);
+      low = low >> uint32_t(shift) | high << uint32_t(32 - shift);
+    }
     spread(low & mask, out);
   }
 

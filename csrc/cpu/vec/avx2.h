@@ -39,7 +39,6 @@ struct Avx2 {
   QK_INLINE I addi(I a, I b) { return _mm256_add_epi32(a, b); }
   QK_INLINE I subi(I a, I b) { return _mm256_sub_epi32(a, b); }
   QK_INLINE I muli(I a, I b) { return _mm256_mullo_epi32(a, b); }
-  QK_INLINE I maxi(I a, I b) { return _mm256_max_epi32(a, b); }
   QK_INLINE I xori(I a, I b) { return _mm256_xor_si256(a, b); }
   QK_INLINE F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   QK_INLINE I round(F v) { return _mm256_cvtps_epi32(v); }

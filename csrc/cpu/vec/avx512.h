@@ -36,7 +36,6 @@ struct Avx512 {
   QK_INLINE I addi(I a, I b) { return _mm512_add_epi32(a, b); }
   QK_INLINE I subi(I a, I b) { return _mm512_sub_epi32(a, b); }
   QK_INLINE I muli(I a, I b) { return _mm512_mullo_epi32(a, b); }
-  QK_INLINE I maxi(I a, I b) { return _mm512_max_epi32(a, b); }
   QK_INLINE I xori(I a, I b) { return _mm512_xor_si512(a, b); }
   QK_INLINE F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   QK_INLINE I round(F v) { return _mm512_cvtps_epi32(v); }

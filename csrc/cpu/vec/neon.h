@@ -35,7 +35,6 @@ struct Neon {
   QK_INLINE I addi(I a, I b) { return vaddq_s32(a, b); }
   QK_INLINE I subi(I a, I b) { return vsubq_s32(a, b); }
   QK_INLINE I muli(I a, I b) { return vmulq_s32(a, b); }
-  QK_INLINE I maxi(I a, I b) { return vmaxq_s32(a, b); }
   QK_INLINE I xori(I a, I b) { return veorq_s32(a, b); }
   QK_INLINE F to_float(I v) { return vcvtq_f32_s32(v); }
   QK_INLINE I round(F v) { return vcvtnq_s32_f32(v); }

@@ -85,7 +85,6 @@ struct Scalar {
   QK_INLINE I addi(I a, I b) { return int32_t(uint32_t(a) + uint32_t(b)); }
   QK_INLINE I subi(I a, I b) { return int32_t(uint32_t(a) - uint32_t(b)); }
   QK_INLINE I muli(I a, I b) { return int32_t(uint32_t(a) * uint32_t(b)); }
-  QK_INLINE I maxi(I a, I b) { return a > b ? a : b; }
   QK_INLINE I xori(I a, I b) { return a ^ b; }
   QK_INLINE F to_float(I v) { return float(v); }
   QK_INLINE I round(F v) { return int32_t(__builtin_rintf(v)); }

@@ -1,0 +1,107 @@
+"""A program that somebody wrote to do harm is refused with a sentence, or runs within its memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from qkernels import _core, ops  # noqa: F401
+from qkernels.program import Program
+from qkernels.program.format import HEADER, STEP, VALUE, Step, Value, assemble, checksum
+
+
+def image(channels: int = 1, dtype: str = "float32", **how: Any) -> Value:
+    return Value(channels, 4, dtype, **how)
+
+
+def averaging(more_values: list[Value], more: list[Step]) -> np.ndarray:
+    """Image 0 -> mean 1 -> rows 2, and further steps between."""
+    values = [image(callers=True, nhwc_only=True), image(), Value(0, 2, "float32", callers=True)]
+    steps = [Step("mean", "mean", 0, 1), *more, Step("planar", "rows", 1, 2)]
+    return assemble([*values, *more_values], steps, [0], [2])
+
+
+def tables(data: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
+    header = data[: HEADER.itemsize].view(HEADER)[0]
+    first = HEADER.itemsize + int(header["values"]) * VALUE.itemsize
+    steps = (first + 7) // 8 * 8
+    return (
+        header,
+        data[HEADER.itemsize : first].view(VALUE),
+        data[steps : steps + int(header["steps"]) * STEP.itemsize].view(STEP),
+    )
+
+
+@pytest.mark.parametrize("slots", [1 << 13, 1 << 14])  # whose bytes add up to 2^63 and to 2^64
+def test_sizes_that_add_up_to_little_are_too_large(slots: int) -> None:
+    blow_up = {"fill": 1, "pad_top": 2**24 - 1, "pad_left": 2**24 - 1}
+    steps = [Step("copy", f"copy{i}", 1, 3 + i, fields=blow_up) for i in range(slots)]
+    data = averaging([image() for _ in range(slots)], steps)
+    header, values, _ = tables(data)
+    values["slot"][3:] = np.arange(1, slots + 1)
+    values["slot"][1] = 0
+    header["slots"] = slots + 1
+    header["checksum"] = checksum(data)
+    with pytest.raises(ValueError, match="bytes, too many"):
+        Program(data)(np.ones((1, 1, 2, 2), np.float32))
+
+
+def test_an_input_is_never_written() -> None:
+    data = averaging([], [Step("copy", "over", 1, 2)])
+    header, _, steps = tables(data)
+    steps["y"][1] = 0
+    header["checksum"] = checksum(data)
+    with pytest.raises(ValueError, match="step 1 may not run: it writes an input"):
+        Program(data)
+
+
+def test_an_input_that_is_added_lies_as_the_step_reads_it() -> None:
+    weight = _core.pack_weight(np.ones((1, 1, 1, 1), np.int8))
+    constants = {"weight": weight, "w_scale": np.ones(1, np.float32)}
+    values = [image(callers=True, nhwc_only=True), image(callers=True)]
+    step = Step("conv2d", "conv", 0, 1, residual=0, fields={"oc": 1}, constants=constants)
+    data = assemble(values, [step], [0], [1])
+    x = np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2)
+    assert np.isfinite(Program(data)(np.broadcast_to(x[:1], (5, 1, 2, 2)))).all()
+    header, table, _ = tables(data)
+    table["nhwc_only"][0] = 0
+    header["checksum"] = checksum(data)
+    with pytest.raises(ValueError, match="it adds an input whose pixels may lie anywhere"):
+        Program(data)
+
+
+def test_bytes_that_do_not_lie_together_are_refused() -> None:
+    data = averaging([], [])
+    for torn in (data[::-1], np.broadcast_to(np.uint8(0), 10**6)):
+        with pytest.raises((ValueError, BufferError), match="contiguous"):
+            _core.Program(torn)
+
+
+def test_an_input_without_memory_for_it_is_an_exception() -> None:
+    weight = _core.pack_weight(np.ones((1, 3), np.int8))
+    constants = {"weight": weight, "w_scale": np.ones(1, np.float32)}
+    values = [Value(3, 2, "float32", callers=True), Value(1, 2, "float32", callers=True)]
+    step = Step("linear", "linear", 0, 1, fields={"oc": 1, "kw": 3}, constants=constants)
+    program = Program(assemble(values, [step], [0], [1]))
+    with pytest.raises(MemoryError):
+        program(np.broadcast_to(np.float32(0), (2**46, 3)))
+
+
+def test_the_operator_of_torch_checks_the_bytes_that_it_is_given() -> None:
+    def run(data: np.ndarray, arena: Tensor | None = None) -> list[Tensor]:
+        memory = torch.zeros(1 << 12, dtype=torch.uint8) if arena is None else arena
+        x = torch.ones(1, 1, 2, 2)
+        return torch.ops.qkernels.run_program(torch.from_numpy(data), memory, [x], None)
+
+    data = averaging([], [])
+    assert run(data)[0].item() == 1
+    bad = data.copy()
+    tables(bad)[0]["inputs"] = 2**30
+    with pytest.raises(RuntimeError, match=r"run_program: program is none that may run"):
+        run(bad)
+    with pytest.raises(RuntimeError, match="aligned to 64"):
+        run(data, torch.zeros(1 << 12, dtype=torch.uint8)[1:])
