@@ -146,20 +146,27 @@ def _gradients(
     return {name: value / count for name, value in sums.items()}
 
 
+def channel_dim(layer: nn.Module) -> int:
+    """The dimension of a layer's input that its channels are: the last of a Linear's, dimension 1 of a Conv2d's."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
 class _Means:
     """Keeps each sample's mean of every channel of a layer's inputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
         self.batches: list[Tensor] = []
 
     def observe(self, x: Tensor) -> None:
+        x = x.movedim(self.dim, 1)
         self.batches.append(x.flatten(2).mean(2) if x.dim() > 2 else x.clone())
 
 
 def _channel_means(model: nn.Module, data: Calibration) -> dict[str, Tensor]:
     """Layer -> [samples, input channels]."""
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    observers = {name: _Means() for name in names}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    observers = {name: _Means(channel_dim(layer)) for name, layer in layers.items()}
     calibrate(model, cast(Any, observers), data)
     return {name: torch.cat(o.batches).cpu() for name, o in observers.items() if o.batches}
 
