@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qkernels.data.progress import progress as progress_bar
+from qkernels.eval_mode import eval_mode
 from qkernels.prune.parameters import weights
 from qkernels.quantization.calibration import Calibration, calibrate
 
@@ -121,13 +122,11 @@ def _gradients(
     parameters = weights(model, **which)
     frozen = {name: value.requires_grad for name, value in parameters.items()}
     sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    training = [(module, module.training) for module in model.modules()]
     batches, count = labelled(batches), 0
-    model.eval()
     try:
         for value in parameters.values():
             value.requires_grad_(True)
-        with progress_bar("gradients", len(batches)) as advance:
+        with eval_mode(model), progress_bar("gradients", len(batches)) as advance:
             for inputs, labels in batches:
                 with torch.enable_grad():
                     total = loss(model(inputs), labels) * len(labels)
@@ -139,8 +138,6 @@ def _gradients(
                 count += len(labels)
                 advance()
     finally:
-        for module, flag in training:
-            module.training = flag
         for name, value in parameters.items():
             value.requires_grad_(frozen[name])
     return {name: value / count for name, value in sums.items()}
