@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from qkernels.data.batches import Batch
 from qkernels.data.image_data import ImageData
 from qkernels.data.progress import progress as progress_bar
+from qkernels.eval_mode import eval_mode
 
 Classifier = Callable[[Tensor], Tensor]  # images [B, C, H, W] -> logits [B, K]
 
@@ -47,14 +49,8 @@ def predict(model: Classifier, batches: Iterable[Batch]) -> Tensor:
 
     A module is put into eval mode for the time of the call. Raises ValueError without images.
     """
-    training = isinstance(model, nn.Module) and model.training
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
+    with eval_mode(model) if isinstance(model, nn.Module) else nullcontext():
         logits = [model(images).float().cpu() for images, _ in batches]
-    finally:
-        if isinstance(model, nn.Module):
-            model.train(training)
     if not logits:
         raise ValueError("no images to predict: the split is empty")
     return torch.cat(logits)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from qkernels.data.progress import progress as progress_bar
+from qkernels.eval_mode import eval_mode
 from qkernels.quantization import fold_batch_norm
 from qkernels.timing import Timing, time_in_turns
 
@@ -75,8 +76,8 @@ def paired_change(before: Tensor, after: Tensor, labels: Tensor) -> PairedChange
 def count_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds of a float model for one example of this shape, as [C, H, W]."""
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model.eval()(torch.zeros(1, *shape))
+    with counter, eval_mode(model), torch.no_grad():
+        model(torch.zeros(1, *shape))
     return counter.get_total_flops() // 2
 
 

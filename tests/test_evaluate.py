@@ -35,6 +35,13 @@ def test_predict_runs_in_eval_mode_and_puts_the_mode_back() -> None:
     assert model.training
 
 
+def test_predict_leaves_a_frozen_batch_norm_frozen() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 3)).train()
+    model[0].eval()
+    predict(model, brightness_data(None).batches("test", 2))
+    assert [m.training for m in model] == [False, True, True]
+
+
 def test_agreement() -> None:
     a = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     assert agreement(a, a * 5) == 1.0

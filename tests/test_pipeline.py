@@ -202,6 +202,12 @@ def test_macs_of_a_linear_layer_are_its_products() -> None:
     assert count_macs(model, (3, 2, 2)) == 60
 
 
+def test_counting_macs_leaves_a_model_in_training() -> None:
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten())
+    count_macs(model, (3, 2, 2))
+    assert model.training and model[0].training and not model[0].num_batches_tracked
+
+
 def test_measuring_leaves_the_model_as_it_was() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -100,7 +100,8 @@ def download_cifar10(root: str | Path | None = None) -> Path:
         if digest != MD5:
             raise ValueError(f"{URL} has md5 {digest}, expected {MD5}")
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # new in Python 3.10.12
+            tar.extractall(folder)
         (Path(folder) / "cifar-10-batches-bin").rename(base / "cifar-10-batches-bin")
     return base / "cifar-10-batches-bin"
 

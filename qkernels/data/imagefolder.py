@@ -73,9 +73,9 @@ def load_imagefolder(
     """
     base = data_root(root)
     train_folder = base / "train"
-    classes = tuple(sorted(p.name for p in train_folder.glob("*/")))
+    classes = _folders(train_folder)
     if not classes and (base / "val").is_dir():
-        classes = tuple(sorted(p.name for p in (base / "val").glob("*/")))
+        classes = _folders(base / "val")
     train = _read_split(train_folder, classes, image_size)
     if len(train) == 0:
         raise FileNotFoundError(f"no images in {train_folder}/<class>/")
@@ -92,12 +92,16 @@ def _read_split(folder: Path, classes: tuple[str, ...], size: int) -> Split:
     loose = _images(folder)
     if loose:
         return Split(ImageFiles(loose, size))
-    unknown = sorted({p.name for p in folder.glob("*/")} - set(classes))
+    unknown = [name for name in _folders(folder) if name not in classes]
     if unknown:
         raise ValueError(f"{folder} has the class {unknown[0]!r}, which train has not")
     paths = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
     labels = torch.tensor([label for _, label in paths], dtype=torch.int64)
     return Split(ImageFiles(tuple(path for path, _ in paths), size), labels)
+
+
+def _folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in folder.glob("*") if p.is_dir()))
 
 
 def _images(folder: Path) -> tuple[Path, ...]:

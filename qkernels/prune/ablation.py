@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qkernels.data.progress import progress as progress_bar
-from qkernels.prune.scores import Labelled, Loss, Scores, labelled
+from qkernels.prune.scores import Labelled, Loss, Scores, channel_dim, labelled
 from qkernels.quantization.calibration import evaluating
 
 
@@ -67,11 +67,11 @@ class _Turn:
 
     def hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor]:
         def drop(layer: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
-            x = args[0]
+            x = args[0].movedim(channel_dim(layer), -1)
             if name not in self.part_of:
-                order = torch.randperm(x.shape[1], generator=self.generator)
+                order = torch.randperm(x.shape[-1], generator=self.generator)
                 self.part_of[name] = order % self.parts
             kept = self.part_of[name] != self.now
-            return x * kept.to(x).view(1, -1, *[1] * (x.dim() - 2))
+            return (x * kept.to(x)).movedim(-1, channel_dim(layer))
 
         return drop

@@ -36,7 +36,7 @@ class ChannelReport:
         macs, parameters: before and after; multiply-adds of one image.
         channels: what `models.create(name, channels=...)` needs to make this model again.
         multiple, held: channel counts are multiples of `multiple`, for which `held` channels stayed.
-        speed: row name -> figures, once `measure` has filled it.
+        speed: row name -> figures; empty until given what `compare_speed` returns.
         notes: sentences about layers that had to stay.
     """
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qkernels.data.progress import progress as progress_bar
+from qkernels.eval_mode import eval_mode
 from qkernels.prune.parameters import weights
 from qkernels.quantization.calibration import Calibration, calibrate
 
@@ -121,13 +122,11 @@ def _gradients(
     parameters = weights(model, **which)
     frozen = {name: value.requires_grad for name, value in parameters.items()}
     sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    training = [(module, module.training) for module in model.modules()]
     batches, count = labelled(batches), 0
-    model.eval()
     try:
         for value in parameters.values():
             value.requires_grad_(True)
-        with progress_bar("gradients", len(batches)) as advance:
+        with eval_mode(model), progress_bar("gradients", len(batches)) as advance:
             for inputs, labels in batches:
                 with torch.enable_grad():
                     total = loss(model(inputs), labels) * len(labels)
@@ -139,27 +138,32 @@ def _gradients(
                 count += len(labels)
                 advance()
     finally:
-        for module, flag in training:
-            module.training = flag
         for name, value in parameters.items():
             value.requires_grad_(frozen[name])
     return {name: value / count for name, value in sums.items()}
 
 
+def channel_dim(layer: nn.Module) -> int:
+    """The dimension of a layer's input that its channels are: the last of a Linear's, dimension 1 of a Conv2d's."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
 class _Means:
     """Keeps each sample's mean of every channel of a layer's inputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
         self.batches: list[Tensor] = []
 
     def observe(self, x: Tensor) -> None:
+        x = x.movedim(self.dim, 1)
         self.batches.append(x.flatten(2).mean(2) if x.dim() > 2 else x.clone())
 
 
 def _channel_means(model: nn.Module, data: Calibration) -> dict[str, Tensor]:
     """Layer -> [samples, input channels]."""
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    observers = {name: _Means() for name in names}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    observers = {name: _Means(channel_dim(layer)) for name, layer in layers.items()}
     calibrate(model, cast(Any, observers), data)
     return {name: torch.cat(o.batches).cpu() for name, o in observers.items() if o.batches}
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qkernels.eval_mode import eval_mode
 from qkernels.quantization.observers import Observer
 
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -94,14 +95,8 @@ def _watching(model: nn.Module, observers: Mapping[str, Observer]) -> Iterator[N
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and inference mode inside; every module's training flag restored after."""
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, flag in training:
-            module.training = flag
+    with eval_mode(model), torch.inference_mode():
+        yield
 
 
 def _device_of(model: nn.Module) -> torch.device | None:

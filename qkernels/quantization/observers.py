@@ -171,11 +171,9 @@ class Global(MinMax):
         all: the observers that share the range; this one joins them.
     """
 
-    def __init__(
-        self, name: str = "", *, symmetric: bool = False, all: list[Global] | None = None
-    ) -> None:
+    def __init__(self, name: str = "", *, symmetric: bool = False, all: list[Global]) -> None:
         super().__init__(name, symmetric=symmetric)
-        self._all = [] if all is None else all
+        self._all = all
         self._all.append(self)
 
     def _range(self) -> tuple[float, float]:
@@ -194,7 +192,7 @@ def make_observers(layers: Mapping[str, QuantConfig]) -> dict[str, Observer]:
 
 
 def make_observer(name: str, config: QuantConfig) -> Observer:
-    """The observer that `config.observer` asks for, for the layer `name`."""
+    """The observer that `config.observer` asks for, for the layer `name`; `global` takes `make_observers`."""
     symmetric = bool(config.symmetric)
     if config.observer == "moving_average":
         return MovingAverage(name, symmetric=symmetric, momentum=config.momentum)
@@ -203,7 +201,6 @@ def make_observer(name: str, config: QuantConfig) -> Observer:
     if config.observer == "percentile":
         return Percentile(name, symmetric=symmetric, percentile=config.percentile)
     plain: dict[str, type[MinMax | MSE | Entropy]] = {
-        "global": Global,
         "minmax": MinMax,
         "mse": MSE,
         "entropy": Entropy,

@@ -6,17 +6,14 @@ Source: Nagel et al., 2019, arXiv:1906.04721, section 4.2 and appendix D (empiri
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from qkernels.nn import QuantConv2d, QuantModule
+from qkernels.nn import QuantModule
 from qkernels.quantization.calibration import Calibration, rereadable, run_data
 from qkernels.quantization.compare import comparison_points
-
-
-class _Reached(Exception):
-    """Ends a forward pass behind the layer in question."""
 
 
 def correct_bias(
@@ -25,7 +22,7 @@ def correct_bias(
     """Give every int8 layer the channel means that the float model has there, in place.
 
     Layers are corrected in the order they run, each behind its corrected predecessors: one pass of the data a layer,
-    up to that layer, holding its sums alone.
+    holding its sums alone. Of a layer called several times the mean over all calls counts.
 
     Args:
         quantized: what `quantize(model, ...)` returned.
@@ -43,15 +40,12 @@ def correct_bias(
     missing = [point for point in points if point not in dict(model.named_modules())]
     if missing:
         raise ValueError(f"the float model has no module {missing[0]!r}: is it the one quantized?")
-    targets: dict[str, _Mean] = {}
-    _watch_all(model, points, targets, calibration)
+    channels = {point: 1 if kind == "QuantConv2d" else -1 for point, (_, kind) in points.items()}
     done: dict[str, float] = {}
-    for point in targets:
+    for point, target in _means(model, channels, calibration).items():
         name, _ = points[point]
-        layer = quantized.get_submodule(name)
-        assert isinstance(layer, QuantModule)
-        mean = _mean_at(quantized, layer, calibration)
-        shift = targets[point].value() - mean
+        layer = cast(QuantModule, quantized.get_submodule(name))
+        shift = target - _means(quantized, {name: channels[point]}, calibration)[name]
         layer.bias = shift if layer.bias is None else layer.bias + shift
         done[name] = float(shift.abs().max())
     return done
@@ -72,50 +66,20 @@ class _Mean:
         return (self.total / self.count).float()
 
 
-def _watch_all(
-    model: nn.Module,
-    points: dict[str, tuple[str, str]],
-    means: dict[str, _Mean],
-    data: Calibration,
-) -> None:
-    """Channel means of the float model at every point, in one pass: N values a layer."""
+def _means(model: nn.Module, channels: dict[str, int], data: Calibration) -> dict[str, Tensor]:
+    """Channel means of the named modules' outputs, in the order they run: N values each.
 
-    def hook(point: str) -> Callable[..., None]:
-        channel = 1 if points[point][1] == "QuantConv2d" else -1
-        return lambda module, args, y: means.setdefault(point, _Mean(channel)).add(y)
+    `channels` says which dimension they are. The rows of all calls count alike.
+    """
+    means: dict[str, _Mean] = {}
 
-    handles = [model.get_submodule(p).register_forward_hook(hook(p)) for p in points]
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, args, y: means.setdefault(name, _Mean(channels[name])).add(y)
+
+    handles = [model.get_submodule(n).register_forward_hook(hook(n)) for n in channels]
     try:
         run_data(model, data)
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _mean_at(quantized: nn.Module, layer: QuantModule, data: Calibration) -> Tensor:
-    mean = _Mean(1 if isinstance(layer, QuantConv2d) else -1)
-
-    def watch(module: nn.Module, args: object, y: Tensor) -> None:
-        mean.add(y)
-        raise _Reached
-
-    handle = layer.register_forward_hook(watch)
-    try:
-        run_data(_Stopping(quantized), data)
-    finally:
-        handle.remove()
-    return mean.value()
-
-
-class _Stopping(nn.Module):
-    """A model whose calls end where a hook raises `_Reached`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: object, **kwargs: object) -> None:
-        try:
-            self.model(*args, **kwargs)
-        except _Reached:
-            return
+    return {name: mean.value() for name, mean in means.items()}

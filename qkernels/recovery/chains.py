@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from qkernels.nn import ClampedReLU
-from qkernels.quantization.fold import FoldedBatchNorm, Layer, LayerTracer, has_hooks, own_weight
+from qkernels.quantization.fold import (
+    FoldedBatchNorm,
+    FoldedBatchNorm1d,
+    Layer,
+    LayerTracer,
+    has_hooks,
+    own_weight,
+)
 
-# f(s * x) = s * f(x) for every s > 0 and channel, and f leaves the order of channels alone.
-_MODULES = (
-    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, FoldedBatchNorm, nn.Dropout, nn.Dropout2d,
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten,
+# What may lie between two layers, f(s * x) = s * f(x) for every s > 0 and channel. "pointwise" minds no axis;
+# "ceiling" has a bound for each entry of dimension 1; "image" keeps [N, C, H, W]; "rows" makes [N, C * ...] of it.
+Kind = Literal["pointwise", "ceiling", "image", "rows"]
+_POINTWISE = (
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, FoldedBatchNorm, FoldedBatchNorm1d, nn.Dropout, nn.Dropout2d,
+    torch.relu, F.relu, F.leaky_relu, F.dropout, "relu", "relu_",
 )  # fmt: skip
-_FUNCTIONS = {
-    torch.relu, F.relu, F.leaky_relu, F.dropout, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
-    torch.flatten,
-}  # fmt: skip
-_METHODS = {"relu", "relu_", "flatten"}
+_POOLS = (
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
+)  # fmt: skip
+_CEILINGS = (nn.ReLU6, ClampedReLU)
+_SPATIAL = ((2, 3), [2, 3], (-2, -1), [-2, -1])
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,8 @@ class Chain:
     """`second` reads `first` through `between` alone; full names.
 
     `between` are names of the modules on the way; functions on it have none. `only_relu` says that nothing but
-    ReLU-likes, identities and dropout lie between.
+    ReLU-likes, identities and dropout lie between. Channels are dimension 1 behind a Conv2d of batched images, the
+    last dimension behind a Linear.
     """
 
     first: str
@@ -83,45 +93,68 @@ def _chains_of(model: nn.Module, graph: fx.Graph, prefix: str) -> Iterator[Chain
 
     for node in filter(layer_at, graph.nodes):
         between: list[str] = []
-        only_relu, at = True, node
+        kinds: list[Kind] = []
+        at = node
         while len(at.users) == 1:
             at = next(iter(at.users))
             if layer_at(at):
-                yield Chain(
-                    prefix + str(node.target), prefix + str(at.target), tuple(between), only_relu
-                )
+                first, second = str(node.target), str(at.target)
+                if _same_channels(layer(model, first), layer(model, second), kinds):
+                    only_relu = {*kinds} <= {"pointwise", "ceiling"}
+                    yield Chain(prefix + first, prefix + second, tuple(between), only_relu)
                 break
-            if not _keeps_scale(model, at, calls):
+            kind = _kind(model, at, calls)
+            if kind is None:
                 break
-            only_relu &= _pointwise(model, at)
+            kinds.append(kind)
             if at.op == "call_module":
                 between.append(prefix + str(at.target))
 
 
-def _keeps_scale(model: nn.Module, node: fx.Node, calls: Counter) -> bool:
+def _same_channels(first: Layer, second: Layer, kinds: list[Kind]) -> bool:
+    """Whether the channels that `first` writes are those that `second` reads, also for every ceiling between."""
+    if isinstance(first, nn.Linear):
+        return isinstance(second, nn.Linear) and {*kinds} <= {"pointwise"}
+    if isinstance(second, nn.Conv2d):
+        return "rows" not in kinds
+    return "rows" in kinds and "ceiling" not in kinds[kinds.index("rows") :]
+
+
+def _kind(model: nn.Module, node: fx.Node, calls: Counter) -> Kind | None:
+    """What the node is between two layers; None for what minds the scale of a channel."""
+    what: object = node.target
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
         if has_hooks(module):
-            return False
-        if type(module) in (nn.ReLU6, ClampedReLU):  # their ceiling moves along: once only
-            return calls[node.target] == 1
-        return isinstance(module, _MODULES)
-    if node.op == "call_method":
-        return node.target in _METHODS or _is_spatial_mean(node)
-    return node.op == "call_function" and (node.target in _FUNCTIONS or _is_spatial_mean(node))
+            return None
+        what = type(module)
+    elif node.op not in ("call_function", "call_method"):
+        return None
+    if what in _POINTWISE:
+        return "pointwise"
+    if what in _POOLS:
+        return "image"
+    if what in _CEILINGS:  # it moves along: once only
+        return "ceiling" if calls[node.target] == 1 else None
+    if what in (nn.Flatten, torch.flatten, "flatten"):
+        return "rows" if _flattens_channels(model, node) else None
+    if what in (torch.mean, "mean") and _argument(node, 1, "dim", None) in _SPATIAL:
+        return "image" if _argument(node, 2, "keepdim", False) else "rows"
+    return None
 
 
-def _is_spatial_mean(node: fx.Node) -> bool:
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    spatial = dims in ((2, 3), [2, 3], (-2, -1), [-2, -1])
-    return spatial and node.target in ("mean", torch.mean)
+def _flattens_channels(model: nn.Module, node: fx.Node) -> bool:
+    """Whether [N, C, H, W] becomes [N, C * H * W]."""
+    if node.op == "call_module":
+        module = cast(nn.Flatten, model.get_submodule(str(node.target)))
+        ends = (module.start_dim, module.end_dim)
+    else:
+        ends = (_argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1))
+    return ends in ((1, -1), (1, 3))
 
 
-def _pointwise(model: nn.Module, node: fx.Node) -> bool:
-    if node.op != "call_module":
-        return node.target in (torch.relu, F.relu, F.dropout, "relu", "relu_", operator.pos)
-    kinds = (nn.ReLU, nn.ReLU6, ClampedReLU, nn.Identity, FoldedBatchNorm, nn.Dropout)
-    return isinstance(model.get_submodule(str(node.target)), kinds)
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def layer(model: nn.Module, name: str) -> Layer:

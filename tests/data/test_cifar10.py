@@ -1,6 +1,9 @@
+import hashlib
 import io
 import os
 import pickle
+import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -92,6 +95,17 @@ def test_no_network_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(cifar10, "_fetch", fail)
     with pytest.raises(ConnectionError, match=r"unpack that archive .*cifar-10-batches-bin exists"):
         load("cifar10", tmp_path, download=True)
+
+
+def test_a_download_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_binary(tmp_path / "source" / "cifar-10-batches-bin")
+    archive, root = tmp_path / "archive.tar.gz", tmp_path / "root"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "source" / "cifar-10-batches-bin", "cifar-10-batches-bin")
+    monkeypatch.setattr(cifar10, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(cifar10, "_fetch", lambda url, path: shutil.copy(archive, path))
+    assert len(load("cifar10", root, download=True, val_fraction=0.0).train) == 100
+    assert [p.name for p in root.iterdir()] == ["cifar-10-batches-bin"]
 
 
 def test_a_wrong_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,16 @@ def test_loose_images_are_unlabelled(root: Path) -> None:
     assert data.class_names == ("cat", "dog")
 
 
+def test_a_file_beside_the_class_folders_is_no_class(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "train" / "notes.txt").write_text("not a class")
+    (root / "test" / "list.csv").write_text("not a class")
+    glob = Path.glob  # before Python 3.11 a trailing slash meant nothing to it
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: glob(self, pattern.rstrip("/")))
+    assert load("imagefolder", root, image_size=8).class_names == ("cat", "dog")
+
+
 def test_faults_are_named(root: Path, tmp_path: Path) -> None:
     write(root / "test" / "cow", 1, (0, 0, 0), (8, 8))
     with pytest.raises(ValueError, match="has the class 'cow', which train has not"):

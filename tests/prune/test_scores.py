@@ -71,6 +71,14 @@ def test_entropy_looks_at_the_mean_of_an_image() -> None:
     assert prune.entropy(net, x)["0"].tolist() == [0.0]
 
 
+def test_entropy_of_a_linear_on_tokens_is_that_of_its_channels() -> None:
+    net = nn.Sequential(nn.Linear(3, 2))
+    x = torch.zeros(64, 5, 3)  # [N, T, C]
+    x[::2, :, 1] = 1.0
+    x[:, 0, 2], x[:, 1, 2] = 1.0, -1.0  # tokens differ, images do not
+    assert prune.entropy(net, x)["0"].tolist() == pytest.approx([0.0, 1.0, 0.0])
+
+
 def test_dropout_finds_the_channel_that_the_loss_needs() -> None:
     net = nn.Linear(3, 1, bias=False)
     net.weight.data = torch.tensor([[0.0, 1.0, 3.0]])
@@ -82,6 +90,18 @@ def test_dropout_finds_the_channel_that_the_loss_needs() -> None:
     expected = (cost - (cost.sum() - cost) / 2).clamp(min=0)
     torch.testing.assert_close(scores, expected)
     assert scores.tolist()[:2] == [0, 0] and scores[2] > 3
+
+
+def test_dropout_drops_the_channels_of_a_linear_on_tokens() -> None:
+    net = nn.Linear(3, 1, bias=False)
+    net.weight.data = torch.tensor([[0.0, 1.0, 3.0]])
+    x = torch.randn(64, 3, 3)  # as many tokens as channels
+    batches = [(x, net(x).detach())]
+    tokens = prune.dropout(nn.Sequential(net), batches, half_square, parts=3)["0"]
+    rows = [(x.flatten(0, 1), net(x).detach().flatten(0, 1))]
+    torch.testing.assert_close(
+        tokens, prune.dropout(nn.Sequential(net), rows, half_square, parts=3)["0"]
+    )
 
 
 def test_average_and_stability_over_splits() -> None:

@@ -39,6 +39,30 @@ def test_bias_correction_gives_a_bias_to_a_layer_without_one() -> None:
     torch.testing.assert_close(int8(x).mean(0), model(x).mean(0), rtol=0, atol=1e-5)
 
 
+def test_bias_correction_of_a_layer_called_twice_weighs_both_calls() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            first = self.layer(x)
+            return first, self.layer(torch.relu(first) + 3)
+
+    torch.manual_seed(0)
+    model, x = Twice().eval(), torch.randn(256, 8)
+    int8, _ = qkernels.quantize(model, {"weight": "per_tensor"}, x)
+
+    @torch.no_grad()
+    def shift() -> float:
+        """Largest departure of a channel's mean over both calls."""
+        return float((torch.cat(int8(x)) - torch.cat(model(x))).mean(0).abs().max())
+
+    before = shift()
+    correct_bias(int8, model, x)
+    assert shift() < 0.5 * before
+
+
 def test_learned_rounding_lowers_each_layers_error_and_keeps_scales() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
