@@ -243,9 +243,11 @@ def prune(
         return pruning.prune_channels(net, example, scores, macs=left, multiple=multiple)
 
     config = TrainConfig.model_validate({"epochs": epochs, "lr": lr})
+    chosen = "blocks by loss" if drop == "blocks" else f"channels by magnitude, multiple={multiple}"
     net, _ = pruning.prune_gradually(
-        full, dataset, config, smaller, final=share, steps=1, run_dir=run, teacher=full
-    )
+        full, dataset, config, smaller,
+        final=share, steps=1, run_dir=run, description=chosen, teacher=full,
+    )  # fmt: skip
     architecture = describe_architecture(model, dataset, width)
     architecture["kwargs"]["channels"] = models.changes(models.sizes(full), net)
     qkernels.save(net, out, architecture=architecture)

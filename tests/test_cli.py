@@ -201,6 +201,23 @@ def test_a_pruned_model_is_trained_on_and_quantized_from_its_file(
     assert "of 359 test images" in said
 
 
+def test_prune_refuses_the_run_of_another_choice_or_of_other_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, other, out = (tmp_path / name for name in ("whole", "other", "pruned"))
+    for path in (weights, other):  # two draws
+        save_file(create_model("resnet14", data.load("digits"), 4).state_dict(), path)
+    words = ["--model", "resnet14", "--width", 4, "--epochs", 1, "--run", tmp_path / "run"]
+    blocks, channels = ["--drop", "blocks"], ["--drop", "channels", "--multiple", 1]
+    assert run("prune", weights, out, *words, *blocks) == 0
+    first = out.read_bytes()
+    assert run("prune", weights, out, *words, *channels) == 2
+    assert "description='blocks" in capsys.readouterr().err
+    assert run("prune", other, out, *words, *blocks) == 2
+    assert "was pruned with weights=" in capsys.readouterr().err
+    assert out.read_bytes() == first
+
+
 def test_quantize_says_what_it_equalized_and_corrected(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,7 +130,8 @@ class _Search:
 
         net, _ = prune.prune_gradually(
             self.model, self.data, self.config, drop, final=share, steps=1,
-            run_dir=self.run_dir / f"pruned-{share:g}", teacher=self.model, progress=self.progress,
+            run_dir=self.run_dir / f"pruned-{share:g}", description="channels by magnitude",
+            teacher=self.model, progress=self.progress,
         )  # fmt: skip
         return net, models.changes(models.sizes(self.model), net)
 
