@@ -285,11 +285,7 @@ def quantize(
 ) -> None:
     """Turn trained float weights into an int8 checkpoint that needs nothing else to be loaded."""
     dataset = datasets.load(data, data_root)
-    net = _open(weights, dataset, model, width)
-    if model is None:
-        architecture = read_metadata(weights)["architecture"]
-    else:
-        architecture = describe_architecture(model, dataset, width)
+    net, architecture = _open(weights, dataset, model, width)
     config = QuantConfig(activation=activation, weight=weight, observer=observer)
     needs_data = activation == "static" or correct_bias
     batches = list(calibration_batches(dataset, images, seed)) if needs_data else None
@@ -317,7 +313,7 @@ def evaluate(
 ) -> None:
     """Accuracy with its 95 % interval, size and latency of a checkpoint."""
     images = datasets.load(data, data_root)
-    net = _open(checkpoint, images, model, width)
+    net, _ = _open(checkpoint, images, model, width)
     accuracy = evaluate_model(net, images, split, progress=True)
     speed = measure_speed({"": net}, images.image_shape, progress=True)[""]
     _print_pairs(
@@ -358,15 +354,21 @@ def export(
     _print(f"wrote {out}: {_kilobytes(out)}, before {_kilobytes(model)}")
 
 
-def _open(path: Path, images: ImageData, model: str | None, width: int | None) -> nn.Module:
-    """A checkpoint rebuilds itself; float weights need the name of their model."""
+def _open(
+    path: Path, images: ImageData, model: str | None, width: int | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """(model, architecture). A checkpoint rebuilds itself; float weights need the name of their model."""
     try:
-        read_metadata(path)
+        architecture = read_metadata(path)["architecture"]
     except CheckpointError as error:
         if model is None:
             raise ValueError(f"{error} (if these are float weights, name their --model)") from error
-        return models.load_weights(create_model(model, images, width), path)
-    return qkernels.load(path)
+        net = models.load_weights(create_model(model, images, width), path)
+        return net, describe_architecture(model, images, width)
+    if model is not None or width is not None:
+        flag = "--model" if model is not None else "--width"
+        raise ValueError(f"{path} names its model itself: leave {flag} out")
+    return qkernels.load(path), architecture
 
 
 @app.command()

@@ -196,6 +196,9 @@ def test_a_pruned_model_is_trained_on_and_quantized_from_its_file(
     assert run("quantize", pruned, int8, "--images", 64) == 0
     assert run("evaluate", int8) == 0
     said = capsys.readouterr().out
+    for command in (["quantize", pruned, tmp_path / "named"], ["evaluate", int8]):
+        assert run(*command, "--model", "resnet14") == 2
+        assert f"{command[1]} names its model itself: leave --model out" in capsys.readouterr().err
     before, after = (int(n.replace(",", "")) for n in re.findall(r"[\d,]{6,}", said)[:2])
     assert 0.4 * before < after <= 0.6 * before
     assert "of 359 test images" in said
