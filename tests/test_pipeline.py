@@ -79,6 +79,11 @@ def test_the_command_names_what_differs_from_the_recipe() -> None:
     assert config.command() == words
 
 
+def test_the_command_leaves_out_what_is_none() -> None:
+    assert PipelineConfig(data="cifar10").command() == "qkernels pipeline --data cifar10"
+    assert "None" not in PipelineConfig(data="digits").command()
+
+
 def test_every_model_has_a_row_with_its_own_figures(tiny: PipelineResult) -> None:
     names = [row.name for row in tiny.rows]
     assert names[:4] == ["teacher", "student alone", "student distilled", "student int8"]
