@@ -228,6 +228,7 @@ def prune(
     lr: Annotated[float, typer.Option(help="Its learning rate.")] = 0.05,
 ) -> None:
     """Drop channels or blocks, then train on with the unpruned model as the teacher; stopped, it goes on."""
+    _check_writable(out)
     dataset = datasets.load(data, data_root)
     full = models.load_weights(create_model(model, dataset, width), weights).eval()
     example = torch.zeros(1, *dataset.image_shape)
@@ -391,6 +392,7 @@ def advise(
     plot: Annotated[Path | None, typer.Option(help="Picture of the frontier to draw.")] = None,
 ) -> None:
     """Try distilling, pruning and quantizing on a model; keep what pays. Stopped, it goes on."""
+    _check_writable(out, plot)
     dataset = datasets.load(data, data_root)
     net = models.load_weights(create_model(model, dataset, width), weights).eval()
     names = [name for name in students.split(",") if name]
@@ -415,6 +417,15 @@ def advise(
     if plot is not None:
         advice.plot(plot)
         _print(f"wrote {plot}")
+
+
+def _check_writable(*files: Path | None) -> None:
+    """Named before the work, not after it: a file that could not be written."""
+    for file in filter(None, files):
+        if file.is_dir():
+            raise IsADirectoryError(f"{file}: is a folder, name a file to write")
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"{file}: there is no folder {file.parent} to write it to")
 
 
 def _share(text: str) -> float:
@@ -499,6 +510,7 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it here.")] = None,
 ) -> None:
     """Time int8 layers against torch's float32 and bfloat16 ones, in turns, in one process."""
+    _check_writable(json_file)
     rows = run_bench(only, threads=threads or [torch.get_num_threads()], quick=quick)
     Console(width=max(Console().width, BENCH_COLUMNS)).print(_bench_table(rows))
     means = Table("kind", "int8 form", "threads", "x fp32, geometric mean")
