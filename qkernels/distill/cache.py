@@ -42,7 +42,7 @@ class CachedTeacher(nn.Module):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.teacher = None if teacher is None else frozen(teacher)
         self._file = self._open()
-        self.kind = self._agree()
+        self.kind, self.digest = self._agree()
 
     def forward(self, images: Tensor) -> Tensor:
         keys = _keys(images)
@@ -92,8 +92,8 @@ class CachedTeacher(nn.Module):
             raise ValueError(f"{self.path} holds no answers of a teacher: {error}") from error
         return file
 
-    def _agree(self) -> str:
-        """Name of the teacher whose answers these are."""
+    def _agree(self) -> tuple[str, str]:
+        """Name and digest of the teacher whose answers these are."""
         with self._file:
             row = self._file.execute("SELECT kind, digest FROM teacher").fetchone()
             if row is None:
@@ -105,7 +105,7 @@ class CachedTeacher(nn.Module):
             raise ValueError(
                 f"{self.path} holds the answers of another teacher ({row[0]}): take another file"
             )
-        return row[0]
+        return row
 
 
 def describe(model: nn.Module) -> str:
@@ -117,7 +117,9 @@ def describe(model: nn.Module) -> str:
 
 
 def digest(model: nn.Module) -> str:
-    """Hash of all names and tensors of a state dict."""
+    """Hash of all names and tensors of a state dict; of a cached teacher, the teacher's."""
+    if isinstance(model, CachedTeacher):
+        return model.digest
     total = hashlib.blake2b(type(model).__name__.encode(), digest_size=16)
     for name, tensor in model.state_dict().items():
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

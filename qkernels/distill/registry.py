@@ -87,6 +87,8 @@ def _feature(
             f"loss={name!r} compares features: name layers of the student in features= ({names})"
         )
     pairs = [part.partition("=") for part in config.features.replace(" ", "").split(",")]
+    if not all(mine for mine, _, _ in pairs):
+        raise ValueError(f"features={config.features!r} has an empty name")
     return FeatureObjective(
         soft_objective("hinton", config, teacher),
         student,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,25 +20,30 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+START = "start"  # in config.json
+
 
 class RunFolder:
     """A run folder opened for the run that `description` (JSON values by name) describes.
 
-    An existing folder is continued only if it was made by the same run; `resume=False` starts over.
-    Raises ValueError naming the first field that differs.
+    An existing folder is continued only if it was made by the same run; `resume=False` starts over. What one of
+    the two does not name is not compared. Raises ValueError naming the first field that differs.
     """
 
     def __init__(
         self,
         path: str | Path,
         description: dict[str, Any],
+        start: str | None = None,
         *,
         resume: bool,
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
-        """`defaults`: values of settings that a folder of an earlier version does not name."""
+        """`start`: digest of the weights that a run begins with. Other ones are a warning and no error: they are not
+        read again, and a model that was made without a seed has others in every process.
+        `defaults`: values of settings that a folder of an earlier version does not name."""
         self.path = Path(path)
-        self.description = description
+        self.description, self.start = description, start
         self.resume, self.defaults = resume, defaults or {}
         if resume and (self.path / "config.json").exists():
             self._refuse_other_run(json.loads((self.path / "config.json").read_text()))
@@ -48,7 +54,7 @@ class RunFolder:
         if not self.resume:
             for name in ("checkpoint.pt", "history.jsonl", "model.safetensors"):
                 (self.path / name).unlink(missing_ok=True)
-        text = json.dumps(self.description, indent=2) + "\n"
+        text = json.dumps(self.description | {START: self.start}, indent=2) + "\n"
         self._replace("config.json", lambda file: file.write_text(text))
 
     def load(self) -> dict[str, Any] | None:
@@ -68,16 +74,27 @@ class RunFolder:
     def save_weights(self, weights: dict[str, Tensor]) -> None:
         """Write the final weights as model.safetensors."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        first: dict[int, str] = {}
+        for name, tensor in plain.items():  # safetensors holds no tensor under two names
+            if first.setdefault(tensor.untyped_storage().data_ptr(), name) != name:
+                plain[name] = tensor.clone()
         self._replace("model.safetensors", lambda file: save_file(plain, file))
 
     def _refuse_other_run(self, found: dict[str, Any]) -> None:
-        for name in sorted(found.keys() | self.description.keys()):
-            old, new = found.get(name, self.defaults.get(name)), self.description.get(name)
+        start = found.pop(START, None)
+        for name, new in sorted(self.description.items()):
+            old = found.get(name, self.defaults.get(name, new))
             if old != new:
                 raise ValueError(
                     f"{self.path} holds a run with {name}={old!r}, not {new!r}: "
                     "take another run_dir, or resume=False to start over"
                 )
+        if start not in (None, self.start):
+            warnings.warn(
+                f"{self.path} began with other weights than those given, and goes on from its own: "
+                "take another run_dir, or resume=False to start over",
+                stacklevel=4,
+            )
 
     def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
         """Write aside, flush to disk and rename: a reader sees the old file or the new one."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from qkernels.eval_mode import eval_mode
+
 
 @contextmanager
 def tap(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
@@ -44,14 +46,9 @@ def feature_shapes(
     model: nn.Module, names: Sequence[str], image_shape: tuple[int, int, int]
 ) -> list[torch.Size]:
     """Shapes of the named modules' outputs, without the batch, for images [C, H, W]; the model keeps its mode."""
-    training = {module: module.training for module in model.modules()}
     weight = next(model.parameters(), torch.empty(0))
-    with torch.no_grad(), tap(model.eval(), names) as features:
-        try:
-            model(torch.zeros(1, *image_shape, device=weight.device, dtype=weight.dtype))
-        finally:
-            for module, mode in training.items():
-                module.training = mode
+    with torch.no_grad(), eval_mode(model), tap(model, names) as features:
+        model(torch.zeros(1, *image_shape, device=weight.device, dtype=weight.dtype))
     return [features[name].shape[1:] for name in names]
 
 

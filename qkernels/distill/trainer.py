@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
 from qkernels.data.progress import progress as progress_bar
-from qkernels.distill.cache import describe
+from qkernels.distill.cache import describe, digest
 from qkernels.distill.config import TrainConfig
 from qkernels.distill.history import TrainResult, check_target, is_over
 from qkernels.distill.loop import AfterStep, Loop
@@ -34,11 +38,13 @@ def train(
     """Train `model` in place on `data.train`; with a `teacher`, distil it by `config.loss`.
 
     `objective` says what to minimise instead of either. `after_step(model, lr)` runs after every optimizer step and
-    may change weights in place (masks, proximal steps).
+    may change weights in place (masks, proximal steps); a run folder remembers it by its `repr`, and no plain function.
 
     The teacher stays as it is: its weights are read by a twin in eval mode without gradients. With a `run_dir` the run
     may be killed at any moment and called again with the same arguments: the final weights are those of a run never
-    interrupted, bit for bit. Under `accelerate launch` every process takes its share of each batch.
+    interrupted, bit for bit. A run that goes on does so from its own weights; that those given are others than it began
+    with is a warning. Afterwards the model is on the device and in the layout that it came in. Under `accelerate
+    launch` every process takes its share of each batch.
 
     Raises ValueError for settings that do not fit the data, the models or the run folder; FloatingPointError
     when the loss is no longer finite (the last good checkpoint stays); TargetError when the run ends below
@@ -47,27 +53,44 @@ def train(
     accelerator = require("accelerate").Accelerator(mixed_precision="no")
     if config.until is not None and (len(data.val) == 0 or data.val.labels is None):
         raise ValueError(f"until={config.until}: {data.name} has no labelled validation images")
-    description = _describe(model, data, config, teacher, objective)
+    given = objective
     objective = _objective(model, data, config, teacher, objective)
-    loop = Loop(model, data, config, objective, after_step, accelerator)
-    defaults = TrainConfig.model_validate({}).model_dump()
-    folder = None if run_dir is None else RunFolder(run_dir, description, resume=resume, defaults=defaults)  # fmt: skip
-    loop.check()
-    loop.restore(folder)
-    total, done = config.epochs * len(loop.batches), len(loop.history) * len(loop.batches)
-    show = progress and accelerator.is_main_process
-    with progress_bar("training", total, done=done, enabled=show) as advance:
-        while not is_over(config, loop.history):
-            loop.run_epoch(len(loop.history), advance)
-            due = len(loop.history) % config.checkpoint_every == 0
-            if folder is not None and (due or is_over(config, loop.history)):
-                loop.save(folder)
-    if folder is not None and accelerator.is_main_process:
-        folder.save_weights(loop.model.state_dict())
-    accelerator.wait_for_everyone()
+    folder = None
+    if run_dir is not None:
+        description = _describe(model, data, config, teacher, given, after_step)
+        description["teacher_weights"] = [digest(teacher) for teacher in objective.teachers]
+        defaults = TrainConfig.model_validate({}).model_dump()
+        folder = RunFolder(run_dir, description, digest(model), resume=resume, defaults=defaults)
+    with _given_back(model):
+        loop = Loop(model, data, config, objective, after_step, accelerator)
+        loop.check()
+        loop.restore(folder)
+        total, done = config.epochs * len(loop.batches), len(loop.history) * len(loop.batches)
+        show = progress and accelerator.is_main_process
+        with progress_bar("training", total, done=done, enabled=show) as advance:
+            while not is_over(config, loop.history):
+                loop.run_epoch(len(loop.history), advance)
+                due = len(loop.history) % config.checkpoint_every == 0
+                if folder is not None and (due or is_over(config, loop.history)):
+                    loop.save(folder)
+        if folder is not None and accelerator.is_main_process:
+            folder.save_weights(loop.model.state_dict())
+        accelerator.wait_for_everyone()
     result = TrainResult(tuple(loop.history))
     check_target(config, result)
     return result
+
+
+@contextmanager
+def _given_back(model: nn.Module) -> Iterator[None]:
+    """On the device and in the layout that it came in."""
+    came = next(model.parameters(), torch.empty(0))
+    images = [p for p in model.parameters() if p.dim() == 4 and not p.is_contiguous()]
+    layout = torch.channels_last if images else torch.contiguous_format
+    try:
+        yield
+    finally:
+        model.to(came.device, memory_format=layout)  # type: ignore[call-overload]
 
 
 def _objective(
@@ -92,6 +115,7 @@ def _describe(
     config: TrainConfig,
     teacher: nn.Module | None,
     objective: Objective | None,
+    after_step: AfterStep | None,
 ) -> dict[str, Any]:
     """What must be equal for a run folder to be continued."""
     return {
@@ -100,4 +124,7 @@ def _describe(
         "model": describe(model),
         "teacher": None if teacher is None else describe(teacher),
         "objective": None if objective is None else repr(objective),
+        **(
+            {} if inspect.isroutine(after_step) else {"after_step": after_step and repr(after_step)}
+        ),
     }

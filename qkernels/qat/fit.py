@@ -11,6 +11,8 @@ from torch import nn
 
 from qkernels.data import ImageData
 from qkernels.distill import TrainConfig, train
+from qkernels.distill.cache import digest
+from qkernels.distill.run_folder import RunFolder
 from qkernels.evaluate import Evaluation, evaluate
 from qkernels.qat.prepare import convert_qat, prepare_qat
 from qkernels.quantization.calibration import Calibration
@@ -48,17 +50,24 @@ def fit_qat(
         model: trained float weights; not changed.
         config: an lr of 1e-4 and a temperature of 1 are a good start, see docs/quantization.md.
         calibration, quant: as for `prepare_qat`.
-        teacher, run_dir, progress: as for `train`; the float model itself is a good teacher.
+        teacher, progress: as for `train`; the float model itself is a good teacher.
+        run_dir: as for `train`, and for this model and this `quant` only; the training is in its folder "training".
 
     Raises:
         ValueError: without validation images; as `prepare_qat` and `train`.
     """
     if len(data.val) == 0:
         raise ValueError(f"{data.name} has no validation images to compare on")
+    quant = QuantConfig.of(quant)
     trained = prepare_qat(model, quant, calibration)
+    training = None
+    if run_dir is not None:
+        training = Path(run_dir) / "training"
+        description = {"weights": digest(model), "quant": repr(quant)}
+        RunFolder(run_dir, description, resume=True).create()
     start = convert_qat(trained)
     before = evaluate(start, data, "val")
-    train(trained, data, config, teacher=teacher, run_dir=run_dir, progress=progress)
+    train(trained, data, config, teacher=teacher, run_dir=training, progress=progress)
     int8 = convert_qat(trained)
     after = evaluate(int8, data, "val")
     better = _rank(after) > _rank(before)

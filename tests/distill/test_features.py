@@ -185,6 +185,9 @@ def test_faults_are_named_before_training() -> None:
     wrong = feature.model_copy(update={"features": "2=22"})
     with pytest.raises(ValueError, match="no module '22'; the nearest: 2"):
         train(toy_model(), toy_data(), wrong, teacher=toy_model(8))
+    empty = feature.model_copy(update={"features": "2,"})
+    with pytest.raises(ValueError, match="features='2,' has an empty name"):
+        train(toy_model(), toy_data(), empty, teacher=toy_model(8))
     flat = feature.model_copy(update={"features": "4"})
     with pytest.raises(ValueError, match=r"must be \[N, C, H, W\]"):
         train(toy_model(), toy_data(), flat, teacher=toy_model(8))

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from qkernels.distill import (
     OBJECTIVES,
+    CachedTeacher,
     DeepSupervision,
     Objective,
     TrainConfig,
@@ -23,8 +26,10 @@ from qkernels.distill import (
     train,
 )
 from qkernels.distill.run_folder import RunFolder
+from qkernels.prune import Proximal
 
 pytest.importorskip("accelerate")
+pytestmark = pytest.mark.filterwarnings("ignore:.*began with other weights")
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.05, warmup_epochs=1)
 
 
@@ -72,6 +77,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from distill_toys import toy_data, toy_model
 from qkernels.distill import TrainConfig, train
 from qkernels.distill.run_folder import RunFolder
+from qkernels.prune import Proximal
 from test_resume import objective
 save = RunFolder.save
 def save_and_die(self, checkpoint):
@@ -205,6 +211,69 @@ def test_another_run_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="with teacher=None"):
         train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path, teacher=toy_model())
     assert train(toy_model(), toy_data(), other, run_dir=tmp_path, resume=False).history
+
+
+def test_a_run_with_another_teacher_or_step_is_refused(tmp_path: Path) -> None:
+    def run(folder: str, **how: Any) -> None:
+        train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path / folder, **how)
+
+    run("teacher", teacher=toy_model(seed=1))
+    run("teacher", teacher=toy_model(seed=1))
+    with pytest.raises(ValueError, match="with teacher_weights="):
+        run("teacher", teacher=toy_model(seed=2))
+    run("cached", teacher=toy_model(seed=1))
+    run("cached", teacher=CachedTeacher(toy_model(seed=1), tmp_path / "answers"))
+    run("objective", objective=soft_objective("hinton", CONFIG, toy_model(seed=1)))
+    with pytest.raises(ValueError, match="with teacher_weights="):
+        run("objective", objective=soft_objective("hinton", CONFIG, toy_model(seed=2)))
+    run("step", after_step=Proximal(["0.weight"], l1=0.0))
+    with pytest.raises(ValueError, match=r"with after_step='Proximal\(l1=0"):
+        run("step", after_step=Proximal(["0.weight"], l1=1.0))
+    with pytest.raises(ValueError, match=r"with after_step='Proximal\(l1=0.*not None"):
+        run("step")
+    run("step", after_step=lambda model, lr: None)  # of a function nothing is known
+
+
+def test_a_run_that_began_with_other_weights_says_so_and_goes_on(tmp_path: Path) -> None:
+    train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path)
+    with pytest.warns(UserWarning, match="began with other weights") as found:
+        train(toy_model(seed=1), toy_data(), CONFIG, run_dir=tmp_path)
+    assert found[0].filename == __file__
+
+
+def test_a_folder_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
+    teacher = toy_model(seed=1)
+    train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path, teacher=teacher)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["teacher_weights"], settings["after_step"], settings["start"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    train(toy_model(seed=1), toy_data(), CONFIG, run_dir=tmp_path, teacher=teacher)
+
+
+def test_a_layer_under_two_names_is_saved_under_both(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        conv = nn.Conv2d(1, 1, 3, padding=1)
+        return nn.Sequential(conv, conv, nn.Flatten(), nn.Linear(16, 2))
+
+    train(tied(), toy_data(), CONFIG, run_dir=tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(weights["0.weight"], weights["1.weight"])
+    tied().load_state_dict(weights)
+
+
+def test_a_model_comes_back_in_the_layout_that_it_came_in(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"channels_last": True, "epochs": 1})
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), conv, nn.Flatten(), nn.Linear(64, 2))
+    train(model, toy_data(), config)
+    assert conv.weight.is_contiguous()
+    conv.to(memory_format=torch.channels_last)
+    train(model, toy_data(), CONFIG.model_copy(update={"epochs": 1}))
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not conv.weight.is_contiguous()
 
 
 def test_a_checkpoint_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ def history(*scores: float | None) -> list[EpochRecord]:
     return [EpochRecord(i + 1, 1.0, 0.5, None, score, 0.1, 1.0) for i, score in enumerate(scores)]
 
 
+@pytest.mark.filterwarnings("ignore:.*began with other weights")
 def test_training_stops_at_the_first_validation_that_reaches_the_target(tmp_path: Path) -> None:
     model = toy_model()
     config = CONFIG.model_copy(update={"until": 0.9, "checkpoint_every": 7})

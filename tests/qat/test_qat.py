@@ -1,6 +1,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,3 +181,20 @@ def test_no_validation_images_is_one_sentence(digits) -> None:
     bare = replace(data, val=data.val.head(0))
     with pytest.raises(ValueError, match="has no validation images to compare on"):
         fit_qat(model, bare, TrainConfig(), calibration)
+
+
+def test_a_folder_of_another_model_or_scheme_is_refused(digits, tmp_path: Path) -> None:
+    model, data, calibration = digits
+    settings = TrainConfig(epochs=1, lr=1e-4, **COMMON)
+
+    def fit(model: nn.Module, **quant: Any) -> None:
+        fit_qat(model, data, settings, calibration, quant=quant, run_dir=tmp_path, progress=False)
+
+    fit(model)
+    fit(model)
+    with pytest.raises(ValueError, match="holds a run with quant="):
+        fit(model, weight="per_tensor")
+    other = copy.deepcopy(model)
+    next(other.parameters()).data.mul_(2)
+    with pytest.raises(ValueError, match="holds a run with weights="):
+        fit(other)
