@@ -204,7 +204,7 @@ def distill(
     torch.manual_seed(config.seed)
     model = create_model(student, images, student_width)
     train(model, images, config, teacher=guide, run_dir=run, resume=resume)
-    _print(f"test accuracy {evaluate_model(model.cpu(), images, progress=True)}")
+    _print(f"test accuracy {evaluate_model(model, images, progress=True)}")
     _print(f"wrote {run / 'model.safetensors'}")
 
 

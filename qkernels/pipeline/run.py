@@ -122,7 +122,6 @@ def _train_all(
         folder = config.run / FOLDERS[name]
         say(f"{name}: {settings.epochs} epochs, in {folder}")
         result = train(model, data, settings, teacher=guide, run_dir=folder, progress=progress)
-        model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         curves[name] = result.history
         return folder / "model.safetensors"
 
