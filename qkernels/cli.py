@@ -204,7 +204,7 @@ def distill(
     torch.manual_seed(config.seed)
     model = create_model(student, images, student_width)
     train(model, images, config, teacher=guide, run_dir=run, resume=resume)
-    _print(f"test accuracy {evaluate_model(model.cpu(), images, progress=True)}")
+    _print(f"test accuracy {evaluate_model(model, images, progress=True)}")
     _print(f"wrote {run / 'model.safetensors'}")
 
 
@@ -228,6 +228,7 @@ def prune(
     lr: Annotated[float, typer.Option(help="Its learning rate.")] = 0.05,
 ) -> None:
     """Drop channels or blocks, then train on with the unpruned model as the teacher; stopped, it goes on."""
+    _check_writable(out)
     dataset = datasets.load(data, data_root)
     full = models.load_weights(create_model(model, dataset, width), weights).eval()
     example = torch.zeros(1, *dataset.image_shape)
@@ -243,9 +244,11 @@ def prune(
         return pruning.prune_channels(net, example, scores, macs=left, multiple=multiple)
 
     config = TrainConfig.model_validate({"epochs": epochs, "lr": lr})
+    chosen = "blocks by loss" if drop == "blocks" else f"channels by magnitude, multiple={multiple}"
     net, _ = pruning.prune_gradually(
-        full, dataset, config, smaller, final=share, steps=1, run_dir=run, teacher=full
-    )
+        full, dataset, config, smaller,
+        final=share, steps=1, run_dir=run, description=chosen, teacher=full,
+    )  # fmt: skip
     architecture = describe_architecture(model, dataset, width)
     architecture["kwargs"]["channels"] = models.changes(models.sizes(full), net)
     qkernels.save(net, out, architecture=architecture)
@@ -283,11 +286,7 @@ def quantize(
 ) -> None:
     """Turn trained float weights into an int8 checkpoint that needs nothing else to be loaded."""
     dataset = datasets.load(data, data_root)
-    net = _open(weights, dataset, model, width)
-    if model is None:
-        architecture = read_metadata(weights)["architecture"]
-    else:
-        architecture = describe_architecture(model, dataset, width)
+    net, architecture = _open(weights, dataset, model, width)
     config = QuantConfig(activation=activation, weight=weight, observer=observer)
     needs_data = activation == "static" or correct_bias
     batches = list(calibration_batches(dataset, images, seed)) if needs_data else None
@@ -315,7 +314,7 @@ def evaluate(
 ) -> None:
     """Accuracy with its 95 % interval, size and latency of a checkpoint."""
     images = datasets.load(data, data_root)
-    net = _open(checkpoint, images, model, width)
+    net, _ = _open(checkpoint, images, model, width)
     accuracy = evaluate_model(net, images, split, progress=True)
     speed = measure_speed({"": net}, images.image_shape, progress=True)[""]
     _print_pairs(
@@ -356,15 +355,21 @@ def export(
     _print(f"wrote {out}: {_kilobytes(out)}, before {_kilobytes(model)}")
 
 
-def _open(path: Path, images: ImageData, model: str | None, width: int | None) -> nn.Module:
-    """A checkpoint rebuilds itself; float weights need the name of their model."""
+def _open(
+    path: Path, images: ImageData, model: str | None, width: int | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """(model, architecture). A checkpoint rebuilds itself; float weights need the name of their model."""
     try:
-        read_metadata(path)
+        architecture = read_metadata(path)["architecture"]
     except CheckpointError as error:
         if model is None:
             raise ValueError(f"{error} (if these are float weights, name their --model)") from error
-        return models.load_weights(create_model(model, images, width), path)
-    return qkernels.load(path)
+        net = models.load_weights(create_model(model, images, width), path)
+        return net, describe_architecture(model, images, width)
+    if model is not None or width is not None:
+        flag = "--model" if model is not None else "--width"
+        raise ValueError(f"{path} names its model itself: leave {flag} out")
+    return qkernels.load(path), architecture
 
 
 @app.command()
@@ -387,6 +392,7 @@ def advise(
     plot: Annotated[Path | None, typer.Option(help="Picture of the frontier to draw.")] = None,
 ) -> None:
     """Try distilling, pruning and quantizing on a model; keep what pays. Stopped, it goes on."""
+    _check_writable(out, plot)
     dataset = datasets.load(data, data_root)
     net = models.load_weights(create_model(model, dataset, width), weights).eval()
     names = [name for name in students.split(",") if name]
@@ -411,6 +417,15 @@ def advise(
     if plot is not None:
         advice.plot(plot)
         _print(f"wrote {plot}")
+
+
+def _check_writable(*files: Path | None) -> None:
+    """Named before the work, not after it: a file that could not be written."""
+    for file in filter(None, files):
+        if file.is_dir():
+            raise IsADirectoryError(f"{file}: is a folder, name a file to write")
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"{file}: there is no folder {file.parent} to write it to")
 
 
 def _share(text: str) -> float:
@@ -495,6 +510,7 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it here.")] = None,
 ) -> None:
     """Time int8 layers against torch's float32 and bfloat16 ones, in turns, in one process."""
+    _check_writable(json_file)
     rows = run_bench(only, threads=threads or [torch.get_num_threads()], quick=quick)
     Console(width=max(Console().width, BENCH_COLUMNS)).print(_bench_table(rows))
     means = Table("kind", "int8 form", "threads", "x fp32, geometric mean")

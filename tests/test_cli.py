@@ -77,6 +77,29 @@ def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["pipeline", "--loss", "nope"], "--loss='nope'"),
         (["quantize", "/no/file", "x", "--model", "tutorial_cnn"], "/no/file"),
         (["prune", "/no/file", "x", "--model", "resnet8", "--run", "x"], "/no/file"),
+        (["prune", "/no/file", "nodir/p", "--model", "resnet8", "--run", "x"], "nodir/p"),
+        (
+            ["advise", "/no/file", "nodir/p", "--model", "resnet8", "--run", "x", "--floor", "9"],
+            "nodir/p",
+        ),
+        (
+            [
+                "advise",
+                "/no/file",
+                "x",
+                "--plot",
+                "nodir/p",
+                "--model",
+                "resnet8",
+                "--run",
+                "x",
+                "--floor",
+                "9",
+            ],
+            "nodir/p",
+        ),
+        (["bench", "--only", "nope", "--json", "nodir/p"], "nodir/p"),
+        (["bench", "--only", "nope", "--json", "."], ".: is a folder"),
         (["evaluate", "/no/file"], "/no/file"),
         (["evaluate", __file__], "--model"),
         (["bench", "--only", "nope"], "'nope'"),
@@ -196,9 +219,29 @@ def test_a_pruned_model_is_trained_on_and_quantized_from_its_file(
     assert run("quantize", pruned, int8, "--images", 64) == 0
     assert run("evaluate", int8) == 0
     said = capsys.readouterr().out
+    for command in (["quantize", pruned, tmp_path / "named"], ["evaluate", int8]):
+        assert run(*command, "--model", "resnet14") == 2
+        assert f"{command[1]} names its model itself: leave --model out" in capsys.readouterr().err
     before, after = (int(n.replace(",", "")) for n in re.findall(r"[\d,]{6,}", said)[:2])
     assert 0.4 * before < after <= 0.6 * before
     assert "of 359 test images" in said
+
+
+def test_prune_refuses_the_run_of_another_choice_or_of_other_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, other, out = (tmp_path / name for name in ("whole", "other", "pruned"))
+    for path in (weights, other):  # two draws
+        save_file(create_model("resnet14", data.load("digits"), 4).state_dict(), path)
+    words = ["--model", "resnet14", "--width", 4, "--epochs", 1, "--run", tmp_path / "run"]
+    blocks, channels = ["--drop", "blocks"], ["--drop", "channels", "--multiple", 1]
+    assert run("prune", weights, out, *words, *blocks) == 0
+    first = out.read_bytes()
+    assert run("prune", weights, out, *words, *channels) == 2
+    assert "description='blocks" in capsys.readouterr().err
+    assert run("prune", other, out, *words, *blocks) == 2
+    assert "was pruned with weights=" in capsys.readouterr().err
+    assert out.read_bytes() == first
 
 
 def test_quantize_says_what_it_equalized_and_corrected(

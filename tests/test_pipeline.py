@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,39 @@ def test_the_command_names_what_differs_from_the_recipe() -> None:
     config = PipelineConfig.for_data("digits", epochs=5, augment=True, run=Path("a b"))
     words = "qkernels pipeline --data digits --run 'a b' --epochs 5 --augment"
     assert config.command() == words
+
+
+def test_the_command_leaves_out_what_is_none() -> None:
+    assert PipelineConfig(data="cifar10").command() == "qkernels pipeline --data cifar10"
+    assert "None" not in PipelineConfig(data="digits").command()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"student": "tutorial_cn"}, "tutorial_cn"),
+        ({"student": "mobilenet_v2"}, "mobilenet_v2 has no width"),
+        ({"loss": "crd"}, "loss='crd' compares features"),
+        ({"loss": "fitnets", "features": "conv9"}, "no module 'conv9'"),
+    ],
+)
+def test_a_student_at_fault_is_named_before_the_teacher_is_trained(
+    wrong: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        run_pipeline(PipelineConfig.for_data("digits", run=tmp_path / "run", **TINY, **wrong))
+    assert not (tmp_path / "run").exists()
+
+
+def test_test_images_without_labels_are_refused_before_the_teacher_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = datasets.load("digits")
+    blind = replace(digits, test=replace(digits.test, labels=None))
+    monkeypatch.setattr("qkernels.pipeline.run.datasets.load", lambda *name: blind)
+    with pytest.raises(ValueError, match="the test images have no labels"):
+        run_pipeline(PipelineConfig.for_data("digits", run=tmp_path / "run", **TINY))
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_model_has_a_row_with_its_own_figures(tiny: PipelineResult) -> None:

@@ -77,6 +77,10 @@ def advise(
     return Advice(search.timed_together(trials), floor, latency_ms, tuple(search.notes))
 
 
+class _NotPrunable(Exception):
+    """No smaller model of this share: a note, where the folder of another run is an error."""
+
+
 @dataclass
 class _Search:
     model: nn.Module
@@ -111,7 +115,7 @@ class _Search:
             name, allowed = f"{share:.0%} pruned", False
             try:
                 smaller = self.pruned(share)
-            except ValueError as error:
+            except _NotPrunable as error:
                 self.notes.append(f"{name}: {error}")
                 return
             for trial in self.int8(f"{name}, int8", *smaller):
@@ -125,12 +129,16 @@ class _Search:
         macs = count_macs(self.model, self.data.image_shape)
 
         def drop(net: nn.Module, amount: float) -> tuple[nn.Module, Any]:
-            scores = prune.magnitude(prune.weights(net))
-            return prune.prune_channels(net, self.example, scores, macs=int((1 - amount) * macs))
+            scores, left = prune.magnitude(prune.weights(net)), int((1 - amount) * macs)
+            try:
+                return prune.prune_channels(net, self.example, scores, macs=left)
+            except (ValueError, ImportError) as error:
+                raise _NotPrunable(str(error)) from error
 
         net, _ = prune.prune_gradually(
             self.model, self.data, self.config, drop, final=share, steps=1,
-            run_dir=self.run_dir / f"pruned-{share:g}", teacher=self.model, progress=self.progress,
+            run_dir=self.run_dir / f"pruned-{share:g}", description="channels by magnitude",
+            teacher=self.model, progress=self.progress,
         )  # fmt: skip
         return net, models.changes(models.sizes(self.model), net)
 

@@ -66,11 +66,11 @@ class PipelineConfig(BaseModel):
         return cls(**{**RECIPES.get(data, {}), "data": data, **settings})
 
     def command(self) -> str:
-        """The `qkernels pipeline` command that means these settings."""
+        """The `qkernels pipeline` command that means these settings; None has no flag, a recipe's value stays."""
         recipe, words = type(self).for_data(self.data), ["qkernels pipeline", f"--data {self.data}"]
         for name, value in self.model_dump().items():
             flag = name.replace("_", "-")
-            if value == getattr(recipe, name):
+            if value is None or value == getattr(recipe, name):
                 continue
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")

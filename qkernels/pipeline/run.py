@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qkernels import data as datasets
 from qkernels import models
 from qkernels.data import ImageData
-from qkernels.distill import EpochRecord, TrainConfig, train
+from qkernels.distill import OBJECTIVES, EpochRecord, TrainConfig, train
 from qkernels.evaluate import predict, score
 from qkernels.graph import compile
 from qkernels.machine import describe_machine
@@ -61,6 +61,8 @@ def run_pipeline(
     Raises ValueError or FileNotFoundError for settings, data, weights or a run folder at fault.
     """
     data = datasets.load(config.data, config.data_root)
+    if (labels := data.test.labels) is None:
+        raise ValueError(f"{data.name}: the test images have no labels to compare with")
     floats, curves = _train_all(config, data, say, progress)
     say(f"quantizing, calibrated on {config.calibration_images} training images")
     quantized, reports = _quantize_all(config, data, floats[DISTILLED].model)
@@ -81,7 +83,7 @@ def run_pipeline(
         config=config,
         machine=describe_machine(),
         data=_describe(data),
-        rows=_rows(entries, data, logits, speeds),
+        rows=_rows(entries, data, labels, logits, speeds),
         curves=curves,
         quantization=reports,
         layers=_layer_errors(floats[DISTILLED].model, quantized, data),
@@ -120,20 +122,25 @@ def _train_all(
         folder = config.run / FOLDERS[name]
         say(f"{name}: {settings.epochs} epochs, in {folder}")
         result = train(model, data, settings, teacher=guide, run_dir=folder, progress=progress)
-        model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         curves[name] = result.history
         return folder / "model.safetensors"
 
     teacher = _seeded(config, data, config.teacher, config.teacher_width)
     if config.teacher_weights is not None:
         models.load_weights(teacher, config.teacher_weights)
+    students = {
+        name: _seeded(config, data, config.student, config.student_width)
+        for name in (ALONE, DISTILLED)
+    }
+    learning = config.student_training()
+    # What does not fit a student is said here, before the teacher is trained.
+    OBJECTIVES[learning.loss](learning, teacher, students[DISTILLED], data.image_shape)
     settings = config.teacher_training()
     path = _keep(config, teacher) if settings is None else fit(TEACHER, teacher, settings)
     entries = {TEACHER: _Entry(teacher, path)}
     for name, guide in ((ALONE, None), (DISTILLED, teacher)):
-        student = _seeded(config, data, config.student, config.student_width)
-        path = fit(name, student, config.student_training(), guide)
-        entries[name] = _Entry(student, path, against=ALONE if guide else None)
+        path = fit(name, students[name], learning, guide)
+        entries[name] = _Entry(students[name], path, against=ALONE if guide else None)
     return entries, curves
 
 
@@ -181,12 +188,10 @@ def compile_student(config: PipelineConfig, data: ImageData, student: nn.Module,
 def _rows(
     entries: dict[str, _Entry],
     data: ImageData,
+    labels: Tensor,
     logits: dict[str, Tensor],
     speeds: dict[str, Speed],
 ) -> list[Row]:
-    labels = data.test.labels
-    if labels is None:
-        raise ValueError(f"{data.name}: the test images have no labels to compare with")
     rows = []
     for name, entry in entries.items():
         twin = entries[DISTILLED].model if name.startswith(INT8) else entry.model

@@ -13,6 +13,7 @@ from torch import nn
 
 from qkernels.data.image_data import ImageData
 from qkernels.distill import TrainResult, train
+from qkernels.distill.cache import digest
 from qkernels.distill.config import TrainConfig
 from qkernels.models.narrow import changes, narrow, sizes
 from qkernels.prune.masks import Masks
@@ -39,6 +40,7 @@ def prune_gradually(
     final: float,
     steps: int,
     run_dir: str | Path,
+    description: str = "",
     **training: Any,
 ) -> tuple[nn.Module, list[TrainResult]]:
     """Prune in `steps` steps up to the amount `final` (`cubic`), each followed by training as `config` says.
@@ -50,12 +52,14 @@ def prune_gradually(
             macs=int((1 - amount) * macs of the first model) fits as it is.
         run_dir: one folder a step. Killed at any moment and called again, it goes on from the last whole epoch with
             the choices it had made.
+        description: what `prune` goes by (scores, scope, multiple), which no folder can tell of a function.
         training: teacher, objective and progress, as `train` takes them.
 
     Returns:
         (model in eval mode, one `TrainResult` a step)
 
-    Raises ValueError for a final amount outside [0, 1), fewer than 1 step, and a folder of another run.
+    Raises ValueError for a final amount outside [0, 1), fewer than 1 step, and a folder of another run: other
+    weights, amounts or another description.
     """
     if not 0 <= final < 1:
         raise ValueError(f"final={final} must be in [0, 1)")
@@ -64,21 +68,20 @@ def prune_gradually(
     results = []
     for step in range(1, steps + 1):
         folder = Path(run_dir) / f"step-{step}"
-        model, masks = _pruned(model, prune, cubic(step, steps, final), folder / "pruned.pt")
+        amount = cubic(step, steps, final)
+        model, masks = _pruned(model, prune, amount, description, folder / "pruned.pt")
         results.append(train(model, data, config, run_dir=folder, after_step=masks, **training))
     return model.eval(), results
 
 
 def _pruned(
-    model: nn.Module, prune: Prune, amount: float, file: Path
+    model: nn.Module, prune: Prune, amount: float, description: str, file: Path
 ) -> tuple[nn.Module, Masks | None]:
     """What `prune` makes of the model, or made of it when this step was begun."""
+    made_of = {"amount": amount, "description": description, "weights": digest(model)}
     if file.exists():
         kept = torch.load(file, map_location="cpu", weights_only=True)
-        if kept["amount"] != amount:
-            raise ValueError(
-                f"{file} was pruned to amount={kept['amount']:.4g}, not {amount:.4g}: take another run_dir"
-            )
+        _refuse_other_choice(file, kept, made_of)
         model = narrow(copy.deepcopy(model), kept["channels"])
         model.load_state_dict(kept["model"])
         return model, None if kept["masks"] is None else Masks(kept["masks"])
@@ -91,7 +94,7 @@ def _pruned(
     aside = file.with_suffix(".writing")
     torch.save(
         {
-            "amount": amount,
+            **made_of,
             "model": model.state_dict(),
             "channels": changes(before, model),
             "masks": None if masks is None else masks.kept,
@@ -100,3 +103,11 @@ def _pruned(
     )
     os.replace(aside, file)
     return model, masks
+
+
+def _refuse_other_choice(file: Path, kept: dict[str, Any], made_of: dict[str, Any]) -> None:
+    for name, value in made_of.items():
+        if kept.get(name) != value:
+            raise ValueError(
+                f"{file} was pruned with {name}={kept.get(name)!r}, not {value!r}: take another run_dir"
+            )

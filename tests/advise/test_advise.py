@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,34 @@ def test_it_stops_when_the_asked_for_is_found(
 ) -> None:
     advice = advise(*trained, floor=0.1, latency_ms=1e6, run_dir=tmp_path, progress=False)
     assert [t.name for t in advice.trials] == ["float"] and advice.met
+
+
+HOW = {"floor": 0.1, "config": CONFIG, "shares": (0.4,), "progress": False}
+
+
+def test_without_torch_pruning_what_was_tried_is_kept_and_a_note_says_why(
+    trained: tuple[nn.Module, data.ImageData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    advice = advise(*trained, run_dir=tmp_path, **HOW)  # type: ignore[arg-type]
+    assert [t.name for t in advice.trials] == ["float", "int8"]
+    assert advice.notes == (
+        '40% pruned: torch_pruning is needed for this: pip install "qkernels[prune]"',
+    )
+
+
+def test_the_folder_of_other_weights_or_another_training_is_refused(
+    trained: tuple[nn.Module, data.ImageData], tmp_path: Path
+) -> None:
+    model, digits = trained
+    advise(model, digits, run_dir=tmp_path, **HOW)  # type: ignore[arg-type]
+    longer = HOW | {"config": CONFIG.model_copy(update={"epochs": 3})}
+    with pytest.raises(ValueError, match="holds a run with epochs=2, not 3"):
+        advise(model, digits, run_dir=tmp_path, **longer)  # type: ignore[arg-type]
+    other = copy.deepcopy(model)
+    torch.nn.init.zeros_(next(other.parameters()))
+    with pytest.raises(ValueError, match="was pruned with weights="):
+        advise(other, digits, run_dir=tmp_path, **HOW)  # type: ignore[arg-type]
 
 
 def test_bad_wishes_are_one_sentence(

@@ -1,6 +1,7 @@
 """Gradual schedules: the cubic curve, and runs that may be killed."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -102,15 +103,31 @@ def test_masks_hold_after_every_step(tmp_path) -> None:
 
 def test_the_folder_of_another_amount_is_refused(tmp_path) -> None:
     settings = {"steps": 1, "run_dir": tmp_path, "progress": False}
-    prune.prune_gradually(toy_net(), toy_data(), CONFIG, masks, final=0.5, **settings)
+    first = toy_net()
+    prune.prune_gradually(first, toy_data(), CONFIG, masks, final=0.5, **settings)
     with pytest.raises(
-        ValueError, match=r"was pruned to amount=0\.5, not 0\.6: take another run_dir"
+        ValueError, match=r"was pruned with amount=0\.5, not 0\.6: take another run_dir"
     ):
-        prune.prune_gradually(toy_net(), toy_data(), CONFIG, masks, final=0.6, **settings)
+        prune.prune_gradually(first, toy_data(), CONFIG, masks, final=0.6, **settings)
     with pytest.raises(ValueError, match="steps=0 must be at least 1"):
         prune.prune_gradually(
             toy_net(), toy_data(), CONFIG, masks, final=0.6, steps=0, run_dir=tmp_path
         )
+
+
+def test_a_choice_made_in_another_way_or_of_other_weights_is_refused(tmp_path) -> None:
+    settings = {"final": 0.5, "steps": 1, "run_dir": tmp_path, "progress": False}
+    run = functools.partial(prune.prune_gradually, data=toy_data(), config=CONFIG, **settings)
+    first = toy_net()
+    net, _ = run(first, prune=masks, description="by layer")
+    with pytest.raises(ValueError, match="pruned with description='by layer', not 'global': take"):
+        run(first, prune=masks, description="global")
+    with pytest.raises(ValueError, match=r"was pruned with weights='.*', not '.*': take another"):
+        run(net, prune=masks, description="by layer")
+    (tmp_path / "step-1" / "pruned.pt").unlink()
+    torch.save({"amount": 0.5}, tmp_path / "step-1" / "pruned.pt")  # of an earlier version
+    with pytest.raises(ValueError, match="was pruned with description=None, not 'by layer'"):
+        run(first, prune=masks, description="by layer")
 
 
 def test_a_final_amount_outside_0_to_1_is_refused(tmp_path) -> None:
