@@ -86,6 +86,13 @@ def test_the_command_leaves_out_what_is_none() -> None:
     assert "None" not in PipelineConfig(data="digits").command()
 
 
+def test_a_recipe_gives_its_width_to_its_own_model_only() -> None:
+    config = PipelineConfig.for_data("digits", teacher="resnet20")
+    assert config.teacher_width is None and config.student_width == 8
+    assert PipelineConfig.for_data("digits", teacher="tutorial_cnn").teacher_width == 64
+    assert PipelineConfig.for_data("digits", teacher="resnet20", teacher_width=4).teacher_width == 4
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [

@@ -20,6 +20,7 @@ Top-1 on held-out test images with its 95 % interval, or mean ± standard deviat
 *vs alone*: points against the student trained alone on the labels, on the same images. *int8*: the same model with int8
 layers, with its change against its float twin (where the float column is empty: against the student alone). *ms*: one
 image, {threads}; *x alone*: how many times faster than the student alone in float, timed in turns.
+Rows of pruning, QAT and attacks start from the trained student: they had more training than it.
 An id is a line of the tutorials that asked for the technique.
 """
 HEADINGS = (

@@ -62,8 +62,12 @@ class PipelineConfig(BaseModel):
 
     @classmethod
     def for_data(cls, data: str = "digits", **settings: Any) -> PipelineConfig:
-        """The recipe that suits a data set, with `settings` in place of its own."""
-        return cls(**{**RECIPES.get(data, {}), "data": data, **settings})
+        """The recipe that suits a data set, with `settings` in place of its own; a width is for its own model."""
+        recipe = RECIPES.get(data, {}) | {"data": data}
+        for who in ("teacher", "student"):
+            if settings.get(who, recipe.get(who)) != recipe.get(who):
+                recipe.pop(f"{who}_width", None)
+        return cls(**recipe | settings)
 
     def command(self) -> str:
         """The `qkernels pipeline` command that means these settings; None has no flag, a recipe's value stays."""
