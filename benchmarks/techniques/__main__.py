@@ -2,8 +2,9 @@
 
     QKERNELS_DATA=... python benchmarks/techniques [--only TEXT] [--epochs 6] [--seeds 1]
 
-The folder needs `cifar10/jpeg.zip` and `models/cifar10_resnet20.safetensors`. An hour or two on two cores. A row is
-run once; the same command goes on where it was stopped, and a row that failed is tried again.
+The folder needs `cifar10/jpeg.zip` and `models/cifar10_resnet20.safetensors`. Some two hours on two cores where two
+processes share the rows (`--only`), each on one thread (`OMP_NUM_THREADS=1`). A row is run once; the same command goes
+on where it was stopped, and a row that failed is tried again.
 """
 
 from __future__ import annotations
