@@ -90,7 +90,7 @@ def load(
     threads = " ".join(map(str, arguments.all_threads or arguments.threads))
     command = f"python benchmarks/{Path(sys.argv[0]).name} --threads {threads}{flags}"
     command += f" --only '{arguments.only}'" if arguments.only else ""
-    machine = describe_machine() | {"contenders": versions(contenders)}
+    machine = describe_machine() | {"cores": len(ALL_CORES), "contenders": versions(contenders)}
     return {"machine": machine, "command": command, "peaks": peaks, "crashed": [], "rows": []}
 
 
