@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from program_bytes import seal, tables
 from torch import Tensor, nn
 
 import qkernels as qk
 from qkernels.program import Program
-from qkernels.program.format import HEADER, STEP, VALUE, checksum
+from qkernels.program.format import HEADER, STEP, VALUE
 
 
 def compiled(net: nn.Module, *size: int, seed: int = 0) -> tuple[nn.Module, Any, Tensor]:
@@ -32,13 +33,6 @@ def borders(program: Program) -> dict[str, int]:
         program.data[s["name"] : s["name"] + s["name_bytes"]].tobytes().decode(): int(values[s["y"]]["border"])
         for s in steps
     }  # fmt: skip
-
-
-def tables(data: np.ndarray) -> tuple[Any, Any, Any]:
-    header = data[: HEADER.itemsize].view(HEADER)[0]
-    at = HEADER.itemsize + int(header["values"]) * VALUE.itemsize
-    values = data[HEADER.itemsize : at].view(VALUE)
-    return header, values, data[at : at + int(header["steps"]) * STEP.itemsize].view(STEP)
 
 
 class Readers(nn.Module):
@@ -177,9 +171,9 @@ def test_any_border_that_covers_the_padding_gives_the_same_bits() -> None:
     program, x, expected = bordered_program()
     for border in range(4):
         data = program.data.copy()
-        header, values, _ = tables(data)
+        _, values, _ = tables(data)
         values["border"][values["border"] > 0] = border
-        header["checksum"] = checksum(data)
+        seal(data)
         assert np.array_equal(Program(data)(x.numpy()), expected.numpy())
 
 
@@ -194,7 +188,7 @@ def test_forged_borders_are_refused_or_run_within_their_memory() -> None:
         at = int(random.integers(HEADER.itemsize, end)) // 4 * 4
         value = random.choice([0, 1, 2, 5, 200, 255, 2**16, 2**31 - 1, int(random.integers(2**32))])
         data[at : at + 4] = np.frombuffer(np.uint32(value).tobytes(), np.uint8)
-        tables(data)[0]["checksum"] = checksum(data)
+        seal(data)
         try:
             Program(data)(x.numpy())
         except (ValueError, MemoryError):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from program_bytes import seal, tables
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +18,7 @@ import qkernels as qk
 from qkernels import models, reference
 from qkernels.graph.tokens import ChainedAttention
 from qkernels.program import Program
-from qkernels.program.format import HEADER, STEP, VALUE, checksum
+from qkernels.program.format import HEADER, STEP, VALUE
 from qkernels.reference import Epilogue
 
 WIDTH, TOKENS = 24, 7
@@ -215,12 +216,10 @@ def test_an_input_that_is_no_tokens_is_named(
 def forged(program: Program, step: int, **fields: float) -> np.ndarray:
     """The program with some fields of a step changed and its checksum made good."""
     data = program.data.copy()
-    header = data[: HEADER.itemsize].view(HEADER)[0]
-    first = HEADER.itemsize + (int(header["values"]) * VALUE.itemsize + 7) // 8 * 8
-    rows = data[first : first + int(header["steps"]) * STEP.itemsize].view(STEP)
+    _, _, rows = tables(data)
     for name, value in fields.items():
         rows[step][name] = value
-    header["checksum"] = checksum(data)
+    seal(data)
     return data
 
 
@@ -254,19 +253,15 @@ def test_forged_tables_of_an_encoder_are_refused_or_run_within_their_memory(
     saved: tuple[Path, Tensor],
 ) -> None:
     program = Program.load(saved[0] / "model.qkp")
-    header = program.data[: HEADER.itemsize].view(HEADER)[0]
-    tables = (
-        HEADER.itemsize
-        + int(header["values"]) * VALUE.itemsize
-        + int(header["steps"]) * STEP.itemsize
-    )
+    header, _, _ = tables(program.data)
+    end = int(HEADER.itemsize + header["values"] * VALUE.itemsize + header["steps"] * STEP.itemsize)
     random, refused = np.random.default_rng(0), 0
     for _ in range(1500):
         data = program.data.copy()
-        at = int(random.integers(8, tables)) // 4 * 4
+        at = int(random.integers(8, end)) // 4 * 4
         value = random.choice([0, 1, 2, 3, 255, 2**16, 2**31 - 1, 2**32 - 1])
         data[at : at + 4] = np.frombuffer(np.uint32(value).tobytes(), np.uint8)
-        data[: HEADER.itemsize].view(HEADER)[0]["checksum"] = checksum(data)
+        seal(data)
         try:
             Program(data)(np.ones((1, 3, 24), np.float32))
         except (ValueError, MemoryError):

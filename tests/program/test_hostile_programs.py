@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from program_bytes import seal, tables
 from torch import Tensor
 
 from qkernels import _core, ops  # noqa: F401
 from qkernels.program import Program
-from qkernels.program.format import HEADER, STEP, VALUE, Step, Value, assemble, checksum
+from qkernels.program.format import Step, Value, assemble
 
 
 def image(channels: int = 1, dtype: str = "float32", **how: Any) -> Value:
@@ -25,17 +26,6 @@ def averaging(more_values: list[Value], more: list[Step]) -> np.ndarray:
     return assemble([*values, *more_values], steps, [0], [2])
 
 
-def tables(data: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
-    header = data[: HEADER.itemsize].view(HEADER)[0]
-    first = HEADER.itemsize + int(header["values"]) * VALUE.itemsize
-    steps = (first + 7) // 8 * 8
-    return (
-        header,
-        data[HEADER.itemsize : first].view(VALUE),
-        data[steps : steps + int(header["steps"]) * STEP.itemsize].view(STEP),
-    )
-
-
 @pytest.mark.parametrize("slots", [1 << 13, 1 << 14])  # whose bytes add up to 2^63 and to 2^64
 def test_sizes_that_add_up_to_little_are_too_large(slots: int) -> None:
     blow_up = {"fill": 1, "pad_top": 2**24 - 1, "pad_left": 2**24 - 1}
@@ -45,16 +35,16 @@ def test_sizes_that_add_up_to_little_are_too_large(slots: int) -> None:
     values["slot"][3:] = np.arange(1, slots + 1)
     values["slot"][1] = 0
     header["slots"] = slots + 1
-    header["checksum"] = checksum(data)
+    seal(data)
     with pytest.raises(ValueError, match="bytes, too many"):
         Program(data)(np.ones((1, 1, 2, 2), np.float32))
 
 
 def test_an_input_is_never_written() -> None:
     data = averaging([], [Step("copy", "over", 1, 2)])
-    header, _, steps = tables(data)
+    _, _, steps = tables(data)
     steps["y"][1] = 0
-    header["checksum"] = checksum(data)
+    seal(data)
     with pytest.raises(ValueError, match="step 1 may not run: it writes an input"):
         Program(data)
 
@@ -67,9 +57,9 @@ def test_an_input_that_is_added_lies_as_the_step_reads_it() -> None:
     data = assemble(values, [step], [0], [1])
     x = np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2)
     assert np.isfinite(Program(data)(np.broadcast_to(x[:1], (5, 1, 2, 2)))).all()
-    header, table, _ = tables(data)
+    _, table, _ = tables(data)
     table["nhwc_only"][0] = 0
-    header["checksum"] = checksum(data)
+    seal(data)
     with pytest.raises(ValueError, match="it adds an input whose pixels may lie anywhere"):
         Program(data)
 
