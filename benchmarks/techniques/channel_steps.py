@@ -96,14 +96,14 @@ def model_table(name: str) -> list[str]:
                 now, first = times[batch][pruned, form], times[batch]["no", form]
                 change = "" if pruned == "no" else f" ({now / first - 1:+.0%})"
                 cells.append(f"{now * 1e3:.3g}{change}")
-        macs = count_macs(copy.deepcopy(net), data.image_shape)
+        macs = count_macs(net, data.image_shape)
         rows.append(_row(pruned, f"{macs / 1e6:.1f} M", f"{count_parameters(net):,}", *cells))
     return rows
 
 
 def variants(net: nn.Module, data: ImageData) -> dict[str, nn.Module]:
     x = torch.zeros(1, *data.image_shape)
-    macs = int(SHARE * count_macs(copy.deepcopy(net), data.image_shape))
+    macs = int(SHARE * count_macs(net, data.image_shape))
     scores = prune.magnitude(prune.weights(net))
     nets = {"no": net}
     for multiple in (1, prune.PANEL):

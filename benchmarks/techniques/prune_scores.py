@@ -7,7 +7,6 @@ The folder needs `official_subset.npz` and `models/cifar10_resnet20.safetensors`
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def main() -> None:
     data = datasets.load("cifar10-subset")
     path = Path(os.environ["QKERNELS_DATA"]) / "models/cifar10_resnet20.safetensors"
     net = models.load_weights(models.create("resnet20"), path).eval()
-    macs, x = count_macs(copy.deepcopy(net), data.image_shape), torch.zeros(1, *data.image_shape)
+    macs, x = count_macs(net, data.image_shape), torch.zeros(1, *data.image_shape)
     batches = list(data.batches("train", 128, shuffle=True).head(512))
     columns = [f"{order}, {share:.0%} left" for share in SHARES for order in ("lowest", "highest")]
     lines = [f"| score | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]

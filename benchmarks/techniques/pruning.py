@@ -98,7 +98,7 @@ def _without_blocks(
     setting: Setting, start: nn.Module, amount: float, share: float = 1.0
 ) -> Outcome:
     """Whole residual blocks, those without which the loss is least, fine-tuned with the teacher."""
-    full = count_macs(copy.deepcopy(start), setting.data.image_shape)
+    full = count_macs(start, setting.data.image_shape)
 
     def choose(net: nn.Module, amount: float) -> tuple[nn.Module, prune.ChannelReport]:
         example = _example(setting)
@@ -135,7 +135,7 @@ def labelled(setting: Setting) -> list[tuple[Tensor, Tensor]]:
 
 
 def _drop(setting: Setting, score: Score, *, relative: bool = True) -> prune.Prune:
-    full = count_macs(copy.deepcopy(setting.alone), setting.data.image_shape)
+    full = count_macs(setting.alone, setting.data.image_shape)
 
     def choose(net: nn.Module, amount: float) -> tuple[nn.Module, prune.ChannelReport]:
         net.eval()
@@ -178,9 +178,7 @@ def _fine_tuned(
 
 
 def _outcome(setting: Setting, start: nn.Module, net: nn.Module, note: str = "") -> Outcome:
-    before, after = (
-        count_macs(copy.deepcopy(model), setting.data.image_shape) for model in (start, net)
-    )
+    before, after = (count_macs(model, setting.data.image_shape) for model in (start, net))
     zeros = prune.Masks.of_zeros(prune.weights(net)).sparsity
     figures = {GONE: 1 - after / before, ZEROS: zeros}
     return Outcome(net, setting.int8(net), note, figures)
