@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 ISAS = ("scalar", "avx2", "avx512vnni", "amx", "neondot")
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what layers take
 CUDA_TILES = ("small", "medium", "tall", "large", "hopper")
 
 

@@ -52,7 +52,7 @@ class QdqLinear(_QdqLayer):
     """The weight lies as [K, N]: runtimes look for a MatMul straight after it."""
 
     def __init__(self, layer: QuantLinear) -> None:
-        super().__init__(layer, layer.weight.t().contiguous(), axis=1)
+        super().__init__(layer, layer.int8_weight.t().contiguous(), axis=1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.matmul(*self.input_and_weight(x))
@@ -61,7 +61,7 @@ class QdqLinear(_QdqLayer):
 
 class QdqConv2d(_QdqLayer):
     def __init__(self, layer: QuantConv2d) -> None:
-        super().__init__(layer, layer.weight, axis=0)
+        super().__init__(layer, layer.int8_weight, axis=0)
         self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
         self.borders, self.padding_mode = layer._borders, layer.padding_mode
 

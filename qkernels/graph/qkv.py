@@ -84,11 +84,12 @@ def side_by_side(layers: list[QuantLinear]) -> QuantLinear:
         sum(layer.out_features for layer in layers),
         has_bias,
         first.packed_weight.device,
-        activation=first.activation,
+        first.anchor.dtype,
+        activation=cast(Any, first.activation),
         symmetric=first.symmetric,
     )
     state: dict[str, Tensor] = {
-        "weight": torch.cat([layer.weight for layer in layers]),
+        "int8_weight": torch.cat([layer.int8_weight for layer in layers]),
         "weight_scale": torch.cat([layer.weight_scale for layer in layers]),
     }
     if has_bias:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qkernels import ops
-from qkernels.nn.module import Activation, QuantModule
+from qkernels.nn.module import Activation, QuantModule, require_float
 from qkernels.nn.weights import quantize_weight
 
 _conv2d = torch.ops.qkernels.conv2d
@@ -35,13 +35,15 @@ def _borders(
     return [w, w, h, h]
 
 
-class QuantConv2d(QuantModule):
+class QuantConv2d(QuantModule, nn.Conv2d):
     """``nn.Conv2d`` with an int8 weight [out_channels, in_channels / groups, KH, KW].
 
     ``x`` [N, C, H, W] or [C, H, W] is float32, float16 or bfloat16, contiguous, channels-last or any strides; the
     output has its dtype, and is channels-last where ``x`` is. ``activation``: ``static`` (one calibrated scale) or
     ``dynamic`` (each image's own range, so that a batch never changes a result). C / groups * KH * KW is at most 65535.
     """
+
+    ACTIVATIONS = ("static", "dynamic")
 
     def __init__(
         self,
@@ -55,23 +57,22 @@ class QuantConv2d(QuantModule):
         bias: bool = True,
         padding_mode: PaddingMode = "zeros",
         device: Any = None,
+        dtype: torch.dtype | str | None = None,
         *,
         activation: Activation = "dynamic",
         symmetric: bool = True,
     ) -> None:
-        if activation == "weight_only":
-            raise ValueError("a convolution has no weight_only form; choose static or dynamic")
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
             )
         kernel = _pair(kernel_size)
         size = (out_channels, in_channels // groups, *kernel)
-        super().__init__(size, groups, bias, activation, symmetric, device)
+        super().__init__(size, groups, bias, activation, symmetric, device, dtype)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = kernel, _pair(stride), _pair(dilation)
         self.padding = padding if isinstance(padding, str) else _pair(padding)
-        self.padding_mode = padding_mode
+        self.padding_mode, self.transposed, self.output_padding = padding_mode, False, (0, 0)
         self._borders = _borders(padding, kernel, self.dilation)
 
     @classmethod
@@ -97,6 +98,7 @@ class QuantConv2d(QuantModule):
             conv.bias is not None,
             conv.padding_mode,
             conv.weight.device,
+            conv.weight.dtype,
             activation=activation,
             symmetric=symmetric,
         )
@@ -105,20 +107,23 @@ class QuantConv2d(QuantModule):
         )
         return new
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 3:
-            return self.forward(x.unsqueeze(0)).squeeze(0)
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
+        if input.dim() != 4 or input.shape[1] != self.in_channels:
             raise RuntimeError(
-                f"QuantConv2d takes [N, {self.in_channels}, H, W] or [{self.in_channels}, H, W]; x is {list(x.shape)}"
+                f"QuantConv2d takes [N, {self.in_channels}, H, W] or [{self.in_channels}, H, W]; its input is "
+                f"{list(input.shape)}"
             )
+        if not input.is_floating_point():
+            require_float(self, input)
         b = self._buffers  # as in QuantLinear.forward
         y = _conv2d(
-            x, b["packed_weight"], b["weight_scale"], b["bias"], b.get("input_scale"), b.get("input_zero_point"),
+            input, b["packed_weight"], b["weight_scale"], b["bias"], b["input_scale"], b["input_zero_point"],
             self.symmetric, self.kernel_size, self.stride, self._borders, self.dilation, self.groups,
             self.padding_mode,
         )  # fmt: skip
-        return ops.guard(y, x) if x.requires_grad else y
+        return ops.guard(y, input) if input.requires_grad else y
 
     def scheme(self) -> dict[str, Any]:
         return {
@@ -134,6 +139,7 @@ class QuantConv2d(QuantModule):
             "padding_mode": self.padding_mode,
             "activation": self.activation,
             "symmetric": self.symmetric,
+            "dtype": self.dtype_name,
         }
 
     def extra_repr(self) -> str:

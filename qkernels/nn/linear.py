@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from qkernels import ops
-from qkernels.nn.module import Activation, QuantModule
+from qkernels.nn.module import Activation, QuantModule, require_float
 from qkernels.nn.weights import quantize_weight
 
 _linear, _linear_weight_only = torch.ops.qkernels.linear, torch.ops.qkernels.linear_weight_only
 
 
-class QuantLinear(QuantModule):
+class QuantLinear(QuantModule, nn.Linear):
     """``y = x @ weight.T + bias`` with an int8 weight [out_features, in_features].
 
     ``x`` [..., in_features] is float32, float16 or bfloat16, any strides; the output has its dtype. ``activation``:
@@ -28,11 +28,13 @@ class QuantLinear(QuantModule):
         out_features: int,
         bias: bool = True,
         device: Any = None,
+        dtype: torch.dtype | str | None = None,
         *,
         activation: Activation = "dynamic",
         symmetric: bool = True,
     ) -> None:
-        super().__init__((out_features, in_features), 1, bias, activation, symmetric, device)
+        size = (out_features, in_features)
+        super().__init__(size, 1, bias, activation, symmetric, device, dtype)
         self.in_features, self.out_features = in_features, out_features
 
     @classmethod
@@ -59,6 +61,7 @@ class QuantLinear(QuantModule):
             linear.out_features,
             linear.bias is not None,
             linear.weight.device,
+            linear.weight.dtype,
             activation=activation,
             symmetric=symmetric,
         )
@@ -67,14 +70,17 @@ class QuantLinear(QuantModule):
         )
         return new
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_floating_point():
+            require_float(self, input)
         b = self._buffers  # attributes of a module cost more than the product of a small layer
         weight = (b["packed_weight"], b["weight_scale"], b["bias"])
         if self.activation == "weight_only":
-            y = _linear_weight_only(x, *weight)
+            y = _linear_weight_only(input, *weight)
         else:
-            y = _linear(x, *weight, b.get("input_scale"), b.get("input_zero_point"), self.symmetric)
-        return ops.guard(y, x) if x.requires_grad else y
+            given = (b["input_scale"], b["input_zero_point"])
+            y = _linear(input, *weight, *given, self.symmetric)
+        return ops.guard(y, input) if input.requires_grad else y
 
     def scheme(self) -> dict[str, Any]:
         return {
@@ -84,6 +90,7 @@ class QuantLinear(QuantModule):
             "bias": self.bias is not None,
             "activation": self.activation,
             "symmetric": self.symmetric,
+            "dtype": self.dtype_name,
         }
 
     def extra_repr(self) -> str:

@@ -243,7 +243,11 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and tensors; the file may change or go once the model is filled from them."""
     with _opened(path, device) as file:
         metadata = _checked_metadata(path, file.metadata())
-        repacked = {f"{name}.weight".lstrip(".") for name in metadata["modules"]}
+        repacked = {
+            f"{name}.{key}".lstrip(".")
+            for name in metadata["modules"]
+            for key in ("weight", "int8_weight")
+        }
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     # safetensors maps the file: what the model would keep as it is must be a copy
     return metadata, {n: t if n in repacked else t.clone() for n, t in tensors.items()}

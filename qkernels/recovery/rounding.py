@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qkernels import ops
 from qkernels.nn import QuantConv2d, QuantLinear, QuantModule
 from qkernels.quantization.calibration import Calibration, rereadable, run_data
 from qkernels.quantization.compare import comparison_points
@@ -50,7 +49,7 @@ def round_weights(
         if gram is None:  # the data never reached it
             continue
         rounded, done[name] = _round(weight, layer.weight_scale, gram, steps)
-        layer.packed_weight = ops.pack_weight(rounded.view(layer.weight_size), layer.weight_groups)
+        layer.int8_weight = rounded.view(layer.weight_size)
     return done
 
 

@@ -91,7 +91,7 @@ def test_weights_are_int8_with_a_scale_a_channel(tmp_path: Path) -> None:
         ("int8", (8, 3, 3, 3)),
         ("int8", (4, 8, 3, 3)),
     ]
-    assert (weights[0] == model[0].weight.numpy()).all()
+    assert (weights[0] == model[0].int8_weight.numpy()).all()
     scales = [initializers[n.input[1]] for n in dequantized if n.input[0] in initializers]
     assert [s.shape for s in scales] == [(8,), (4,)]
     assert [v.type.tensor_type.shape.dim[0].dim_param for v in graph.input] == ["batch"]

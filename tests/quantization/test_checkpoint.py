@@ -75,10 +75,10 @@ def test_the_file_holds_canonical_tensors_and_the_story(path: Path) -> None:
     save(converted(), path, extra={"top1": 91.6})
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
-        assert file.get_tensor("conv1.weight").dtype == torch.int8
+        assert file.get_tensor("conv1.int8_weight").dtype == torch.int8
     assert {n for n in names if n.startswith("head.")} == {
         f"head.{key}"
-        for key in ("weight", "weight_scale", "bias", "input_scale", "input_zero_point")
+        for key in ("int8_weight", "weight_scale", "bias", "input_scale", "input_zero_point")
     }
     metadata = read_metadata(path)
     assert metadata["format_version"] == 1

@@ -31,7 +31,7 @@ def test_layers_become_int8_and_the_output_stays_close(activation: str, weight: 
     for name in names:
         layer = converted.get_submodule(name)
         assert isinstance(layer, QuantConv2d if "conv" in name else QuantLinear)
-        assert layer.weight.dtype == torch.int8
+        assert layer.int8_weight.dtype == torch.int8
         assert (layer.weight_scale.unique().numel() == 1) == (weight == "per_tensor")
         assert layer.scheme()["activation"] == activation
         tensors = layer.state_dict().values()

@@ -74,12 +74,14 @@ def test_learned_rounding_lowers_each_layers_error_and_keeps_scales() -> None:
     int8, _ = qkernels.quantize(model, calibration=x)
     scales = {n: m.weight_scale.clone() for n, m in int8.named_modules() if hasattr(m, "scheme")}
     before = {e.name: e.sqnr_db for e in layer_errors(model, int8, x)}
-    weight = int8[0].weight
+    weight = int8[0].int8_weight
     left = round_weights(int8, model, x)
     assert list(left) == ["0", "3", "5", "7"]
     assert all(share <= 1 for share in left.values())
     assert min(left.values()) < 0.8
-    assert int((int8[0].weight.int() - weight.int()).abs().max()) == 1  # up or down, no further
+    assert (
+        int((int8[0].int8_weight.int() - weight.int()).abs().max()) == 1
+    )  # up or down, no further
     for name, scale in scales.items():
         assert torch.equal(int8.get_submodule(name).weight_scale, scale)
     after = {e.name: e.sqnr_db for e in layer_errors(model, int8, x)}

@@ -1,0 +1,126 @@
+"""The weight of an int8 layer as the float layer's looks: asked for its dtype far more often than for its values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from qkernels import ops
+
+if TYPE_CHECKING:
+    from qkernels.nn.module import QuantModule
+
+# What a tensor says of itself without its values.
+_ASKS = {
+    *(
+        getattr(Tensor, name).__get__
+        for name in (
+            "shape", "dtype", "device", "layout", "requires_grad", "is_leaf", "ndim", "itemsize", "nbytes", "grad",
+            "grad_fn", "is_cuda", "is_meta", "is_sparse", "is_quantized", "is_nested", "is_cpu",
+        )
+    ),
+    *(
+        getattr(Tensor, name)
+        for name in (
+            "size", "dim", "numel", "nelement", "ndimension", "stride", "is_contiguous", "is_floating_point",
+            "is_complex", "element_size", "get_device", "__len__", "storage_offset",
+        )
+    ),
+}  # fmt: skip
+_KEEPS = {Tensor.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
+
+
+class DequantizedWeight(Tensor):
+    """A read-only tensor of the float layer's shape, dtype and device, whose values are computed when they are used.
+
+    ``weight.dtype``, ``.shape`` and ``.device`` cost no more than those of any tensor. Any function of the values gets
+    ``int8_weight * weight_scale`` in the layer's dtype, computed anew each time. ``F.linear(x, weight)`` is the
+    exception: it multiplies by the int8 weight as a ``weight_only`` layer does, so that a decoder tied to this weight
+    runs in int8. Writing to it raises RuntimeError, since the write would be lost.
+    """
+
+    layer: QuantModule
+
+    @staticmethod
+    def __new__(cls, layer: QuantModule) -> DequantizedWeight:
+        anchor = layer.anchor
+        weight = Tensor._make_wrapper_subclass(
+            cls, layer.weight_size, dtype=anchor.dtype, device=anchor.device, requires_grad=False
+        )
+        weight.layer = layer
+        return weight
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ASKS:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        if func in _KEEPS:
+            return args[0]
+        if _writes(func, args, kwargs):
+            raise RuntimeError(
+                f"{func.__name__} writes to the weight of an int8 layer, where it would be lost: change the float "
+                "layer and convert it again (from_float), or set the layer's int8_weight and weight_scale"
+            )
+        if func is F.linear and isinstance(product := _int8_product(*args, **kwargs), Tensor):
+            return product
+        args, kwargs = pytree.tree_map_only(DequantizedWeight, _values, (args, dict(kwargs)))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        args, kwargs = pytree.tree_map_only(DequantizedWeight, _values, (args, dict(kwargs or {})))
+        return func(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return _values(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _values(self).__reduce_ex__(protocol)
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"{type(self).__name__}({_values(self)!r})"
+
+
+def _values(weight: DequantizedWeight) -> Tensor:
+    return weight.layer.dequantize_weight()
+
+
+def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the function writes to a weight of ours: torch's names say so."""
+    name = getattr(func, "__name__", "")
+    in_place = name in ("__setitem__", "__set__") or (
+        name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__", "__int__")
+    ) or (name.endswith("_") and not name.endswith("__"))  # fmt: skip
+    first = next(iter((*args, *kwargs.values())), None)
+    return isinstance(first if in_place else kwargs.get("out"), DequantizedWeight)
+
+
+def _int8_product(input: Any, weight: Any, bias: Any = None) -> Tensor | None:
+    """``F.linear`` by the int8 weight itself; None where that has no product of this kind."""
+    if not isinstance(weight, DequantizedWeight) or isinstance(input, DequantizedWeight):
+        return None
+    layer = weight.layer
+    plain = len(layer.weight_size) == 2 and layer.packed_weight.device == input.device
+    if not plain or input.dtype not in ops.FLOAT_DTYPES:
+        return None
+    bias = None if bias is None else bias.detach().float()
+    return ops.linear_weight_only(input, layer.packed_weight, layer.weight_scale, bias)

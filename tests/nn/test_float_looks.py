@@ -1,0 +1,217 @@
+"""What code around an int8 layer reads of it: the float layer's weight, bias, parameters and class."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import qkernels as qk
+from qkernels.nn import QuantConv2d, QuantLinear
+
+STATIC: dict[str, Any] = {"activation": "static", "input_scale": 0.03, "input_zero_point": 2}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def pairs(dtype: torch.dtype = torch.float32) -> list[tuple[nn.Module, Any, Tensor]]:
+    """(float layer, int8 layer, input)"""
+    torch.manual_seed(0)
+    linear, conv = nn.Linear(12, 7, dtype=dtype), nn.Conv2d(4, 6, 3, groups=2, dtype=dtype)
+    rows, images = torch.randn(5, 12).to(dtype), torch.randn(2, 4, 6, 6).to(dtype)
+    return [
+        (linear, QuantLinear.from_float(linear), rows),
+        (linear, QuantLinear.from_float(linear, **STATIC), rows),
+        (linear, QuantLinear.from_float(linear, activation="weight_only"), rows),
+        (conv, QuantConv2d.from_float(conv), images),
+    ]
+
+
+def error(y: Tensor, exact: Tensor) -> float:
+    return float((y.float() - exact.float()).norm() / exact.float().norm())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_weight_and_bias_have_the_float_layers_dtype_shape_and_values(dtype: torch.dtype) -> None:
+    for layer, int8, _ in pairs(dtype):
+        for ours, theirs in ((int8.weight, layer.weight), (int8.bias, layer.bias)):
+            assert (ours.dtype, ours.shape, ours.device) == (dtype, theirs.shape, theirs.device)
+            assert error(ours, theirs) < 0.01
+        assert not int8.weight.requires_grad
+
+
+class Patches(nn.Module):
+    """Casts its input to the dtype of its layer's weight, as ViT, CLIP and LoRA do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, 16, 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x.to(self.proj.weight.dtype))
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+def test_an_input_cast_to_the_weights_dtype_is_not_truncated_to_codes(scheme: str) -> None:
+    torch.manual_seed(0)
+    model, x = Patches().eval(), torch.randn(2, 3, 16, 16)
+    int8, _ = qk.quantize(model, scheme, [x])
+    assert error(int8(x), model(x)) < 0.02
+
+
+READS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "tied decoder": lambda m, x: F.linear(x, m.weight),
+    "tied decoder with a bias": lambda m, x: F.linear(x, m.weight, m.bias),
+    "keywords": lambda m, x: F.linear(input=x, weight=m.weight),
+    "cosine head": lambda m, x: F.linear(F.normalize(x), F.normalize(m.weight)),
+    "transposed": lambda m, x: x @ m.weight.T,
+    "norm": lambda m, x: m.weight.norm(dim=1),
+    "slice": lambda m, x: m.weight[2:5],
+    "data": lambda m, x: m.weight.data + 1,
+    "concatenated": lambda m, x: torch.cat([m.weight, m.weight]),
+    "numpy": lambda m, x: torch.from_numpy(m.weight.detach().numpy()),
+    "cast": lambda m, x: m.weight.to(torch.float64),
+    "like it": lambda m, x: torch.zeros_like(m.weight) + 1,
+    "contiguous view": lambda m, x: m.weight.view(-1),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_whoever_reads_the_weight_gets_the_float_values(read: str) -> None:
+    layer, int8, x = pairs()[0]
+    with torch.no_grad():
+        expected, got = READS[read](layer, x), READS[read](int8, x)
+    assert type(got) is Tensor
+    assert (got.shape, got.dtype) == (expected.shape, expected.dtype)
+    assert error(got, expected) < 0.01
+
+
+WRITES: dict[str, Callable[[Any], object]] = {
+    "in place": lambda m: m.weight.mul_(2),
+    "data in place": lambda m: m.weight.data.zero_(),
+    "init": lambda m: nn.init.normal_(m.weight),
+    "item": lambda m: m.weight.__setitem__(0, 1.0),
+    "out": lambda m: torch.add(m.weight, 1, out=m.weight),
+    "copy": lambda m: m.weight.copy_(torch.ones(m.weight.shape)),
+    "reset": lambda m: m.reset_parameters(),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_to_the_weight_is_refused_instead_of_lost(write: str) -> None:
+    for _, int8, x in pairs():
+        before = int8(x)
+        with torch.no_grad(), pytest.raises(RuntimeError, match="convert"):
+            WRITES[write](int8)
+        assert torch.equal(int8(x), before)
+
+
+def test_a_weight_is_tied_by_assignment_and_a_float_one_is_refused() -> None:
+    (_, one, x), (_, other, _) = pairs()[0], pairs()[2]
+    torch.manual_seed(1)
+    third = QuantLinear.from_float(nn.Linear(12, 7), activation="dynamic")
+    third.weight = one.weight
+    assert third.packed_weight is one.packed_weight
+    third.bias = one.bias
+    assert torch.equal(third(x), one(x))
+    with pytest.raises(TypeError, match="Parameter"):
+        other.weight = nn.Parameter(torch.ones(7, 12))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.uint8])
+def test_a_module_refuses_codes_which_only_operators_take(dtype: torch.dtype) -> None:
+    for _, int8, x in pairs():
+        with pytest.raises(TypeError, match=str(dtype)):
+            int8(x.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parameters_answer_for_dtype_and_device_of_a_wholly_converted_model(
+    dtype: torch.dtype,
+) -> None:
+    for _, int8, _ in pairs(dtype):
+        assert next(int8.parameters()).dtype == dtype
+        assert next(int8.to(torch.float32).parameters()).dtype == torch.float32
+        assert "anchor" not in int8.state_dict()
+
+
+def test_an_int8_layer_is_an_instance_of_its_float_class() -> None:
+    for layer, int8, _ in pairs():
+        assert isinstance(int8, type(layer))
+
+
+def test_a_state_dict_holds_no_codes_under_a_float_layers_name() -> None:
+    for layer, int8, _ in pairs():
+        missing, unexpected = copy.deepcopy(layer).load_state_dict(int8.state_dict(), strict=False)
+        assert missing == ["weight"]
+        assert "int8_weight" in unexpected
+
+
+def test_a_state_dict_of_the_first_format_still_loads() -> None:
+    for _, int8, x in pairs():
+        state = int8.state_dict()
+        state["weight"] = state.pop("int8_weight")
+        empty = type(int8).from_scheme(int8.scheme())
+        empty.load_state_dict(state)
+        assert torch.equal(empty(x), int8(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_default_dtype_does_not_leak_into_scales(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        layers = [QuantLinear(4, 3), QuantConv2d(3, 4, 1), QuantLinear(4, 3, activation="static")]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for layer in layers:
+        assert layer.weight.dtype == dtype
+        assert {b.dtype for b in layer.buffers() if b.is_floating_point()} == {torch.float32}
+        layer(torch.ones(2, 4) if isinstance(layer, nn.Linear) else torch.ones(2, 3, 2, 2))
+
+
+def test_codes_are_replaced_by_assignment() -> None:
+    layer, int8, x = pairs()[0]
+    int8.int8_weight = -int8.int8_weight
+    int8.bias = None
+    with torch.no_grad():
+        assert error(int8(x), -F.linear(x, layer.weight)) < 0.02
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 40), k=st.integers(1, 70), m=st.integers(0, 5))
+def test_a_product_with_the_weight_is_that_of_a_weight_only_layer(n: int, k: int, m: int) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(k, n), torch.randn(m, k)
+    product = F.linear(x, QuantLinear.from_float(layer).weight, layer.bias)
+    assert torch.equal(product, QuantLinear.from_float(layer, activation="weight_only")(x))
+
+
+class Tied(nn.Module):
+    def __init__(self, int8: nn.Module) -> None:
+        super().__init__()
+        self.head = int8
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x.to(self.head.weight.dtype))
+        return F.linear(y, self.head.weight.T.contiguous()) + self.head.weight.shape[0]
+
+
+def test_a_forward_that_reads_the_weight_is_exported_and_compiled() -> None:
+    _, int8, x = pairs()[0]
+    model = Tied(int8).eval()
+    exported = torch.export.export(model, (x,), strict=False).module()
+    assert torch.equal(exported(x), model(x))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert error(compiled(x), model(x)) < 1e-6
+
+
+def test_a_copied_or_pickled_weight_is_a_plain_tensor() -> None:
+    layer, int8, _ = pairs()[0]
+    for weight in (copy.deepcopy(int8.weight), pickle.loads(pickle.dumps(int8.weight))):
+        assert type(weight) is Tensor
+        assert error(weight, layer.weight) < 0.01
