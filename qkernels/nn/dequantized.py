@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qkernels.nn.module import QuantModule
 
 # What a tensor says of itself without its values.
-_ASKS = {
+ASKS = {
     *(
         getattr(Tensor, name).__get__
         for name in (
@@ -64,7 +64,7 @@ class DequantizedWeight(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _ASKS:
+        if func in ASKS:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func in _KEEPS:
