@@ -20,7 +20,7 @@ from qkernels import models
 from qkernels.evaluate import agreement, predict, score
 from qkernels.machine import describe_machine
 from qkernels.pipeline import calibration_batches, create_model, describe_architecture
-from qkernels.recovery import correct_bias, equalize
+from qkernels.recovery import correct_bias_, equalize
 
 IMAGES = 512
 SCHEMES = {
@@ -103,10 +103,10 @@ def quantized(
     static = config.activation == "static"
     calibration = list(calibration_batches(data, IMAGES, seed=0)) if static else None
     if equalized:
-        net, _ = equalize(net)
-    int8, _ = qkernels.quantize(net, config, calibration)
+        net = equalize(net)
+    int8 = qkernels.quantize(net, config, calibration)
     if corrected:
-        correct_bias(int8, net, calibration)
+        correct_bias_(int8, net, calibration)
     return int8
 
 

@@ -167,7 +167,7 @@ def under_attack(data: datasets.ImageData, run: Path) -> str:
                 student, data, _seeded(ATTACKED, seed), objective=objective,
                 teacher=None if objective else teacher, run_dir=run / f"{name.replace(' ', '-')}-{seed}",
             )  # fmt: skip
-            int8, _ = qkernels.quantize(student, calibration=real)
+            int8 = qkernels.quantize(student, calibration=real)
             twin = prepare_qat(student, calibration=real)
             rows = robustness(
                 student,
@@ -198,7 +198,7 @@ def _accuracies(
     model: nn.Module, data: datasets.ImageData, calibration: object
 ) -> tuple[float, float]:
     """Of the float model and its int8 form, on the test images."""
-    int8, _ = qkernels.quantize(model.eval(), calibration=calibration)
+    int8 = qkernels.quantize(model.eval(), calibration=calibration)
     return evaluate(model, data).accuracy, evaluate(int8, data).accuracy
 
 

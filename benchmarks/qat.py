@@ -40,7 +40,7 @@ def main() -> None:
     weights = Path(os.environ["QKERNELS_DATA"]) / "models/cifar10_resnet20.safetensors"
     net = models.load_weights(create_model("resnet20", data), weights).eval()
     calibration = list(calibration_batches(data, 512, seed=0))
-    ptq, _ = qkernels.quantize(net, calibration=calibration)
+    ptq = qkernels.quantize(net, calibration=calibration)
     rows = []
     for label, model in (("float32 | ", net), ("int8, not trained | ", ptq)):
         result = evaluate(model, data)

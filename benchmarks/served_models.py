@@ -27,7 +27,7 @@ def main(folder: Path, names: list[str]) -> None:
         problem = ModelProblem(name, 1)
         program, onnx = folder / f"{name}.qkp", folder / f"{name}.onnx"
         if not program.exists():
-            int8, _ = qkernels.quantize(problem.net, "static", problem.calibration)
+            int8 = qkernels.quantize(problem.net, "static", problem.calibration)
             qkernels.compile(int8, problem.x).save(program)
         if not onnx.exists():
             shutil.copyfile(int8_onnx(problem), onnx)

@@ -34,9 +34,10 @@ def main() -> None:
     macs = count_macs(whole, digits.image_shape)
     sample = digits.batches("train", 64).head(512)
     losses = prune.block_losses(whole, prune.find_blocks(whole, example), sample)
-    fewer, _ = prune.drop_blocks(whole, example, losses, macs=int(0.8 * macs))
+    fewer = prune.drop_blocks(whole, example, losses, macs=int(0.8 * macs))
     scores = prune.taylor(fewer, sample)
-    smaller, report = prune.prune_channels(fewer, example, scores, macs=int(0.5 * macs))
+    smaller = prune.prune_channels(fewer, example, scores, macs=int(0.5 * macs))
+    report = qkernels.report(smaller)
     config = TrainConfig(epochs=2, batch_size=64, lr=0.05)
     train(smaller, digits, config, teacher=whole, run_dir=RUN / "pruned")
     smaller.eval()
@@ -47,7 +48,7 @@ def main() -> None:
     print(f"before   {evaluate(whole, digits)}, {macs:,} multiply-adds")
     print(f"pruned   {evaluate(smaller, digits)}, {report.macs[1]:,}")
 
-    int8, _ = qkernels.quantize(smaller, calibration=calibration)
+    int8 = qkernels.quantize(smaller, calibration=calibration)
     channels = models.changes(models.sizes(whole), smaller)  # of both prunings
     architecture = {"name": "resnet14", "kwargs": {**KWARGS, "channels": channels}}
     qkernels.save(int8, RUN / "int8.safetensors", architecture=architecture)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from qkernels import nn, ops
     from qkernels.graph import compile
     from qkernels.nn import QuantConv2d, QuantLinear
-    from qkernels.quantization import QuantConfig, QuantReport, load, quantize, save
+    from qkernels.quantization import QuantConfig, QuantReport, load, quantize, quantize_, save
+    from qkernels.reports import report
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,8 @@ __all__ = [
     "nn",
     "ops",
     "quantize",
+    "quantize_",
+    "report",
     "save",
 ]
 
@@ -33,6 +36,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("nn", "ops"):
         return importlib.import_module(f"qkernels.{name}")
+    if name == "report":
+        return importlib.import_module("qkernels.reports").report
     if name == "compile":
         return importlib.import_module("qkernels.graph").compile
     if name in ("QuantConv2d", "QuantLinear"):

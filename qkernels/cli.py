@@ -30,6 +30,7 @@ from qkernels.data.extras import require
 from qkernels.distill import CachedTeacher, TrainConfig, train
 from qkernels.evaluate import evaluate as evaluate_model
 from qkernels.export import export_onnx
+from qkernels.html_report import findings, results_table, write_report
 from qkernels.input_size import image_size, parse_size
 from qkernels.machine import describe_cuda, describe_machine
 from qkernels.measure import count_macs, measure_speed
@@ -45,7 +46,6 @@ from qkernels.pipeline import (
 )
 from qkernels.program import Program
 from qkernels.quantization import CheckpointError, QuantConfig, read_metadata
-from qkernels.report import findings, results_table, write_report
 
 BENCH_COLUMNS = 122  # of the terminal; a narrower one wraps lines, but no figure is cut
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError)
@@ -235,7 +235,7 @@ def prune(
     sample = dataset.batches("train", 64, shuffle=True).head(1024)
     macs = count_macs(full, dataset.image_shape)
 
-    def smaller(net: nn.Module, amount: float) -> tuple[nn.Module, pruning.ChannelReport]:
+    def smaller(net: nn.Module, amount: float) -> nn.Module:
         left = int((1 - amount) * macs)
         if drop == "blocks":
             losses = pruning.block_losses(net, pruning.find_blocks(net, example), sample)
@@ -245,7 +245,7 @@ def prune(
 
     config = TrainConfig.model_validate({"epochs": epochs, "lr": lr})
     chosen = "blocks by loss" if drop == "blocks" else f"channels by magnitude, multiple={multiple}"
-    net, _ = pruning.prune_gradually(
+    net = pruning.prune_gradually(
         full, dataset, config, smaller,
         final=share, steps=1, run_dir=run, description=chosen, teacher=full,
     )  # fmt: skip
@@ -291,12 +291,13 @@ def quantize(
     needs_data = activation == "static" or correct_bias
     batches = list(calibration_batches(dataset, images, seed)) if needs_data else None
     if equalize:
-        net, equalized = recovery.equalize(net)
-        _print(str(equalized))
+        net = recovery.equalize(net)
+        _print(str(qkernels.report(net)))
     exact = net if correct_bias else None
-    net, report = qkernels.quantize(net, config, batches, inplace=exact is None)
+    net = (qkernels.quantize_ if exact is None else qkernels.quantize)(net, config, batches)
+    report = qkernels.report(net)
     if exact is not None and batches is not None:
-        shifts = recovery.correct_bias(net, exact, batches)
+        shifts = qkernels.report(recovery.correct_bias_(net, exact, batches)).shifts
         _print(f"biases of {len(shifts)} layers corrected, by up to {max(shifts.values()):.3g}")
     qkernels.save(net, out, architecture=architecture, extra=describe_data(dataset))
     _print(report)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qkernels.data.progress import progress as progress_bar
 from qkernels.eval_mode import eval_mode
-from qkernels.quantization import fold_batch_norm
+from qkernels.quantization import fold_batch_norm_
 from qkernels.timing import Timing, time_in_turns
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -122,7 +122,7 @@ def measure_speed(
 
 def _folded(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval()
-    fold_batch_norm(model)
+    fold_batch_norm_(model)
     return model
 
 

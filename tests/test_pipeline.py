@@ -179,7 +179,7 @@ def test_the_program_that_is_left_to_be_served_is_the_int8_student(tiny: Pipelin
 def test_a_student_that_is_no_program_is_said_and_leaves_no_old_one(tmp_path: Path) -> None:
     (tmp_path / PROGRAM).write_text("old")
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Sigmoid(), torch.nn.Conv2d(4, 2, 1))  # fmt: skip
-    int8, _ = quantize(net.eval(), "dynamic")
+    int8 = quantize(net.eval(), "dynamic")
     said: list[str] = []
     compile_student(PipelineConfig(run=tmp_path), datasets.load("digits"), int8, said.append)
     assert "left to torch" in said[0] and not (tmp_path / PROGRAM).exists()

@@ -58,7 +58,7 @@ def small_model(device: str) -> tuple[nn.Module, torch.Tensor]:
     layers = [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 64, 40)]
     model = nn.Sequential(*layers).eval()
     x = torch.randn(4, 16, 8, 8)
-    return qk.quantize(model, "static", [x])[0].to(device), x.to(device)
+    return qk.quantize(model, "static", [x]).to(device), x.to(device)
 
 
 def load(a: argparse.Namespace) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def bits_of_models(a: argparse.Namespace) -> dict[str, Any]:
     for name in names:
         torch.manual_seed(0)
         x = torch.randn(5, 3, 32, 32)
-        model = qk.quantize(models.create(name).eval(), "static", [x])[0]
+        model = qk.quantize(models.create(name).eval(), "static", [x])
         expected, model = model(x), model.to(a.device)
         got = qk.compile(model, x.to(a.device))(x.to(a.device)).cpu()
         assert torch.equal(got, expected), f"{name} differs from the CPU"

@@ -162,7 +162,7 @@ def model_row(name: str, batch: int, size: int, device: str, rounds: int) -> dic
     """A whole model with random weights: ours compiled, its layers alone, and torch's own in half precision."""
     torch.manual_seed(0)
     model, x = models.create(name).eval(), torch.randn(batch, 3, size, size)
-    int8 = qk.quantize(model, "static", [x[:2]])[0].to(device)
+    int8 = qk.quantize(model, "static", [x[:2]]).to(device)
     half = torch.float16 if device == "cuda" else torch.float32
     model = model.to(device, half, memory_format=torch.channels_last)
     x = x.to(device).contiguous(memory_format=torch.channels_last)

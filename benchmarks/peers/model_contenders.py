@@ -29,7 +29,7 @@ OURS = "qkernels"
 @torch.inference_mode(False)
 def _int8(name: str) -> nn.Module:
     problem = ModelProblem(name, 1)
-    return qkernels.quantize(problem.net, "static", problem.calibration)[0]
+    return qkernels.quantize(problem.net, "static", problem.calibration)
 
 
 def chained(problem: ModelProblem, threads: int) -> Call:

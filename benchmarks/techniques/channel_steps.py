@@ -28,7 +28,7 @@ from qkernels.data import ImageData
 from qkernels.machine import describe_machine
 from qkernels.measure import count_macs, count_parameters
 from qkernels.pipeline import calibration_batches
-from qkernels.quantization import fold_batch_norm
+from qkernels.quantization import fold_batch_norm_
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -107,12 +107,12 @@ def variants(net: nn.Module, data: ImageData) -> dict[str, nn.Module]:
     scores = prune.magnitude(prune.weights(net))
     nets = {"no": net}
     for multiple in (1, prune.PANEL):
-        nets[f"channels, multiples of {multiple}"], _ = prune.prune_channels(
+        nets[f"channels, multiples of {multiple}"] = prune.prune_channels(
             net, x, scores, macs=macs, multiple=multiple
         )
     batches = list(data.batches("train", 64).head(128))
     losses = prune.block_losses(net, prune.find_blocks(net, x), batches)
-    nets["blocks"], _ = prune.drop_blocks(net, x, losses, macs=macs)
+    nets["blocks"] = prune.drop_blocks(net, x, losses, macs=macs)
     return nets
 
 
@@ -125,8 +125,8 @@ def model_times(
     calls = {}
     for name, net in nets.items():
         folded = copy.deepcopy(net)
-        fold_batch_norm(folded)
-        int8, _ = qkernels.quantize(net, calibration=calibration)
+        fold_batch_norm_(folded)
+        int8 = qkernels.quantize(net, calibration=calibration)
         for form, model in (
             ("float32", folded),
             ("int8", int8),

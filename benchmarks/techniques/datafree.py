@@ -54,12 +54,12 @@ def inverted(setting: Setting) -> Outcome:
 def calibrated(setting: Setting) -> Outcome:
     kind = ImageKind.of(setting.data)
     images = invert(setting.alone, kind, CALIBRATION, run_dir=setting.run_dir / "images")
-    int8, _ = qkernels.quantize(setting.alone, calibration=kind.batches(images))
+    int8 = qkernels.quantize(setting.alone, calibration=kind.batches(images))
     return Outcome(setting.alone, int8, f"ranges from {len(images)} images inverted from the model")
 
 
 def _outcome(setting: Setting, student: nn.Module, calibration: Batches) -> Outcome:
-    int8, _ = qkernels.quantize(student, calibration=calibration)
+    int8 = qkernels.quantize(student, calibration=calibration)
     return Outcome(student, int8, "no real image was seen, by int8 neither")
 
 

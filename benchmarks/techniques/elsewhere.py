@@ -11,7 +11,8 @@ def _to(name: str, ids: str, code: str, test: str, example: str) -> Pointer:
 
 POINTERS = (
     _to("the tutorials' CNN", "S0-7", "models/tutorial_cnn.py", "models/test_models.py", "docs/digits.md"),
-    _to("size, latency and accuracy in one report", "S0-8", "report.py", "test_report.py", "docs/distillation.md"),
+    _to("size, latency and accuracy in one report", "S0-8", "html_report.py", "test_html_report.py",
+        "docs/distillation.md"),
     _to("a transformer's layers", "S0-9 S3-18", "models/transformer.py", "graph/test_transformer.py", "docs/graph.md"),
     _to("torch.compile, torch.export, AOTInductor", "S1-8", "ops.py", "export/test_torch_export.py", "docs/export.md"),
     _to("which technique on my model", "S1-7 S1-9", "advise/search.py", "advise/test_advise.py", "README.md"),

@@ -12,7 +12,7 @@ from torch import nn
 
 import qkernels
 from qkernels import models
-from qkernels.recovery import correct_bias, equalize
+from qkernels.recovery import correct_bias_, equalize
 from techniques.quantization import fitted
 from techniques.row import Outcome, Row, Setting
 
@@ -22,11 +22,11 @@ def quantized(
 ) -> Callable[[Setting], Outcome]:
     def run(setting: Setting) -> Outcome:
         net = _mobilenet(setting)
-        model = equalize(net)[0] if equal else net
+        model = equalize(net) if equal else net
         batches = setting.calibration()
-        int8, _ = qkernels.quantize(model, {"weight": weight}, calibration=batches)
+        int8 = qkernels.quantize(model, {"weight": weight}, calibration=batches)
         if bias:
-            correct_bias(int8, model, batches)
+            correct_bias_(int8, model, batches)
         return Outcome(net, int8)
 
     return run

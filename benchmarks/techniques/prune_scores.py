@@ -62,7 +62,7 @@ def main() -> None:
         cells = []
         for share in SHARES:
             for order in ("lowest", "highest"):
-                smaller, _ = prune.prune_channels(
+                smaller = prune.prune_channels(
                     net, x, scores, macs=int(share * macs), multiple=1, order=order
                 )
                 cells.append(f"{evaluate(smaller, data).accuracy:.1%}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qkernels import prune
 from qkernels.distill import TrainConfig, train
 from qkernels.measure import count_macs
+from qkernels.reports import hang, report
 from techniques.row import Outcome, Row, Setting
 
 WEIGHTS = 0.8  # share of single weights that goes
@@ -33,9 +34,9 @@ def masked(scope: Any, steps: int) -> Callable[[Setting], Outcome]:
     """Single weights by magnitude."""
 
     def run(setting: Setting) -> Outcome:
-        def choose(net: nn.Module, amount: float) -> tuple[nn.Module, prune.Masks]:
+        def choose(net: nn.Module, amount: float) -> nn.Module:
             scores = prune.magnitude(prune.weights(net))
-            return net, prune.Masks.of(scores, amount=amount, scope=scope)
+            return hang(net, prune.Masks.of(scores, amount=amount, scope=scope))
 
         return _fine_tuned(setting, setting.alone, choose, WEIGHTS, steps)
 
@@ -45,10 +46,10 @@ def masked(scope: Any, steps: int) -> Callable[[Setting], Outcome]:
 def stable(setting: Setting) -> Outcome:
     """Single weights that few of four parts of the data would keep, by their Taylor scores."""
 
-    def choose(net: nn.Module, amount: float) -> tuple[nn.Module, prune.Masks]:
+    def choose(net: nn.Module, amount: float) -> nn.Module:
         parts = prune.split(labelled(setting), 4)
         scores = prune.stability([prune.taylor(net, part) for part in parts], amount)
-        return net, prune.Masks.of(scores, amount=amount)
+        return hang(net, prune.Masks.of(scores, amount=amount))
 
     return _fine_tuned(setting, setting.alone, choose, WEIGHTS, steps=1)
 
@@ -59,8 +60,9 @@ def elastic_net(setting: Setting) -> Outcome:
     hook = prune.Proximal(prune.weights(net), l1=2e-2, l2=1e-4)
     config = TrainConfig(epochs=setting.epochs, lr=LR, weight_decay=0.0)
     train(net, setting.data, config, after_step=hook, run_dir=setting.run_dir)
-    smaller, report = prune.remove_dead_channels(net.eval(), _example(setting))
-    dead = f"{report.macs[0] - report.macs[1]:,} multiply-adds were dead"
+    smaller = prune.remove_dead_channels(net.eval(), _example(setting))
+    done = report(smaller)
+    dead = f"{done.macs[0] - done.macs[1]:,} multiply-adds were dead"
     return _outcome(setting, setting.alone, smaller, dead)
 
 
@@ -100,7 +102,7 @@ def _without_blocks(
     """Whole residual blocks, those without which the loss is least, fine-tuned with the teacher."""
     full = count_macs(start, setting.data.image_shape)
 
-    def choose(net: nn.Module, amount: float) -> tuple[nn.Module, prune.ChannelReport]:
+    def choose(net: nn.Module, amount: float) -> nn.Module:
         example = _example(setting)
         losses = prune.block_losses(net, prune.find_blocks(net, example), labelled(setting))
         return prune.drop_blocks(net, example, losses, macs=int((1 - amount) * full))
@@ -137,7 +139,7 @@ def labelled(setting: Setting) -> list[tuple[Tensor, Tensor]]:
 def _drop(setting: Setting, score: Score, *, relative: bool = True) -> prune.Prune:
     full = count_macs(setting.alone, setting.data.image_shape)
 
-    def choose(net: nn.Module, amount: float) -> tuple[nn.Module, prune.ChannelReport]:
+    def choose(net: nn.Module, amount: float) -> nn.Module:
         net.eval()
         return prune.prune_channels(
             net,
@@ -163,7 +165,7 @@ def _fine_tuned(
 ) -> Outcome:
     """Pruned in some steps and trained for a `share` of the epochs in all."""
     config = TrainConfig(epochs=max(1, int(share * setting.epochs) // steps), lr=LR)
-    net, _ = prune.prune_gradually(
+    net = prune.prune_gradually(
         start,
         setting.data,
         config,

@@ -17,7 +17,7 @@ import qkernels
 from qkernels.qat import fit_qat
 from qkernels.quantization import cross_validate, mix
 from qkernels.quantization.study import Rounding, fake_affine
-from qkernels.recovery import clip_outliers, correct_bias, equalize, round_weights
+from qkernels.recovery import clip_outliers, correct_bias_, equalize, round_weights_
 from techniques.row import Outcome, Row, Setting
 
 FOLDED, QAT_EPOCHS, DECIBELS = 1024, 2, 3.0
@@ -27,7 +27,7 @@ def by(**config: Any) -> Callable[[Setting], Outcome]:
     """Calibrated and converted by other settings than the default ones."""
 
     def run(setting: Setting) -> Outcome:
-        int8, _ = qkernels.quantize(setting.alone, config, calibration=setting.calibration())
+        int8 = qkernels.quantize(setting.alone, config, calibration=setting.calibration())
         return Outcome(None, int8)
 
     return run
@@ -37,20 +37,19 @@ def cross_validated(setting: Setting) -> Outcome:
     batches = setting.data.batches("train", 128, shuffle=True, seed=setting.seed).head(FOLDED)
     x, labels = (torch.cat(part) for part in zip(*batches, strict=True))
     found = cross_validate(setting.alone, x, labels, seed=setting.seed)
-    int8, _ = qkernels.quantize(setting.alone, found.config, calibration=setting.calibration())
+    int8 = qkernels.quantize(setting.alone, found.config, calibration=setting.calibration())
     kept = f"{found.config.observer}, {found.config.percentile}"
     return Outcome(None, int8, f"5 folds of {FOLDED} training images chose {kept}")
 
 
 def mixed(setting: Setting) -> Outcome:
     """So many layers in float that the logits' error has half the power it has in plain int8."""
-    plain = mix(setting.alone, calibration=setting.calibration(), floor=0.0)
+    plain = qkernels.report(mix(setting.alone, calibration=setting.calibration(), floor=0.0))
     floor = plain.score + DECIBELS
-    found = mix(setting.alone, calibration=setting.calibration(), floor=floor)
+    int8 = mix(setting.alone, calibration=setting.calibration(), floor=floor)
+    found = qkernels.report(int8)
     share = f"{len(found.kept_float)} of {len(found.layers)} layers in float"
-    return Outcome(
-        None, found.model, f"{share} for {found.score - plain.score:+.1f} dB of the logits"
-    )
+    return Outcome(None, int8, f"{share} for {found.score - plain.score:+.1f} dB of the logits")
 
 
 def simulated(bits: int, rounding: Rounding) -> Callable[[Setting], Outcome]:
@@ -68,21 +67,23 @@ def simulated(bits: int, rounding: Rounding) -> Callable[[Setting], Outcome]:
 
 
 def equalized(setting: Setting, **config: Any) -> Outcome:
-    model, done = equalize(setting.alone)
-    int8, _ = qkernels.quantize(model, config, calibration=setting.calibration())
-    correct_bias(int8, model, setting.calibration())
+    model = equalize(setting.alone)
+    done = qkernels.report(model)
+    int8 = qkernels.quantize(model, config, calibration=setting.calibration())
+    correct_bias_(int8, model, setting.calibration())
     return Outcome(None, int8, f"{len(done.pairs)} pairs of layers, then biases corrected")
 
 
 def clipped(setting: Setting) -> Outcome:
-    model, done = clip_outliers(setting.alone, per_channel=False)
-    int8, _ = qkernels.quantize(model, {"weight": "per_tensor"}, calibration=setting.calibration())
+    model = clip_outliers(setting.alone, per_channel=False)
+    done = qkernels.report(model).shares
+    int8 = qkernels.quantize(model, {"weight": "per_tensor"}, calibration=setting.calibration())
     return Outcome(None, int8, f"one scale a tensor; {len(done)} layers looked at")
 
 
 def rounded(setting: Setting) -> Outcome:
     int8 = setting.int8(setting.alone)
-    round_weights(int8, setting.alone, setting.calibration())
+    round_weights_(int8, setting.alone, setting.calibration())
     return Outcome(None, int8, "rounding of the weights learned")
 
 
@@ -97,7 +98,7 @@ def fitted(
     config = setting.training(
         epochs=QAT_EPOCHS, lr=1e-3, temperature=1.0, weight_decay=0.0, precision="no"
     )
-    found = fit_qat(
+    int8 = fit_qat(
         model,
         setting.data,
         config,
@@ -106,9 +107,10 @@ def fitted(
         teacher=setting.teacher if teacher else None,
         run_dir=setting.run_dir / "training",
     )
+    found = qkernels.report(int8)
     change = 100 * (found.after.accuracy - found.before.accuracy)
     kept = "the trained one kept" if found.trained else "the untrained one kept"
-    return found.model, f"{change:+.2f} points on validation images, {kept}"
+    return int8, f"{change:+.2f} points on validation images, {kept}"
 
 
 def _row(name: str, ids: str, code: str, test: str, run: Callable[[Setting], Outcome]) -> Row:

@@ -52,7 +52,7 @@ class Setting:
 
     def int8(self, model: nn.Module) -> nn.Module:
         """`model` by the default static int8, calibrated on 512 training images."""
-        return qkernels.quantize(model, calibration=self.calibration())[0]
+        return qkernels.quantize(model, calibration=self.calibration())
 
     def beside(self, name: str) -> Setting:
         """The same in a folder that the rows of a seed share."""

@@ -11,7 +11,7 @@ from torch import nn
 from qkernels.columns import aligned
 from qkernels.data.extras import require
 from qkernels.evaluate import Evaluation
-from qkernels.models.narrow import Sizes
+from qkernels.models.channels import Sizes
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from qkernels.data.progress import progress as progress_bar
 from qkernels.distill import TrainConfig, train
 from qkernels.evaluate import Evaluation, evaluate
 from qkernels.measure import count_macs
-from qkernels.models.narrow import Sizes
+from qkernels.models.channels import Sizes
 from qkernels.pipeline import calibration_batches
 from qkernels.quantization.convert import stored_bytes
 from qkernels.quantization.sensitivity import mix
@@ -128,14 +128,14 @@ class _Search:
         """`share` of the multiply-adds gone, trained on with the whole model as the teacher."""
         macs = count_macs(self.model, self.data.image_shape)
 
-        def drop(net: nn.Module, amount: float) -> tuple[nn.Module, Any]:
+        def drop(net: nn.Module, amount: float) -> nn.Module:
             scores, left = prune.magnitude(prune.weights(net)), int((1 - amount) * macs)
             try:
                 return prune.prune_channels(net, self.example, scores, macs=left)
             except (ValueError, ImportError) as error:
                 raise _NotPrunable(str(error)) from error
 
-        net, _ = prune.prune_gradually(
+        net = prune.prune_gradually(
             self.model, self.data, self.config, drop, final=share, steps=1,
             run_dir=self.run_dir / f"pruned-{share:g}", description="channels by magnitude",
             teacher=self.model, progress=self.progress,
@@ -147,13 +147,13 @@ class _Search:
     ) -> Iterator[Trial]:
         """As int8; where that falls below the floor and the float model does not, recovered, then mixed."""
         of["channels"] = channels
-        plain, _ = qkernels.quantize(model, "static", self.calibration)
+        plain = qkernels.quantize(model, "static", self.calibration)
         yield (trial := self.trial(name, plain, **of))
         if self.reaches(trial.accuracy) or not self.reaches(self.accuracy(model)):
             return
-        equalized, _ = recovery.equalize(model)
-        again, _ = qkernels.quantize(equalized, "static", self.calibration)
-        recovery.correct_bias(again, equalized, self.calibration)
+        equalized = recovery.equalize(model)
+        again = qkernels.quantize(equalized, "static", self.calibration)
+        recovery.correct_bias_(again, equalized, self.calibration)
         yield (trial := self.trial(f"{name}, recovered", again, **of))
         if self.reaches(trial.accuracy):
             return
@@ -164,7 +164,7 @@ class _Search:
             metric=lambda m: self.accuracy(m).accuracy,
             floor=self.floor,
         )
-        yield self.trial(f"{name}, mixed with float", mixed.model, **of)
+        yield self.trial(f"{name}, mixed with float", mixed, **of)
 
     def reaches(self, accuracy: Evaluation) -> bool:
         return accuracy.accuracy >= self.floor

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qkernels import reports
 from qkernels.graph import tables
 from qkernels.graph import trace as nodes
 from qkernels.graph.compiled import CompiledModel
 from qkernels.graph.layers import ChainedLayer, Int8MaxPool2d, QParams
 from qkernels.graph.lower import left_to_torch, lower
-from qkernels.graph.qkv import merge_linears
+from qkernels.graph.qkv import merge_linears_
 from qkernels.graph.report import ChainReport, LayerChain
 from qkernels.graph.tokens import TokenStep, put_token_steps
 from qkernels.nn import QuantConv2d, QuantLinear
@@ -55,20 +56,19 @@ def compile(
             raise ValueError(f"example input {i} is {x.dtype}; only float32 models can be chained")
     if model.training:
         raise ValueError("the model is in training mode; call .eval() first")
-    traced, report = chain(model, examples, exact)
+    traced = chain(model, examples, exact)
+    report = reports.report(traced, ChainReport)
     program = lower(traced, max_batch) if _device_of(model).type == "cpu" else None
     report.unfused = [node.name for node in left_to_torch(traced)]
     return CompiledModel(traced, program, examples, report, max_batch)
 
 
-def chain(
-    model: nn.Module, examples: tuple[Any, ...], exact: bool
-) -> tuple[fx.GraphModule, ChainReport]:
-    """The chained model as a graph of operators, which runs where the model is."""
+def chain(model: nn.Module, examples: tuple[Any, ...], exact: bool) -> fx.GraphModule:
+    """The chained model as a graph of operators, which runs where the model is; a `ChainReport` is its report."""
     on_cpu = _device_of(model).type == "cpu"
     traced = nodes.trace(model, examples)
     _drop_no_ops(traced)
-    merge_linears(traced)
+    merge_linears_(traced)
     if on_cpu and not exact:
         put_token_steps(traced)
     fused = _fuse(traced)
@@ -77,7 +77,7 @@ def chain(
     wants = _settled_wants(traced, fused, exact)
     report = _apply(traced, fused, wants)
     nodes.rebuild(traced)
-    return traced, report
+    return reports.hang(traced, report)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qkernels import reports
 from qkernels.graph.profile import profile
 from qkernels.graph.program import TorchProgram
 from qkernels.graph.report import ChainReport
@@ -33,13 +34,17 @@ class CompiledModel(nn.Module):
     ) -> None:
         super().__init__()
         self.steps = graph  # torch.export finds no submodule of the name "graph"
-        self.report = report
+        reports.hang(self, report)
         self._ranks = [x.dim() if isinstance(x, Tensor) else None for x in examples]
         self._max_batch = max_batch
         self._program = [program]  # in a list: it is a part of the graph already
         returned = graph.graph.output_node().args[0]
         self._many = next((kind for kind in (tuple, list) if isinstance(returned, kind)), None)
         self.training = False
+
+    @property
+    def report(self) -> ChainReport:
+        return reports.report(self, ChainReport)
 
     @property
     def program(self) -> TorchProgram | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,10 +18,22 @@ from torch import Tensor, fx
 from qkernels.graph import trace as nodes
 from qkernels.nn import QuantLinear
 from qkernels.nn.module import QuantModule
+from qkernels.reports import hang
 
 
-def merge_linears(traced: fx.GraphModule) -> list[str]:
-    """Make one of the int8 linear layers that read one value in one scheme, in place; the names of the new layers.
+@dataclass
+class Merged:
+    """The report of `merge_linears_`.
+
+    Attributes:
+        names: of the new layers.
+    """
+
+    names: list[str]
+
+
+def merge_linears_(traced: fx.GraphModule) -> fx.GraphModule:
+    """Make one of the int8 linear layers that read one value in one scheme, in place; returns `traced`.
 
     ``traced``: from `qkernels.graph.trace.trace`. A layer whose reader could join its epilogue (ReLU, residual add) or
     take its int8 (another int8 layer) is left as it is: slices of a common output would cost more than they save.
@@ -32,7 +45,8 @@ def merge_linears(traced: fx.GraphModule) -> list[str]:
             continue
         if not any(_joins(traced, user, node) for user in node.users):
             groups[node.args[0], _input_scheme(layer)].append(node)
-    return [_merge(traced, group) for group in groups.values() if len(group) > 1]
+    names = [_merge(traced, group) for group in groups.values() if len(group) > 1]
+    return hang(traced, Merged(names))
 
 
 def _joins(traced: fx.GraphModule, user: fx.Node, node: fx.Node) -> bool:

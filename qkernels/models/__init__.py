@@ -1,13 +1,16 @@
 """Reference models, all of plain modules that torch.fx can trace."""
 
+from typing import TYPE_CHECKING
+
+from qkernels.models.channels import changes, narrow_, sizes
 from qkernels.models.cifar_resnet import CifarResNet
 from qkernels.models.mobilenet_v2 import MobileNetV2
-from qkernels.models.narrow import changes, narrow, sizes
 from qkernels.models.registry import available, create
 from qkernels.models.resnet import ResNet
 from qkernels.models.transformer import TransformerEncoder, VisionTransformer
 from qkernels.models.tutorial_cnn import TutorialCNN
 from qkernels.models.weights import load_weights
+from qkernels.renamed import renamed
 
 __all__ = [
     "CifarResNet",
@@ -20,6 +23,11 @@ __all__ = [
     "changes",
     "create",
     "load_weights",
-    "narrow",
+    "narrow_",
     "sizes",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        return renamed(__name__, name)

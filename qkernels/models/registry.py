@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from qkernels.models.channels import narrow_
 from qkernels.models.cifar_resnet import CifarResNet
 from qkernels.models.mobilenet_v2 import MobileNetV2
-from qkernels.models.narrow import narrow
 from qkernels.models.resnet import BasicBlock, Bottleneck, ResNet
 from qkernels.models.transformer import VisionTransformer
 from qkernels.models.tutorial_cnn import TutorialCNN
@@ -47,7 +47,7 @@ def create(
     What is None stays as published (10 classes of 32x32 or 1000 of 224x224, RGB). `image_size`
     matters to `tutorial_cnn` and `vit`: the others pool over whatever remains. `options`: width
     (all but mobilenet_v2), depth, heads and patch (vit), width_mult and dropout (mobilenet_v2). `channels`: the counts
-    of a pruned model, see `qkernels.models.narrow`.
+    of a pruned model, see `qkernels.models.narrow_`.
     Raises ValueError for an unknown name, with the nearest known ones.
     """
     if name not in BUILDERS:
@@ -57,4 +57,4 @@ def create(
         options["image_size"] = image_size
     options.update(num_classes=num_classes, in_channels=in_channels)
     model = BUILDERS[name](**{key: value for key, value in options.items() if value is not None})
-    return narrow(model, channels or {})
+    return narrow_(model, channels or {})

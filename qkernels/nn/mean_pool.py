@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from qkernels import ops
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class MeanPool2d(nn.Module):
@@ -23,9 +27,10 @@ class MeanPool2d(nn.Module):
         return ops.mean_pool2d(x.float()).to(x.dtype)
 
 
-def fix_mean_order(model: nn.Module) -> None:
-    """Put `MeanPool2d` where ``nn.AdaptiveAvgPool2d(1)`` is, in place."""
+def fix_mean_order_(model: Model) -> Model:
+    """Put `MeanPool2d` where ``nn.AdaptiveAvgPool2d(1)`` is, in place; returns the model."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.AdaptiveAvgPool2d and child.output_size in (1, (1, 1)):
                 setattr(parent, name, MeanPool2d())
+    return model

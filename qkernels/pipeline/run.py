@@ -32,6 +32,7 @@ from qkernels.quantization import (
     quantize,
     save,
 )
+from qkernels.reports import report
 
 TEACHER, ALONE, DISTILLED, INT8 = "teacher", "student alone", "student distilled", "student int8"
 FOLDERS = {TEACHER: "teacher", ALONE: "student", DISTILLED: "distilled"}
@@ -165,7 +166,8 @@ def _quantize_all(
     for name, settings in int8_configs(config).items():
         batches = calibration_batches(data, config.calibration_images, config.seed)
         static = settings.activation == "static"
-        model, reports[name] = quantize(student, settings, batches if static else None)
+        model = quantize(student, settings, batches if static else None)
+        reports[name] = report(model, QuantReport)
         file = f"{settings.observer if static else settings.activation}.safetensors"
         path = config.run / "int8" / file
         path.parent.mkdir(parents=True, exist_ok=True)

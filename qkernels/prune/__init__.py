@@ -4,7 +4,7 @@ from qkernels.prune.ablation import dropout
 from qkernels.prune.blocks import block_losses, drop_blocks, find_blocks
 from qkernels.prune.channels import PANEL, prune_channels
 from qkernels.prune.dead import remove_dead_channels
-from qkernels.prune.gradual import Prune, cubic, prune_gradually
+from qkernels.prune.gradual import GradualReport, Prune, cubic, prune_gradually
 from qkernels.prune.masks import Masks
 from qkernels.prune.parameters import gammas, weights
 from qkernels.prune.proximal import Proximal, soft_threshold
@@ -24,6 +24,7 @@ from qkernels.prune.speed import compare_speed
 __all__ = [
     "PANEL",
     "ChannelReport",
+    "GradualReport",
     "LayerChannels",
     "Masks",
     "Proximal",

@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qkernels.data.progress import progress as progress_bar
-from qkernels.models.narrow import sizes
+from qkernels.models.channels import sizes
 from qkernels.prune.channels import describe
 from qkernels.prune.parameters import within
-from qkernels.prune.report import ChannelReport
 from qkernels.prune.scores import Labelled, Loss, labelled
 from qkernels.prune.selection import layer_macs
 from qkernels.quantization.calibration import evaluating
+from qkernels.renamed import explains_old_arguments
+from qkernels.reports import hang
 
 
-def find_blocks(model: nn.Module, example: Tensor) -> list[str]:
+@explains_old_arguments
+def find_blocks(model: nn.Module, example_inputs: Tensor) -> list[str]:
     """What an Identity could replace: elements of an nn.Sequential that hold layers and keep their input's shape.
 
     The outermost of those that lie in each other; `block_losses` says which of them matter.
@@ -41,7 +43,7 @@ def find_blocks(model: nn.Module, example: Tensor) -> list[str]:
     ]
     try:
         with evaluating(model):
-            model(example)
+            model(example_inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -68,13 +70,16 @@ def block_losses(
     return losses
 
 
+@explains_old_arguments
 def drop_blocks(
-    model: nn.Module, example: Tensor, losses: dict[str, float], *, macs: int
-) -> tuple[nn.Module, ChannelReport]:
+    model: nn.Module, example_inputs: Tensor, losses: dict[str, float], *, macs: int
+) -> nn.Module:
     """A model in eval mode without the blocks of least `losses`, as many as it takes to leave at most `macs`.
 
+    Its report is a `ChannelReport`.
+
     Args:
-        example: an input [N, C, H, W] that the model takes.
+        example_inputs: an input [N, C, H, W] that the model takes.
         losses: from `block_losses`; blocks that are not in it stay.
         macs: multiply-adds of one image.
 
@@ -82,15 +87,15 @@ def drop_blocks(
     """
     within([name for name, _ in model.named_modules()], losses)
     smaller, old_sizes = copy.deepcopy(model).eval(), sizes(model)
-    before = after = layer_macs(smaller, example)
+    before = after = layer_macs(smaller, example_inputs)
     for name in sorted(losses, key=lambda name: losses[name]):
         if sum(layer.macs for layer in after.values()) <= macs:
             break
         smaller.set_submodule(name, nn.Identity())
-        after = layer_macs(smaller, example)
+        after = layer_macs(smaller, example_inputs)
     report = describe(model, smaller, before, after, old_sizes)
     if report.macs[1] > macs:
         raise ValueError(
             f"macs={macs:,} cannot be reached: {report.macs[1]:,} are left without all {len(losses)} blocks"
         )
-    return smaller, report
+    return hang(smaller, report)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qkernels.measure import count_parameters
-from qkernels.models.narrow import Sizes, changes, sizes
+from qkernels.models.channels import Sizes, changes, sizes
 from qkernels.prune.groups import ChannelGraph, ChannelGroup
 from qkernels.prune.parameters import within
 from qkernels.prune.report import ChannelReport, LayerChannels
@@ -23,13 +23,16 @@ from qkernels.prune.selection import (
     channel_scores,
     layer_macs,
 )
+from qkernels.renamed import explains_old_arguments
+from qkernels.reports import hang, report
 
 PANEL = 16  # output channels that the kernels compute at once: kPanel in csrc/core/layout.h
 
 
+@explains_old_arguments
 def prune_channels(
     model: nn.Module,
-    example: Tensor,
+    example_inputs: Tensor,
     scores: Scores,
     *,
     amount: float | None = None,
@@ -39,13 +42,13 @@ def prune_channels(
     multiple: int = PANEL,
     relative: bool = True,
     ignore: Collection[str] = (),
-) -> tuple[nn.Module, ChannelReport]:
-    """A smaller model, in eval mode, and a report; `model` stays as it is.
+) -> nn.Module:
+    """A smaller model, in eval mode, with a `ChannelReport` as its report; `model` stays as it is.
 
     Channels go in groups (see `ChannelGraph`); a channel's score is the sum over all weights that go with it.
 
     Args:
-        example: an input [N, C, H, W] or [N, K] that the model takes.
+        example_inputs: an input [N, C, H, W] or [N, K] that the model takes.
         scores: from `magnitude`, `gradient`, `taylor`, `entropy`, `dropout`, or several of one kind by `average`.
         amount: share of the channels to drop, in [0, 1); or
         macs: drop until at most so many multiply-adds an image are left; every layer keeps its last `multiple`.
@@ -61,7 +64,7 @@ def prune_channels(
             nothing to prune.
     """
     _check(amount, macs, multiple, scope, order)
-    graph = ChannelGraph(model, example)
+    graph = ChannelGraph(model, example_inputs)
     groups = _allowed(graph, ignore)
     values = [channel_scores(group, scores) for group in groups]
     selector = Selector.of(
@@ -77,12 +80,13 @@ def prune_channels(
             )
     else:
         assert macs is not None
-        cost = Macs(layer_macs(graph.model, example), groups)
+        cost = Macs(layer_macs(graph.model, example_inputs), groups)
         wanted = selector.wanted(amount_for(selector, cost, macs))
     counts = selector.rounded(wanted)
-    smaller, report = remove(model, graph, selector.dropped(counts), example)
-    report.multiple, report.held = multiple, sum(wanted) - sum(counts)
-    return smaller, report
+    smaller = remove(model, graph, selector.dropped(counts), example_inputs)
+    done = report(smaller, ChannelReport)
+    done.multiple, done.held = multiple, sum(wanted) - sum(counts)
+    return smaller
 
 
 def _check(amount: float | None, macs: int | None, multiple: int, scope: str, order: str) -> None:
@@ -116,23 +120,23 @@ def remove(
     model: nn.Module,
     graph: ChannelGraph,
     dropped: Mapping[ChannelGroup, Tensor],
-    example: Tensor,
-) -> tuple[nn.Module, ChannelReport]:
-    """The graph's model without the dropped channels, tried on the example, and what is left of each layer."""
-    before, old_sizes = layer_macs(graph.model, example), sizes(graph.model)
-    shape = outputs(graph.model, example).shape
+    example_inputs: Tensor,
+) -> nn.Module:
+    """The graph's model without the dropped channels, tried on the example, with a `ChannelReport` as its report."""
+    before, old_sizes = layer_macs(graph.model, example_inputs), sizes(graph.model)
+    shape = outputs(graph.model, example_inputs).shape
     smaller = graph.remove(dropped)
     try:
-        found = outputs(smaller, example).shape
+        found = outputs(smaller, example_inputs).shape
     except Exception as error:  # whatever a forward raises when its shapes no longer fit
         raise ValueError(f"{type(model).__name__} does not run pruned: {error}") from error
     if found != shape:
         raise ValueError(f"pruned, {type(model).__name__} returns {list(found)}, not {list(shape)}")
     for old, new in zip(model.parameters(), smaller.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
-    report = describe(model, smaller, before, layer_macs(smaller, example), old_sizes)
-    report.notes += graph.notes
-    return smaller, report
+    done = describe(model, smaller, before, layer_macs(smaller, example_inputs), old_sizes)
+    done.notes += graph.notes
+    return hang(smaller, done)
 
 
 def describe(
@@ -160,10 +164,10 @@ def describe(
     )
 
 
-def outputs(model: nn.Module, example: Tensor) -> Tensor:
+def outputs(model: nn.Module, example_inputs: Tensor) -> Tensor:
     """Of a model in eval mode, without a graph."""
     with torch.no_grad():
-        y: Tensor = model(example)
+        y: Tensor = model(example_inputs)
     return y
 
 

@@ -10,33 +10,36 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qkernels.prune.channels import outputs, remove
 from qkernels.prune.groups import ChannelGraph, ChannelGroup
-from qkernels.prune.report import ChannelReport
-from qkernels.quantization.fold import fold_batch_norm
+from qkernels.quantization.fold import fold_batch_norm_
+from qkernels.renamed import explains_old_arguments
 
 
-def remove_dead_channels(model: nn.Module, example: Tensor) -> tuple[nn.Module, ChannelReport]:
+@explains_old_arguments
+def remove_dead_channels(model: nn.Module, example_inputs: Tensor) -> nn.Module:
     """The same function with fewer channels: those that are always 0, and those that nothing reads, are gone.
 
     Read from the weights, not from data: a channel is 0 where every layer that makes it has weights, bias and batch
     norm that give 0, and unread where every weight that reads it is 0. One channel of a group always stays. Outputs
-    are equal but for the order of float additions; that is checked on `example`, which the activations in between
-    must keep 0 for (a sigmoid does not).
+    are equal but for the order of float additions; that is checked on `example_inputs`, which the activations in
+    between must keep 0 for (a sigmoid does not).
 
-    Raises ValueError if the outputs on `example` differ by more than 1e-4 of their largest value.
+    Its report is a `ChannelReport`.
+
+    Raises ValueError if the outputs on `example_inputs` differ by more than 1e-4 of their largest value.
     """
-    graph = ChannelGraph(model, example)
+    graph = ChannelGraph(model, example_inputs)
     folded = copy.deepcopy(graph.model)
-    fold_batch_norm(folded)
+    fold_batch_norm_(folded)
     dropped = {group: dead for group in graph.groups if len(dead := _dead(folded, group))}
-    expected = outputs(graph.model, example)
-    smaller, report = remove(model, graph, dropped, example)
-    error = (outputs(smaller, example) - expected).abs().max()
+    expected = outputs(graph.model, example_inputs)
+    smaller = remove(model, graph, dropped, example_inputs)
+    error = (outputs(smaller, example_inputs) - expected).abs().max()
     if error > 1e-4 * expected.abs().max():
         raise ValueError(
             f"without its dead channels {type(model).__name__} answers differently by {error:.2g}: an activation "
             "makes something else of their 0"
         )
-    return smaller, report
+    return smaller
 
 
 def _dead(folded: nn.Module, group: ChannelGroup) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,22 @@ from qkernels.data.image_data import ImageData
 from qkernels.distill import TrainResult, train
 from qkernels.distill.cache import digest
 from qkernels.distill.config import TrainConfig
-from qkernels.models.narrow import changes, narrow, sizes
+from qkernels.models.channels import changes, narrow_, sizes
 from qkernels.prune.masks import Masks
+from qkernels.reports import forget, hang, reports_of
 
-Prune = Callable[[nn.Module, float], tuple[nn.Module, Any]]
+Prune = Callable[[nn.Module, float], nn.Module]
+
+
+@dataclass(frozen=True)
+class GradualReport:
+    """The report of `prune_gradually`.
+
+    Attributes:
+        steps: the training that followed each step of pruning.
+    """
+
+    steps: tuple[TrainResult, ...]
 
 
 def cubic(step: int, steps: int, final: float, initial: float = 0.0) -> float:
@@ -42,21 +55,21 @@ def prune_gradually(
     run_dir: str | Path,
     description: str = "",
     **training: Any,
-) -> tuple[nn.Module, list[TrainResult]]:
+) -> nn.Module:
     """Prune in `steps` steps up to the amount `final` (`cubic`), each followed by training as `config` says.
 
     Args:
         model: stays as it is.
-        prune: called as prune(model, amount) with the amount reached so far, counted from the first model; returns
-            (model, done). Where `done` is `Masks`, they are kept while training. `prune_channels` with
-            macs=int((1 - amount) * macs of the first model) fits as it is.
+        prune: called as prune(model, amount) with a copy and the amount reached so far, counted from the first model;
+            returns a model. Where `Masks` hang on it (`qkernels.reports.hang`), they are kept while training.
+            `prune_channels` with macs=int((1 - amount) * macs of the first model) fits as it is.
         run_dir: one folder a step. Killed at any moment and called again, it goes on from the last whole epoch with
             the choices it had made.
         description: what `prune` goes by (scores, scope, multiple), which no folder can tell of a function.
         training: teacher, objective and progress, as `train` takes them.
 
     Returns:
-        (model in eval mode, one `TrainResult` a step)
+        The model in eval mode, with `GradualReport` as its only report, whether a run was resumed or not.
 
     Raises ValueError for a final amount outside [0, 1), fewer than 1 step, and a folder of another run: other
     weights, amounts or another description.
@@ -71,7 +84,7 @@ def prune_gradually(
         amount = cubic(step, steps, final)
         model, masks = _pruned(model, prune, amount, description, folder / "pruned.pt")
         results.append(train(model, data, config, run_dir=folder, after_step=masks, **training))
-    return model.eval(), results
+    return hang(forget(model.eval()), GradualReport(tuple(results)))
 
 
 def _pruned(
@@ -82,12 +95,17 @@ def _pruned(
     if file.exists():
         kept = torch.load(file, map_location="cpu", weights_only=True)
         _refuse_other_choice(file, kept, made_of)
-        model = narrow(copy.deepcopy(model), kept["channels"])
+        model = narrow_(copy.deepcopy(model), kept["channels"])
         model.load_state_dict(kept["model"])
         return model, None if kept["masks"] is None else Masks(kept["masks"])
     before = sizes(model)
-    model, done = prune(copy.deepcopy(model), amount)
-    masks = done if isinstance(done, Masks) else None
+    model = prune(forget(copy.deepcopy(model)), amount)  # no masks of an earlier step
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"prune(model, amount) returned a {type(model).__name__}: let it return the model alone, "
+            "with hang(model, masks) where masks are kept"
+        )
+    masks = next((done for done in reversed(reports_of(model)) if isinstance(done, Masks)), None)
     if masks is not None:
         masks(model)
     file.parent.mkdir(parents=True, exist_ok=True)

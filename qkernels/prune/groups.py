@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from qkernels.data.extras import require
+from qkernels.models.channels import sizes
 from qkernels.models.cifar_resnet import ZeroPadShortcut
-from qkernels.models.narrow import sizes
 from qkernels.nn import QuantModule
 
 Side = Literal["out", "in"]
@@ -50,10 +50,10 @@ class ChannelGraph:
         notes: which layers must stay as they are, and why.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Tensor) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(True)
         self.notes: list[str] = []
-        self._graph = self._trace(example)
+        self._graph = self._trace(example_inputs)
         self._names = {module: name for name, module in self.model.named_modules()}
         self._known = sizes(self.model)
         self.groups = sorted(self._find(), key=lambda group: list(self._known).index(group.name))
@@ -74,7 +74,7 @@ class ChannelGraph:
             )
         return self.model
 
-    def _trace(self, example: Tensor) -> Any:
+    def _trace(self, example_inputs: Tensor) -> Any:
         """The library's graph, taught how a zero-padded shortcut moves channels."""
         library, kind = require("torch_pruning", "prune"), type(self.model).__name__
         if any(isinstance(module, QuantModule) for module in self.model.modules()):
@@ -83,7 +83,7 @@ class ChannelGraph:
             with torch.enable_grad():
                 graph = library.DependencyGraph().build_dependency(
                     self.model,
-                    example_inputs=(example,),
+                    example_inputs=(example_inputs,),
                     customized_pruners={ZeroPadShortcut: _ShortcutPruner()},
                     verbose=False,
                 )

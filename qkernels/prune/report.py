@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qkernels.columns import aligned, rich_table
 from qkernels.data.extras import require
-from qkernels.models.narrow import Sizes
+from qkernels.models.channels import Sizes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +29,7 @@ class LayerChannels:
 
 @dataclass(kw_only=True)
 class ChannelReport:
-    """The answer of `prune_channels`, besides the model. `print` it, or keep `to_dict()`.
+    """The report of `prune_channels` and its like. `print` it, or keep `to_dict()`.
 
     Attributes:
         layers: every Conv2d and Linear, in model order.

@@ -17,6 +17,7 @@ from qkernels.data.progress import progress as progress_bar
 from qkernels.eval_mode import eval_mode
 from qkernels.prune.parameters import weights
 from qkernels.quantization.calibration import Calibration, calibrate
+from qkernels.renamed import explains_old_arguments
 
 Scores = dict[str, Tensor]
 Labelled = Iterable[tuple[Tensor, Any]]  # batches of (inputs, labels)
@@ -54,15 +55,16 @@ def taylor(model: nn.Module, batches: Labelled, loss: Loss = cross_entropy, **wh
     return {name: (parameters[name].detach() * g).abs() for name, g in found.items()}
 
 
-def entropy(model: nn.Module, data: Calibration, *, bins: int = 64) -> Scores:
+@explains_old_arguments
+def entropy(model: nn.Module, calibration: Calibration, *, bins: int = 64) -> Scores:
     """Entropy in bits of each input channel's mean over an image, one value a channel by layer name.
 
-    From a histogram over all of `data` with `bins` steps between the least and the largest mean of the layer: a
+    From a histogram over all of `calibration` with `bins` steps between the least and the largest mean of the layer: a
     channel that says the same about every image scores 0. Luo, Wu 2017 (1706.05791).
     """
     if bins < 2:
         raise ValueError(f"bins={bins} must be at least 2")
-    seen = _channel_means(model, data)
+    seen = _channel_means(model, calibration)
     return {name: _entropy(means, bins) for name, means in seen.items()}
 
 
@@ -160,11 +162,11 @@ class _Means:
         self.batches.append(x.flatten(2).mean(2) if x.dim() > 2 else x.clone())
 
 
-def _channel_means(model: nn.Module, data: Calibration) -> dict[str, Tensor]:
+def _channel_means(model: nn.Module, calibration: Calibration) -> dict[str, Tensor]:
     """Layer -> [samples, input channels]."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     observers = {name: _Means(channel_dim(layer)) for name, layer in layers.items()}
-    calibrate(model, cast(Any, observers), data)
+    calibrate(model, cast(Any, observers), calibration)
     return {name: torch.cat(o.batches).cpu() for name, o in observers.items() if o.batches}
 
 

@@ -107,7 +107,7 @@ class LayerMacs:
     inputs: int
 
 
-def layer_macs(model: nn.Module, example: Tensor) -> dict[str, LayerMacs]:
+def layer_macs(model: nn.Module, example_inputs: Tensor) -> dict[str, LayerMacs]:
     """What every Conv2d and Linear of a model in eval mode computes."""
     found: dict[str, LayerMacs] = {}
 
@@ -121,7 +121,7 @@ def layer_macs(model: nn.Module, example: Tensor) -> dict[str, LayerMacs]:
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
     with torch.no_grad():
-        model(example)
+        model(example_inputs)
     for handle in handles:
         handle.remove()
     return found

@@ -26,5 +26,5 @@ def compare_speed(
     calibration = rereadable(calibration)
     models = {"float32": before, "float32 pruned": after}
     for name, model in (("int8", before), ("int8 pruned", after)):
-        models[name], _ = quantize(model, "static", calibration)
+        models[name] = quantize(model, "static", calibration)
     return measure_speed(models, image_shape, **how)

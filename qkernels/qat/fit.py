@@ -17,19 +17,19 @@ from qkernels.evaluate import Evaluation, evaluate
 from qkernels.qat.prepare import convert_qat, prepare_qat
 from qkernels.quantization.calibration import Calibration
 from qkernels.quantization.config import QuantConfig
+from qkernels.reports import hang
 
 
 @dataclass(frozen=True)
 class QatResult:
-    """The better int8 `model` of the two on the validation images: `trained` says which."""
+    """The report of `fit_qat`: the int8 model on the validation images `before` and `after` training."""
 
-    model: nn.Module
     before: Evaluation
     after: Evaluation
 
     @property
     def trained(self) -> bool:
-        """Whether training improved on where it started; of equal accuracies the lower loss wins."""
+        """Whether the model is the trained one, which has to be better; of equal accuracies the lower loss wins."""
         return _rank(self.after) > _rank(self.before)
 
 
@@ -43,7 +43,7 @@ def fit_qat(
     teacher: nn.Module | None = None,
     run_dir: str | Path | None = None,
     progress: bool = True,
-) -> QatResult:
+) -> nn.Module:
     """Train the int8 form of `model`, and keep it only if it got better.
 
     Args:
@@ -52,6 +52,9 @@ def fit_qat(
         calibration, quant: as for `prepare_qat`.
         teacher, progress: as for `train`; the float model itself is a good teacher.
         run_dir: as for `train`, and for this model and this `quant` only; the training is in its folder "training".
+
+    Returns:
+        The better int8 model of the two on the validation images, with `QatResult` as its report.
 
     Raises:
         ValueError: without validation images; as `prepare_qat` and `train`.
@@ -70,8 +73,8 @@ def fit_qat(
     train(trained, data, config, teacher=teacher, run_dir=training, progress=progress)
     int8 = convert_qat(trained)
     after = evaluate(int8, data, "val")
-    better = _rank(after) > _rank(before)
-    return QatResult(int8 if better else start, before, after)
+    result = QatResult(before, after)
+    return hang(int8 if result.trained else start, result)
 
 
 def _rank(result: Evaluation) -> tuple[float, float]:

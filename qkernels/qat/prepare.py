@@ -8,12 +8,12 @@ from typing import Any, cast
 
 from torch import nn
 
-from qkernels.nn import fix_mean_order
+from qkernels.nn import fix_mean_order_
 from qkernels.qat.modules import FakeQuantMixin, empty_twin
 from qkernels.quantization.calibration import Calibration
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.convert import call_layers_plainly, input_qparams
-from qkernels.quantization.fold import Layer, fold_batch_norm, replace_module
+from qkernels.quantization.fold import Layer, fold_batch_norm_, replace_module
 from qkernels.quantization.plan import make_plan
 
 
@@ -50,9 +50,9 @@ def prepare_qat(
         raise ValueError("quantization-aware training starts from ranges: give calibration=...")
     model = copy.deepcopy(model).eval()
     if config.fold_batch_norm:
-        fold_batch_norm(model, only=plan.layers)
+        fold_batch_norm_(model, only=plan.layers)
     call_layers_plainly(model, plan.layers)
-    fix_mean_order(model)
+    fix_mean_order_(model)
     qparams = input_qparams(model, plan, calibration)
     for name, settings in plan.layers.items():
         layer = cast(Layer, model.get_submodule(name))

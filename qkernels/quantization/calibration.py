@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qkernels.eval_mode import eval_mode
 from qkernels.quantization.observers import Observer
+from qkernels.renamed import explains_old_arguments
 
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Calibration = Tensor | Iterable[Batch] | Mapping[str, Any] | Callable[[nn.Module], object]
@@ -19,15 +20,18 @@ Calibration = Tensor | Iterable[Batch] | Mapping[str, Any] | Callable[[nn.Module
 _PROGRESS_AFTER = 2.0  # seconds
 
 
-def calibrate(model: nn.Module, observers: Mapping[str, Observer], data: Calibration) -> None:
-    """Show each named layer's inputs to its observer, while `data` runs through the model.
+@explains_old_arguments
+def calibrate(
+    model: nn.Module, observers: Mapping[str, Observer], calibration: Calibration
+) -> None:
+    """Show each named layer's inputs to its observer, while `calibration` runs through the model.
 
     The model runs in eval mode under `torch.inference_mode`, on the device it is on; the training
     flags and the model itself are left as they were.
 
     Args:
         observers: full name of a layer (`""` is the model itself) -> its observer.
-        data: an iterable of batches, a single Tensor or dict as the only batch, or a callable
+        calibration: an iterable of batches, a single Tensor or dict as the only batch, or a callable
             that is handed the model and runs it. A batch is a Tensor, a tuple or list whose
             first item is the model's input (labels may follow), or a dict of keyword arguments.
 
@@ -36,7 +40,7 @@ def calibrate(model: nn.Module, observers: Mapping[str, Observer], data: Calibra
             input (it names the layer). A layer the data never reaches keeps `count == 0`.
     """
     with _watching(model, observers):
-        run_data(model, data)
+        run_data(model, calibration)
 
 
 def run_data(model: nn.Module, data: Calibration) -> None:

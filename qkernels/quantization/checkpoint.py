@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from qkernels.nn import ClampedReLU, QuantModule, fix_mean_order
+from qkernels.nn import ClampedReLU, QuantModule, fix_mean_order_
 from qkernels.quantization.convert import call_layers_plainly
 from qkernels.quantization.fold import (
     BATCH_NORMS,
@@ -295,7 +295,7 @@ def _with_empty_layers(model: nn.Module, metadata: Mapping[str, Any]) -> nn.Modu
     modules = dict(model.named_modules(remove_duplicate=False))
     empty: dict[nn.Module, nn.Module] = {}  # a shared layer stays shared
     call_layers_plainly(model, [name for name in metadata["modules"] if name in modules])
-    fix_mean_order(model)
+    fix_mean_order_(model)
     for name, folded in metadata["folded"].items():
         if not isinstance(modules.get(name), (*BATCH_NORMS, nn.Identity)):
             raise CheckpointError(f"the file folded a batch norm {name!r} that the model lacks")

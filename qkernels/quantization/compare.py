@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qkernels.nn import QuantModule
 from qkernels.quantization.calibration import Batch, evaluating, run_batch
 from qkernels.quantization.fold import FoldedBatchNorm
+from qkernels.renamed import explains_old_arguments
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class LayerError:
     cosine: float
 
 
-def layer_errors(float_model: nn.Module, quant_model: nn.Module, batch: Batch) -> list[LayerError]:
+@explains_old_arguments
+def layer_errors(
+    float_model: nn.Module, quant_model: nn.Module, example_inputs: Batch
+) -> list[LayerError]:
     """Compare the outputs of every int8 layer with those of the float model, on one batch.
 
     Layers meet by name. Where a batch norm was folded, its layer is compared behind the batch
@@ -40,7 +44,7 @@ def layer_errors(float_model: nn.Module, quant_model: nn.Module, batch: Batch) -
     Args:
         float_model: the model given to `quantize` (batch norms folded or not).
         quant_model: what it returned.
-        batch: as in `calibrate`; one batch.
+        example_inputs: one batch, as in `calibrate`.
 
     Returns:
         One entry per int8 layer that ran, in the order of running.
@@ -65,7 +69,7 @@ def layer_errors(float_model: nn.Module, quant_model: nn.Module, batch: Batch) -
 
     for model, visit in ((float_model, keep), (quant_model, compare)):
         with _outputs(model, points, visit), evaluating(model):
-            run_batch(model, batch)
+            run_batch(model, example_inputs)
     return [sums[point].error(*points[point]) for point in sums]
 
 

@@ -1,4 +1,4 @@
-"""`quantize`: a float model in, an int8 model and a report out."""
+"""`quantize`: a float model in, an int8 model out, on which a report hangs."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from qkernels.nn import QuantModule, fix_mean_order, quantize_weight
+from qkernels import reports
+from qkernels.nn import QuantModule, fix_mean_order_, quantize_weight
 from qkernels.quantization.calibration import Calibration, calibrate
 from qkernels.quantization.config import QuantConfig
-from qkernels.quantization.fold import Layer, fold_batch_norm, has_hooks, replace_module
+from qkernels.quantization.fold import Folds, Layer, fold_batch_norm_, has_hooks, replace_module
 from qkernels.quantization.observers import make_observers
 from qkernels.quantization.plan import QUANTIZED, Plan, make_plan
 from qkernels.quantization.report import LayerReport, QuantReport
+from qkernels.renamed import explains_old_arguments
 
 QParams = tuple[float, int]
 
 
+@explains_old_arguments
 def quantize(
     model: nn.Module,
     config: QuantConfig | Mapping[str, Any] | str | None = None,
     calibration: Calibration | None = None,
-    *,
-    inplace: bool = False,
-) -> tuple[nn.Module, QuantReport]:
+) -> nn.Module:
     """Swap every Conv2d and Linear for its int8 layer.
 
     Batch norms are folded first, static ranges are found by running `calibration`, then layers
@@ -34,34 +35,43 @@ def quantize(
     shared. The returned model is in eval mode, on the device of `model`.
 
     Args:
-        model: float weights; not changed unless `inplace`.
+        model: float weights; not changed (`quantize_` converts it in place).
         config: a QuantConfig, a dict of its fields, or an activation name ("static", "dynamic",
             "weight_only"). None: static, per-channel, percentile 99.999.
         calibration: needed by static layers, see `calibrate`.
-        inplace: convert `model` itself, so that both never exist at once. If calibration fails,
-            its batch norms are already folded.
 
     Returns:
-        (model, report). Use the returned model: a root that is itself a Linear is replaced.
+        The int8 model; `qkernels.report(model)` is its `QuantReport`.
 
     Raises:
         ValueError: for an unknown setting, no layer to convert, static layers without calibration
             data, bad calibration data; with `config.strict`, for any layer with weights that
             would stay float without being excluded.
     """
+    return quantize_(copy.deepcopy(model), config, calibration)
+
+
+def quantize_(
+    model: nn.Module,
+    config: QuantConfig | Mapping[str, Any] | str | None = None,
+    calibration: Calibration | None = None,
+) -> nn.Module:
+    """Convert `model` itself as `quantize` converts a copy, so that both never exist at once.
+
+    Arguments, result and errors are those of `quantize`. Use the returned model: a root that is
+    itself a Linear is replaced. If calibration fails, batch norms are already folded.
+    """
     config = QuantConfig.of(config)
     plan = make_plan(model, config)
     _check_calibration(plan, calibration)
     _check_strict(plan, config)
-    if not inplace:
-        model = copy.deepcopy(model)
     model.eval()
     report = QuantReport(config=config, notes=plan.notes, bytes_before=stored_bytes(model))
     if config.fold_batch_norm:
-        folds = fold_batch_norm(model, only=plan.layers)
+        folds = reports.report(fold_batch_norm_(model, only=plan.layers), Folds)
         report.folded, report.notes = folds.pairs, report.notes + folds.notes
     call_layers_plainly(model, plan.layers)
-    fix_mean_order(model)
+    fix_mean_order_(model)
     qparams = input_qparams(model, plan, calibration)
     _check_strict(plan, config)
     for name in plan.names:
@@ -70,7 +80,7 @@ def quantize(
         elif name in plan.skipped:
             report.layers.append(_skipped(model.get_submodule(name), name, plan))
     report.bytes_after = stored_bytes(model)
-    return model, report
+    return reports.hang(model, report)
 
 
 def stored_bytes(model: nn.Module, recurse: bool = True) -> int:

@@ -88,7 +88,7 @@ def cross_validate(
         results = []
         for held in range(folds):
             rest = torch.cat([part for i, part in enumerate(parts) if i != held])
-            int8, _ = quantize(model, candidate, inputs[rest].split(64))
+            int8 = quantize(model, candidate, inputs[rest].split(64))
             results.append(metric(int8, inputs[parts[held]], labels[parts[held]]))
         scores.append((settings, tuple(results)))
     best = max(range(len(scores)), key=lambda i: statistics.mean(scores[i][1]))

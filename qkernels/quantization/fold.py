@@ -10,12 +10,15 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qkernels.reports import hang
+
+Model = TypeVar("Model", bound=nn.Module)
 Layer = nn.Linear | nn.Conv2d
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 _FOLDS_INTO: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
@@ -51,7 +54,7 @@ class FoldedBatchNorm1d(FoldedBatchNorm):
 
 @dataclass
 class Folds:
-    """What `fold_batch_norm` did.
+    """The report of `fold_batch_norm_`.
 
     Attributes:
         pairs: (layer, batch norm) names, folded.
@@ -62,7 +65,7 @@ class Folds:
     notes: list[str] = field(default_factory=list)
 
 
-def fold_batch_norm(model: nn.Module, only: Collection[str] | None = None) -> Folds:
+def fold_batch_norm_(model: Model, only: Collection[str] | None = None) -> Model:
     """Fold every batch norm that directly follows a Conv2d or Linear, in place.
 
     Pairs come from a torch.fx trace; a module that cannot be traced is searched child by child,
@@ -72,6 +75,9 @@ def fold_batch_norm(model: nn.Module, only: Collection[str] | None = None) -> Fo
     Args:
         model: in eval mode; its parameters are replaced, never written in place.
         only: full names of the layers that may change; None for all.
+
+    Returns:
+        `model`, with its `Folds` as the report.
     """
     folds = Folds()
     registered = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
@@ -89,7 +95,7 @@ def fold_batch_norm(model: nn.Module, only: Collection[str] | None = None) -> Fo
             kind = FoldedBatchNorm1d if isinstance(layer, nn.Linear) else FoldedBatchNorm
             replace_module(model, norm_name, kind(layer_name))
             folds.pairs.append((layer_name, norm_name))
-    return folds
+    return hang(model, folds)
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:

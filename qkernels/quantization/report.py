@@ -40,7 +40,7 @@ class LayerReport:
 
 @dataclass(kw_only=True)
 class QuantReport:
-    """The answer of `quantize`, besides the model. `print` it, or keep `to_dict()`.
+    """The report of `quantize`. `print` it, or keep `to_dict()`.
 
     Attributes:
         layers: every layer with weights, in model order.

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.nn import fix_mean_order
+from qkernels.nn import fix_mean_order_
 from qkernels.quantization.calibration import Calibration, evaluating, rereadable, run_batch
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.convert import quantize
-from qkernels.quantization.fold import fold_batch_norm, replace_module
+from qkernels.quantization.fold import fold_batch_norm_, replace_module
+from qkernels.quantization.report import QuantReport
+from qkernels.renamed import explains_old_arguments
+from qkernels.reports import hang, report
 from qkernels.timing import time_in_turns
 
 Metric = Callable[[nn.Module], float]  # larger is better, for example top-1 on validation images
@@ -29,7 +32,8 @@ class Sensitivity:
 
     Attributes:
         score: the metric of that model.
-        float_seconds, int8_seconds: median times of the layer alone on the sample's shapes; None without a sample.
+        float_seconds, int8_seconds: median times of the layer alone, on the shape that it reads in a call on
+            `example_inputs`; None without them.
     """
 
     name: str
@@ -45,19 +49,17 @@ class Sensitivity:
 
 @dataclass
 class Mixed:
-    """The answer of `mix`.
+    """The report of `mix`.
 
     Attributes:
-        model: int8 and float layers, batch norms folded, eval mode.
         config: makes the same choice again with `quantize`.
-        score: metric of `model`.
-        seconds: predicted time of one call on the sample, with a budget.
+        score: metric of the model.
+        seconds: predicted time of one call on `example_inputs`, with a budget.
         met: whether the floor or the budget is met; if not, this is the best there is.
         layers: the scan, most sensitive first.
         kept_float: names of the layers left in float by choice.
     """
 
-    model: nn.Module
     config: QuantConfig
     score: float
     seconds: float | None
@@ -75,13 +77,14 @@ class Mixed:
         return "\n".join([f"{head}, score {self.score:.4g}", *rows])
 
 
+@explains_old_arguments
 def scan(
     model: nn.Module,
     config: QuantConfig | Mapping[str, Any] | str | None = None,
     calibration: Calibration | None = None,
     *,
     metric: Metric | None = None,
-    sample: Tensor | None = None,
+    example_inputs: Tensor | None = None,
     layers: Iterable[str] | None = None,
 ) -> list[Sensitivity]:
     """Quantize one layer at a time and score the model; most sensitive first.
@@ -90,15 +93,16 @@ def scan(
         model, config, calibration: as for `quantize`.
         metric: of a model, larger is better. None: SQNR in dB of the model's output against the float model's, over
             the calibration data, batch by batch.
-        sample: an input of the model; with it each layer is also timed, in float and in int8.
+        example_inputs: what the model is called with; with it each layer is also timed, in float and in int8.
         layers: names to scan; None for all that `quantize` converts.
 
     Raises:
         ValueError: as `quantize`; for an unknown layer, with the nearest known ones.
     """
-    return _scan(*_prepared(model, config, calibration, metric), sample, layers)
+    return _scan(*_prepared(model, config, calibration, metric), example_inputs, layers)
 
 
+@explains_old_arguments
 def mix(
     model: nn.Module,
     config: QuantConfig | Mapping[str, Any] | str | None = None,
@@ -107,8 +111,8 @@ def mix(
     metric: Metric | None = None,
     floor: float | None = None,
     budget: float | None = None,
-    sample: Tensor | None = None,
-) -> Mixed:
+    example_inputs: Tensor | None = None,
+) -> nn.Module:
     """Choose int8 or float for each layer.
 
     With a `floor`, all layers become int8 and the most sensitive go back to float, one by one, until the metric
@@ -117,24 +121,25 @@ def mix(
 
     Args:
         floor: least metric (see `scan`).
-        budget: most seconds of one call on `sample`.
+        budget: most seconds of one call on `example_inputs`.
 
     Returns:
-        The mix. Where the floor or the budget cannot be met, the best found, with `met` False and a warning.
+        The model of int8 and float layers, batch norms folded, in eval mode, with `Mixed` as its report. Where the
+        floor or the budget cannot be met it is the best found, with `met` False and a warning.
 
     Raises:
-        ValueError: unless exactly one of floor and budget is given; a budget without a sample.
+        ValueError: unless exactly one of floor and budget is given; a budget without `example_inputs`.
     """
     if (floor is None) == (budget is None):
         raise ValueError(f"give either floor or budget (floor={floor}, budget={budget})")
-    if budget is not None and sample is None:
-        raise ValueError("a budget needs a sample: an input of the model, to time its layers on")
+    if budget is not None and example_inputs is None:
+        raise ValueError("a budget needs example_inputs, to time the layers on")
     mixture, metric = _prepared(model, config, calibration, metric)
-    layers = _scan(mixture, metric, sample, None)
+    layers = _scan(mixture, metric, example_inputs, None)
     if floor is not None:
         return _reach_floor(mixture, metric, layers, floor)
-    assert budget is not None and sample is not None
-    return _keep_budget(mixture, metric, layers, budget, sample)
+    assert budget is not None and example_inputs is not None
+    return _keep_budget(mixture, metric, layers, budget, example_inputs)
 
 
 class _Mixture:
@@ -144,17 +149,17 @@ class _Mixture:
         self, model: nn.Module, config: QuantConfig, calibration: Calibration | None
     ) -> None:
         self.config = config
-        quantized, report = quantize(model, config, calibration)
+        quantized = quantize(model, config, calibration)
         self.names = {
             layer.name: (layer.name, *layer.aliases)
-            for layer in report.layers
+            for layer in report(quantized, QuantReport).layers
             if layer.action == "converted"
         }
         self.int8 = {name: quantized.get_submodule(name) for name in self.names}
         self.model = copy.deepcopy(model).eval()
         if config.fold_batch_norm:
-            fold_batch_norm(self.model, only=self.names)
-        fix_mean_order(self.model)
+            fold_batch_norm_(self.model, only=self.names)
+        fix_mean_order_(self.model)
         self.float = {name: self.model.get_submodule(name) for name in self.names}
 
     def use(self, int8: Collection[str]) -> nn.Module:
@@ -206,7 +211,10 @@ def output_sqnr(model: nn.Module, other: nn.Module, data: Any) -> float:
 
 
 def _scan(
-    mixture: _Mixture, metric: Metric, sample: Tensor | None, layers: Iterable[str] | None
+    mixture: _Mixture,
+    metric: Metric,
+    example_inputs: Tensor | None,
+    layers: Iterable[str] | None,
 ) -> list[Sensitivity]:
     names = list(mixture.names) if layers is None else list(layers)
     for name in names:
@@ -214,7 +222,7 @@ def _scan(
             near = difflib.get_close_matches(name, mixture.names, n=3, cutoff=0.4)
             known = ", ".join(near or mixture.names)
             raise ValueError(f"no layer {name!r} to quantize; the nearest: {known}")
-    shapes = {} if sample is None else _input_shapes(mixture, sample)
+    shapes = {} if example_inputs is None else _input_shapes(mixture, example_inputs)
     results = []
     for name in names:
         score = metric(mixture.use([name]))
@@ -223,7 +231,7 @@ def _scan(
     return sorted(results, key=lambda layer: layer.score)
 
 
-def _input_shapes(mixture: _Mixture, sample: Tensor) -> dict[str, torch.Size]:
+def _input_shapes(mixture: _Mixture, example_inputs: Tensor) -> dict[str, torch.Size]:
     shapes: dict[str, torch.Size] = {}
 
     def hook(name: str) -> Callable[..., None]:
@@ -233,7 +241,7 @@ def _input_shapes(mixture: _Mixture, sample: Tensor) -> dict[str, torch.Size]:
     handles = [m.register_forward_pre_hook(hook(n)) for n, m in mixture.float.items()]
     try:
         with evaluating(model):
-            run_batch(model, sample)
+            run_batch(model, example_inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -257,7 +265,7 @@ def _layer_seconds(
 
 def _reach_floor(
     mixture: _Mixture, metric: Metric, layers: list[Sensitivity], floor: float
-) -> Mixed:
+) -> nn.Module:
     names, best = [layer.name for layer in layers], (-math.inf, 0)
     for kept in range(len(names) + 1):
         score = metric(mixture.use(names[kept:]))
@@ -268,17 +276,23 @@ def _reach_floor(
     if score < floor:
         warnings.warn(
             f"the floor {floor:.4g} cannot be reached: the best mix has {score:.4g} and is kept",
-            stacklevel=3,
+            stacklevel=4,
         )
     return _mixed(mixture, names[kept:], layers, score, None, score >= floor)
 
 
 def _keep_budget(
-    mixture: _Mixture, metric: Metric, layers: list[Sensitivity], budget: float, sample: Tensor
-) -> Mixed:
+    mixture: _Mixture,
+    metric: Metric,
+    layers: list[Sensitivity],
+    budget: float,
+    example_inputs: Tensor,
+) -> nn.Module:
     model = mixture.use([])
     with torch.inference_mode():
-        seconds = time_in_turns({"": lambda: model(sample)}, seconds=0.1, rounds=3)[""].median
+        seconds = time_in_turns({"": lambda: model(example_inputs)}, seconds=0.1, rounds=3)[
+            ""
+        ].median
     ideal = metric(model)
     worst = min(layer.score for layer in layers)
     ideal = ideal if math.isfinite(ideal) else max(layer.score for layer in layers)
@@ -297,7 +311,7 @@ def _keep_budget(
         warnings.warn(
             f"the budget of {budget * 1e3:.4g} ms cannot be met: with all layers that int8 makes "
             f"faster it is {seconds * 1e3:.4g} ms, and that mix is kept",
-            stacklevel=3,
+            stacklevel=4,
         )
     score = metric(mixture.use(chosen))
     return _mixed(mixture, chosen, layers, score, seconds, seconds <= budget)
@@ -310,7 +324,7 @@ def _mixed(
     score: float,
     seconds: float | None,
     met: bool,
-) -> Mixed:
+) -> nn.Module:
     kept = [name for name in mixture.names if name not in int8]
     config = replace(mixture.config, exclude=(*mixture.config.exclude, *kept))
-    return Mixed(mixture.use(int8), config, score, seconds, met, layers, kept)
+    return hang(mixture.use(int8), Mixed(config, score, seconds, met, layers, kept))

@@ -6,7 +6,8 @@ Source: Nagel et al., 2019, arXiv:1906.04721, section 4.2 and appendix D (empiri
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,28 @@ from torch import Tensor, nn
 from qkernels.nn import QuantModule
 from qkernels.quantization.calibration import Calibration, rereadable, run_data
 from qkernels.quantization.compare import comparison_points
+from qkernels.reports import hang
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def correct_bias(
-    quantized: nn.Module, model: nn.Module, calibration: Calibration
-) -> dict[str, float]:
+@dataclass
+class Corrected:
+    """The report of `correct_bias_`.
+
+    Attributes:
+        shifts: layer -> the largest correction of one of its channels, in the order of running.
+    """
+
+    shifts: dict[str, float]
+
+    def __str__(self) -> str:
+        largest = max(self.shifts.values(), default=0.0)
+        lines = [f"biases of {len(self.shifts)} layers corrected, by up to {largest:.3g}"]
+        return "\n".join(lines + [f"{name}: {shift:.3g}" for name, shift in self.shifts.items()])
+
+
+def correct_bias_(quantized: Model, model: nn.Module, calibration: Calibration) -> Model:
     """Give every int8 layer the channel means that the float model has there, in place.
 
     Layers are corrected in the order they run, each behind its corrected predecessors: one pass of the data a layer,
@@ -30,7 +48,7 @@ def correct_bias(
         calibration: as in `qkernels.quantization.calibrate`, without labels.
 
     Returns:
-        layer -> largest correction of one of its channels, in the order of running.
+        `quantized`, with `Corrected` as its report.
 
     Raises:
         ValueError: no data, or a `model` that lacks a layer of `quantized`.
@@ -48,7 +66,7 @@ def correct_bias(
         shift = target - _means(quantized, {name: channels[point]}, calibration)[name]
         layer.bias = shift if layer.bias is None else layer.bias + shift
         done[name] = float(shift.abs().max())
-    return done
+    return hang(quantized, Corrected(done))
 
 
 class _Mean:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qkernels.nn import ClampedReLU
-from qkernels.quantization.fold import fold_batch_norm, replace_module
+from qkernels.quantization.fold import Folds, fold_batch_norm_, replace_module
 from qkernels.recovery.chains import (
     Chain,
     by_input,
@@ -24,6 +24,7 @@ from qkernels.recovery.chains import (
     set_bias,
     set_weight,
 )
+from qkernels.reports import hang, report
 
 _ROUNDS = 40
 _ENOUGH = 1e-4  # a round that moves every log scale by less ends the search
@@ -31,7 +32,7 @@ _ENOUGH = 1e-4  # a round that moves every log scale by less ends the search
 
 @dataclass
 class Equalized:
-    """What `equalize` did.
+    """The report of `equalize`.
 
     Attributes:
         pairs: (first, second) -> the largest ratio of two channel scales moved between them.
@@ -52,7 +53,7 @@ class Equalized:
 
 
 @torch.no_grad()
-def equalize(model: nn.Module, *, absorb: bool = False) -> tuple[nn.Module, Equalized]:
+def equalize(model: nn.Module, *, absorb: bool = False) -> nn.Module:
     """A float model of the same function whose weights suffer less from one scale a tensor.
 
     Batch norms are folded; then for each pair with ranges r1 (of output channels of the first) and r2 (of input
@@ -66,16 +67,16 @@ def equalize(model: nn.Module, *, absorb: bool = False) -> tuple[nn.Module, Equa
             the next layer, where it pads nothing. This changes the function for the rare value below.
 
     Returns:
-        (model, what was done). A model without pairs comes back folded, with a note.
+        The new model, with `Equalized` as its report. A model without pairs comes back folded, with a note.
     """
     model = copy.deepcopy(model).eval()
     floors = _bias_floors(model) if absorb else {}
-    folds = fold_batch_norm(model)
+    folds = report(fold_batch_norm_(model), Folds)
     floors = {name: floors[norm] for name, norm in folds.pairs if norm in floors}
     chains, done = find_chains(model), Equalized(notes=list(folds.notes))
     if not chains:
         done.notes.append("no two layers follow each other with only ReLUs or pools between")
-        return model, done
+        return hang(model, done)
     moved = {chain: torch.ones(layer(model, chain.first).weight.shape[0]) for chain in chains}
     for _ in range(_ROUNDS):
         steps = [_equalize_pair(model, chain, moved[chain]) for chain in chains]
@@ -88,7 +89,7 @@ def equalize(model: nn.Module, *, absorb: bool = False) -> tuple[nn.Module, Equa
     for chain in chains:
         if chain.first in floors:
             _absorb(model, chain, floors[chain.first] / moved[chain], done)
-    return model, done
+    return hang(model, done)
 
 
 def _equalize_pair(model: nn.Module, chain: Chain, moved: Tensor) -> float:

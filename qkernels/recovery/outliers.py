@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from qkernels.quantization.fold import fold_batch_norm, own_weight
+from qkernels.quantization.fold import fold_batch_norm_, own_weight
 from qkernels.recovery.chains import set_weight
+from qkernels.reports import hang
 
 _SHRINK = [1 - 0.01 * i for i in range(80)]
 
 
+@dataclass
+class Clipped:
+    """The report of `clip_outliers`.
+
+    Attributes:
+        shares: layer -> the share of its weights that were clipped; layers with any.
+    """
+
+    shares: dict[str, float]
+
+    def __str__(self) -> str:
+        lines = [f"weights of {len(self.shares)} layers clipped"]
+        return "\n".join(lines + [f"{name}: {share:.3%}" for name, share in self.shares.items()])
+
+
 @torch.no_grad()
-def clip_outliers(
-    model: nn.Module, *, per_channel: bool = True
-) -> tuple[nn.Module, dict[str, float]]:
+def clip_outliers(model: nn.Module, *, per_channel: bool = True) -> nn.Module:
     """A float model with weights clamped where their int8 form then errs least.
 
     Batch norms are folded first. The clip of each channel (or tensor) has the smallest squared difference between
@@ -28,10 +43,10 @@ def clip_outliers(
         per_channel: as the weights will be quantized.
 
     Returns:
-        (model, layer -> share of its weights that were clipped), layers with any.
+        The clipped model, with `Clipped` as its report.
     """
     model = copy.deepcopy(model).eval()
-    fold_batch_norm(model)
+    fold_batch_norm_(model)
     done = {}
     for name, module in model.named_modules():
         if type(module) not in (nn.Conv2d, nn.Linear) or not own_weight(module):
@@ -43,7 +58,7 @@ def clip_outliers(
         if clipped:
             set_weight(module, rows.clamp(-clip, clip).view_as(weight))
             done[name] = clipped
-    return model, done
+    return hang(model, Clipped(done))
 
 
 def _best_clip(rows: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ of an output is `d G d` with d the error of the weights and G = E[x x'] of the i
 from __future__ import annotations
 
 import copy
-from typing import cast
+from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +18,45 @@ from qkernels.nn import QuantConv2d, QuantLinear, QuantModule
 from qkernels.quantization.calibration import Calibration, rereadable, run_data
 from qkernels.quantization.compare import comparison_points
 from qkernels.quantization.fold import Layer, fold_into
+from qkernels.reports import hang
 
+Model = TypeVar("Model", bound=nn.Module)
 _STRETCH, _LOW = 1.2, -0.1  # of the rectified sigmoid, equation 23
 _BETA = (20.0, 2.0)  # its regulariser's exponent, from soft to hard
 _WEIGHT = 0.01  # of the regulariser, against an error relative to that of nearest rounding
 
 
-def round_weights(
-    quantized: nn.Module, model: nn.Module, calibration: Calibration, *, steps: int = 300
-) -> dict[str, float]:
+@dataclass
+class Rounded:
+    """The report of `round_weights_`.
+
+    Attributes:
+        errors: layer -> its squared output error as a share of that of nearest rounding, 0..1.
+    """
+
+    errors: dict[str, float]
+
+    def __str__(self) -> str:
+        lines = [f"weights of {len(self.errors)} layers rounded again"]
+        return "\n".join(
+            lines + [f"{name}: {left:.1%} of the error left" for name, left in self.errors.items()]
+        )
+
+
+def round_weights_(
+    quantized: Model, model: nn.Module, calibration: Calibration, *, steps: int = 300
+) -> Model:
     """Choose the rounding of every int8 weight again, in place; scales stay.
 
     Layers are taken one by one, each seeing the inputs that its rounded predecessors give. A channel keeps nearest
     rounding where learning did not beat it, so that on the calibration data no layer gets worse.
 
     Args:
-        quantized, model, calibration: as in `correct_bias`.
+        quantized, model, calibration: as in `correct_bias_`.
         steps: of Adam, a layer.
 
     Returns:
-        layer -> its squared output error as a share of that of nearest rounding, 0..1.
+        `quantized`, with `Rounded` as its report.
     """
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
@@ -50,7 +70,7 @@ def round_weights(
             continue
         rounded, done[name] = _round(weight, layer.weight_scale, gram, steps)
         layer.int8_weight = rounded.view(layer.weight_size)
-    return done
+    return hang(quantized, Rounded(done))
 
 
 def _float_weight(model: nn.Module, name: str, point: str) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -24,12 +25,26 @@ from qkernels.recovery.chains import (
     set_weight,
     traced_parts,
 )
+from qkernels.reports import hang
+
+
+@dataclass
+class Smoothed:
+    """The report of `smooth`.
+
+    Attributes:
+        groups: producer -> the Linear layers that were smoothed with it.
+    """
+
+    groups: dict[str, list[str]]
+
+    def __str__(self) -> str:
+        lines = [f"inputs of {sum(map(len, self.groups.values()))} linear layers smoothed"]
+        return "\n".join(lines + [f"{name} -> {', '.join(r)}" for name, r in self.groups.items()])
 
 
 @torch.no_grad()
-def smooth(
-    model: nn.Module, calibration: Calibration, *, alpha: float = 0.5
-) -> tuple[nn.Module, dict[str, list[str]]]:
+def smooth(model: nn.Module, calibration: Calibration, *, alpha: float = 0.5) -> nn.Module:
     """A float model of the same function whose Linear inputs have channels of like range.
 
     Input channel j is divided by `s_j = max|x_j|^alpha / max|w_j|^(1 - alpha)` and its weights are multiplied by it;
@@ -42,7 +57,7 @@ def smooth(
         alpha: 0 moves everything into the activations, 1 into the weights.
 
     Returns:
-        (model, producer -> the Linear layers smoothed with it).
+        The new model, with `Smoothed` as its report.
 
     Raises:
         ValueError: alpha outside [0, 1], or no data.
@@ -62,7 +77,7 @@ def smooth(
         for linear in reading:
             set_weight(linear, scale_inputs(linear, scale))
         _divide_outputs(model.get_submodule(producer), scale)
-    return model, done
+    return hang(model, Smoothed(done))
 
 
 def _groups(model: nn.Module) -> dict[str, list[str]]:

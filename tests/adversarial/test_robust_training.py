@@ -95,7 +95,7 @@ def test_ard_students_withstand_what_distilled_ones_do_not_before_and_after_int8
             student, digits, config, progress=False,
             objective=objective, teacher=teacher if objective is None else None,
         )  # fmt: skip
-        int8, _ = qkernels.quantize(student, calibration=list(digits.batches("train", 128)))
+        int8 = qkernels.quantize(student, calibration=list(digits.batches("train", 128)))
         row = robustness(student, digits, region, int8=int8, steps=10).row("PGD-10")
         assert row.int8 is not None
         found[name] = row.float32.accuracy, row.int8.accuracy

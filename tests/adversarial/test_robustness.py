@@ -16,7 +16,7 @@ def test_stronger_attacks_leave_less_and_int8_is_near_its_twin(
     digits: ImageData, teacher: nn.Module
 ) -> None:
     calibration = list(digits.batches("train", 128))
-    int8, _ = qkernels.quantize(teacher, calibration=calibration)
+    int8 = qkernels.quantize(teacher, calibration=calibration)
     twin = prepare_qat(teacher, calibration=calibration)
     found = robustness(
         teacher, digits, Ball.of(digits, 0.1), int8=int8, steps=10,
@@ -57,7 +57,7 @@ def test_rows_are_the_accuracies_of_the_attacks(digits: ImageData, teacher: nn.M
 
 
 def test_int8_itself_cannot_be_attacked_and_says_so(digits: ImageData, teacher: nn.Module) -> None:
-    int8, _ = qkernels.quantize(teacher, calibration=list(digits.batches("train", 128)))
+    int8 = qkernels.quantize(teacher, calibration=list(digits.batches("train", 128)))
     images, labels = next(iter(digits.batches("test", 10)))
     assert labels is not None
     with pytest.raises(RuntimeError, match="inference"):

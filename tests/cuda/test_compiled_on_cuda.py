@@ -40,7 +40,7 @@ def int8_model(name: str, activation: str) -> tuple[nn.Module, Tensor]:
     model = Everything() if name == "everything" else models.create(name)
     x = torch.randn(3, 3, 32, 32)
     calibration = [x] if activation == "static" else None
-    return qk.quantize(model.eval(), {"activation": activation}, calibration)[0], x
+    return qk.quantize(model.eval(), {"activation": activation}, calibration), x
 
 
 def operators_only(model: nn.Module, x: Tensor, exact: bool = True) -> CompiledModel:
@@ -49,8 +49,8 @@ def operators_only(model: nn.Module, x: Tensor, exact: bool = True) -> CompiledM
 
 
 def _without_program(model: nn.Module, x: Tensor, exact: bool) -> tuple[Any, ...]:
-    traced, report = chain(model, (x,), exact)
-    return traced, None, (x,), report, None
+    traced = chain(model, (x,), exact)
+    return traced, None, (x,), qk.report(traced), None
 
 
 @pytest.mark.parametrize("activation", ["static", "dynamic"])

@@ -72,7 +72,7 @@ def test_every_operator_has_a_meta_implementation(name: str) -> None:
 def test_a_program_says_that_it_runs_on_the_cpu() -> None:
     x = torch.zeros(2, 4)
     net = torch.nn.Sequential(torch.nn.Linear(4, 3)).eval()
-    program = qk.compile(qk.quantize(net, "dynamic")[0], x).program
+    program = qk.compile(qk.quantize(net, "dynamic"), x).program
     assert program is not None
     arena, elsewhere = torch.empty(1 << 16, dtype=torch.uint8), torch.zeros(2, 4, device="meta")
     with pytest.raises(RuntimeError, match=r"input 0 is on .*; programs run on the CPU"):

@@ -43,8 +43,8 @@ def test_int8_calibrated_without_a_real_image_is_as_good(
 ) -> None:
     kind = ImageKind.of(digits)
     made = invert(teacher, kind, InversionConfig(images=100, batch_size=100, steps=60))
-    blind, _ = qkernels.quantize(teacher, calibration=kind.batches(made))
-    sighted, _ = qkernels.quantize(teacher, calibration=digits.batches("train", 64))
+    blind = qkernels.quantize(teacher, calibration=kind.batches(made))
+    sighted = qkernels.quantize(teacher, calibration=digits.batches("train", 64))
     found = [evaluate(model, digits).accuracy for model in (teacher, sighted, blind)]
     assert found[2] > found[1] - 0.01
     assert found[2] > found[0] - 0.02

@@ -42,7 +42,7 @@ def run(path: Path, *inputs: Tensor, fused: bool = True) -> Tensor:
 
 def quantized(model: nn.Module, *x: Tensor, **config: object) -> nn.Module:
     calibration = None if config.get("activation") == "weight_only" else lambda m: m(*x)
-    return qk.quantize(model.eval(), config, calibration)[0]
+    return qk.quantize(model.eval(), config, calibration)
 
 
 def off(found: Tensor, expected: Tensor) -> float:
@@ -143,7 +143,7 @@ def test_what_cannot_be_exported_is_one_sentence(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 4)).eval()
     static = quantized(net, x)
     with pytest.raises(ValueError, match=r"layer '0' finds its input's range in every call"):
-        export_onnx(qk.quantize(net, "dynamic")[0], x, path)
+        export_onnx(qk.quantize(net, "dynamic"), x, path)
     with pytest.raises(ValueError, match=r"is torch\.float16; only float32"):
         export_onnx(static, x.half(), path)
     with pytest.raises(ValueError, match="no int8 layer"):
@@ -180,7 +180,7 @@ def test_classes_of_official_images_stay(tmp_path: Path) -> None:
         pytest.skip("needs QKERNELS_DATA with the subset and the weights")
     data = load("cifar10-subset")
     model = models.load_weights(models.create("resnet20"), weights).eval()
-    model, _ = qk.quantize(model, "static", calibration_batches(data, 512, seed=0))
+    model = qk.quantize(model, "static", calibration_batches(data, 512, seed=0))
     batches = data.batches("test", 233)
     export_onnx(model, images(1, 3, 32, 32), tmp_path / "m.onnx")
     found = torch.cat([run(tmp_path / "m.onnx", x) for x, _ in batches])

@@ -26,7 +26,7 @@ def int8_model(name: str, config: str | dict[str, Any]) -> tuple[nn.Module, Tens
         model, x = models.TransformerEncoder(24, 1, heads=3), torch.randn(4, 5, 24)
     else:
         model, x = models.create(name, image_size=8, width=4), torch.randn(4, 3, 8, 8)
-    return qk.quantize(model.eval(), config, [x])[0], x
+    return qk.quantize(model.eval(), config, [x]), x
 
 
 @pytest.mark.parametrize("activation", ["static", "dynamic"])

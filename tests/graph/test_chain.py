@@ -22,7 +22,7 @@ def images(*size: int, seed: int = 0) -> Tensor:
 
 def quantized(model: nn.Module, *x: Tensor, activation: str = "static") -> nn.Module:
     calibration = [x if len(x) > 1 else x[0]] if activation == "static" else None
-    return qk.quantize(model.eval(), {"activation": activation}, calibration)[0]
+    return qk.quantize(model.eval(), {"activation": activation}, calibration)
 
 
 def plain_net() -> nn.Module:
@@ -139,7 +139,7 @@ def test_a_layer_used_twice_two_inputs_and_two_outputs() -> None:
     torch.manual_seed(0)
     x, y = images(2, 3, 8, 8), images(2, 3, 5, 7, seed=1)
     net = Twice().eval()
-    model, _ = qk.quantize(net, {"activation": "static"}, lambda m: m(x, y))
+    model = qk.quantize(net, {"activation": "static"}, lambda m: m(x, y))
     chained = qk.compile(model, (x, y))
     for got, expected in zip(chained(x, y), model(x, y), strict=True):
         assert torch.equal(got, expected) and got.is_contiguous()
@@ -210,7 +210,7 @@ def test_accuracy_on_official_images_is_unchanged(name: str) -> None:
     model = models.load_weights(models.create(name), path)
     x = images(1, 3, 32, 32)
     calibration = calibration_batches(data, 512, seed=0)
-    model, _ = qk.quantize(model.eval(), {"activation": "static"}, calibration)
+    model = qk.quantize(model.eval(), {"activation": "static"}, calibration)
     expected = evaluate(model, data).correct
     exact, quick = (qk.compile(model, x, exact=flag) for flag in (True, False))
     assert evaluate(exact, data).correct == expected

@@ -19,7 +19,7 @@ FUNCTIONS: list[Callable[[Tensor], Tensor]] = [
 
 
 def quantized(net: nn.Module, x: Tensor) -> nn.Module:
-    return qk.quantize(net.eval(), {"activation": "static"}, [x])[0]
+    return qk.quantize(net.eval(), {"activation": "static"}, [x])
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=str)

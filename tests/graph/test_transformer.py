@@ -22,7 +22,7 @@ def tokens(batch: int = 2, count: int = TOKENS, seed: int = 0) -> Tensor:
 def int8_encoder(activation: str, depth: int = 2) -> nn.Module:
     torch.manual_seed(0)
     model = models.TransformerEncoder(WIDTH, depth, heads=3).eval()
-    return qk.quantize(model, activation, [tokens()] if activation == "static" else None)[0]
+    return qk.quantize(model, activation, [tokens()] if activation == "static" else None)
 
 
 @pytest.mark.parametrize("activation", [*SCHEMES, "weight_only"])
@@ -30,7 +30,8 @@ def test_every_linear_layer_becomes_int8_and_stays_close(activation: str) -> Non
     torch.manual_seed(0)
     model = models.TransformerEncoder(WIDTH, 2, heads=3).eval()
     calibration = [tokens()] if activation == "static" else None
-    int8, report = qk.quantize(model, {"activation": activation, "strict": True}, calibration)
+    int8 = qk.quantize(model, {"activation": activation, "strict": True}, calibration)
+    report = qk.report(int8)
     assert sum(layer.action == "converted" for layer in report.layers) == 2 * 6
     with torch.no_grad():
         exact = model(tokens())
@@ -75,9 +76,9 @@ class Branches(nn.Module):
 
 def test_layers_that_chaining_serves_better_are_left_alone() -> None:
     torch.manual_seed(0)
-    model, _ = qk.quantize(Branches().eval(), "static", [tokens()])
+    model = qk.quantize(Branches().eval(), "static", [tokens()])
     traced = trace(model, (tokens(),))
-    assert qkv.merge_linears(traced) == ["c_d"]
+    assert qk.report(qkv.merge_linears_(traced)).names == ["c_d"]
     assert torch.equal(qk.compile(traced, tokens())(tokens()), model(tokens()))
 
 
@@ -85,7 +86,7 @@ def test_layers_of_other_scales_are_not_merged() -> None:
     model = int8_encoder("static", depth=1)
     model.layers[0].attention.key.input_scale *= 2
     traced = trace(model, (tokens(),))
-    assert qkv.merge_linears(traced) == ["layers.0.attention.query_value"]
+    assert qk.report(qkv.merge_linears_(traced)).names == ["layers.0.attention.query_value"]
     assert torch.equal(traced(tokens()), model(tokens()))
 
 
@@ -102,7 +103,7 @@ def test_a_vision_transformer_keeps_every_bit(activation: str) -> None:
     torch.manual_seed(0)
     model = models.create("vit", image_size=8, width=12, depth=1, heads=3)
     x = torch.randn(2, 3, 8, 8)
-    int8, _ = qk.quantize(model, activation, [x] if activation == "static" else None)
+    int8 = qk.quantize(model, activation, [x] if activation == "static" else None)
     assert torch.equal(qk.compile(int8, x)(x), int8(x))
 
 

@@ -55,7 +55,7 @@ class Broken(nn.Module):
 
 
 def test_figures_are_those_of_one_after_the_other(digits: ImageData, tmp_path: Path) -> None:
-    int8, _ = qkernels.quantize(cnn(0), calibration=digits.batches("train", 128))
+    int8 = qkernels.quantize(cnn(0), calibration=digits.batches("train", 128))
     models = {"first": cnn(0), "second": cnn(1), "int8": int8, "witness": Witness(tmp_path)}
     found = evaluate_many(models, digits, limit=100, cores=2)
     assert list(found) == list(models)

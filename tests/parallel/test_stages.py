@@ -53,7 +53,7 @@ def test_each_stage_is_on_its_device_and_values_go_there() -> None:
 
 def test_int8_models_are_split_too() -> None:
     model = MobileNetV2(width_mult=0.25, num_classes=10).eval()
-    int8, _ = qkernels.quantize(model, calibration=images())
+    int8 = qkernels.quantize(model, calibration=images())
     expected = int8(images())
     staged = split_at(int8, ["features.5"], ["cpu", "cpu"])
     assert torch.equal(staged(images()), expected)

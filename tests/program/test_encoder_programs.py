@@ -29,7 +29,7 @@ def tokens(batch: int = 2, count: int = TOKENS, width: int = WIDTH, seed: int = 
 
 
 def quantized(model: nn.Module, x: Tensor, activation: str = "static") -> nn.Module:
-    return qk.quantize(model.eval(), activation, [x] if activation == "static" else None)[0]
+    return qk.quantize(model.eval(), activation, [x] if activation == "static" else None)
 
 
 def encoder(activation: str = "static", depth: int = 2) -> nn.Module:
@@ -55,7 +55,7 @@ def test_linear_layers_on_tokens_are_one_program_of_the_same_bits(activation: st
     torch.manual_seed(0)
     x, y = tokens(), tokens(seed=1)
     calibration = (lambda m: m(x, y)) if activation == "static" else None
-    model = qk.quantize(Perceptron().eval(), activation, calibration)[0]
+    model = qk.quantize(Perceptron().eval(), activation, calibration)
     chained = qk.compile(model, (x, y))
     assert chained.program is not None and chained.report.unfused == []
     for batch, count in ((2, TOKENS), (1, 1), (5, 33), (0, 3)):

@@ -30,7 +30,7 @@ def images(*size: int, seed: int = 0) -> Tensor:
 
 def quantized(model: nn.Module, *x: Tensor, activation: str = "static") -> nn.Module:
     calibration = (lambda m: m(*x)) if activation == "static" else None
-    return qk.quantize(model.eval(), {"activation": activation}, calibration)[0]
+    return qk.quantize(model.eval(), {"activation": activation}, calibration)
 
 
 class Branches(nn.Module):

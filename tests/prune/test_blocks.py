@@ -10,7 +10,7 @@ from torch import nn
 import qkernels
 from qkernels import models, prune
 from qkernels.measure import count_macs
-from qkernels.models.narrow import changes, sizes
+from qkernels.models.channels import changes, sizes
 
 IMAGES = (3, 32, 32)
 X = torch.zeros(1, *IMAGES)
@@ -45,9 +45,10 @@ def test_the_block_that_does_nothing_goes_first_and_its_loss_is_that_of_the_mode
         whole = sum(float(nn.functional.cross_entropy(net(x), y)) for x, y in batches) / 2
     assert losses["layer1.1"] == pytest.approx(whole, abs=1e-5)
     assert all(torch.equal(v, before[n]) for n, v in net.state_dict().items())
-    smaller, report = prune.drop_blocks(
+    smaller = prune.drop_blocks(
         net, X, {"layer1.1": 0.0, "layer2.1": 1.0}, macs=report_macs(net) - 1
     )
+    report = qkernels.report(smaller)
     assert isinstance(smaller.layer1[1], nn.Identity) and not isinstance(
         smaller.layer2[1], nn.Identity
     )
@@ -67,14 +68,16 @@ def report_macs(net: nn.Module) -> int:
 
 def test_blocks_then_channels_quantize_and_come_back_from_their_file(tmp_path) -> None:
     net = resnet()
-    fewer, first = prune.drop_blocks(
+    fewer = prune.drop_blocks(
         net, X, {"layer1.1": 0.0, "layer3.2": 0.0}, macs=int(0.8 * report_macs(net))
     )
+    first = qkernels.report(fewer)
     scores = prune.magnitude(prune.weights(fewer))
-    smaller, second = prune.prune_channels(fewer, X, scores, macs=int(0.6 * report_macs(net)))
+    smaller = prune.prune_channels(fewer, X, scores, macs=int(0.6 * report_macs(net)))
+    second = qkernels.report(smaller)
     channels = changes(sizes(net), smaller)
     assert channels.keys() == first.channels.keys() | second.channels.keys()
-    int8, _ = qkernels.quantize(smaller, "static", torch.randn(8, *IMAGES))
+    int8 = qkernels.quantize(smaller, "static", torch.randn(8, *IMAGES))
     qkernels.save(
         int8, tmp_path / "int8", architecture={"name": "resnet20", "kwargs": {"channels": channels}}
     )

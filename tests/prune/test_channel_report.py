@@ -8,13 +8,15 @@ import torch
 from prune_nets import toy_net
 from rich.console import Console
 
+import qkernels as qk
 from qkernels import prune
 
 
 def pruned():
     net = toy_net(32)
     scores = prune.magnitude(prune.weights(net))
-    smaller, report = prune.prune_channels(net, torch.zeros(1, 3, 8, 8), scores, macs=400_000)
+    smaller = prune.prune_channels(net, torch.zeros(1, 3, 8, 8), scores, macs=400_000)
+    report = qk.report(smaller)
     return net, smaller, report
 
 
@@ -59,7 +61,8 @@ def test_nothing_dropped_is_reported_as_nothing() -> None:
     net = toy_net()
     scores = prune.magnitude(prune.weights(net))
     x = torch.randn(2, 3, 8, 8)
-    same, report = prune.prune_channels(net, x, scores, amount=0.0)
+    same = prune.prune_channels(net, x, scores, amount=0.0)
+    report = qk.report(same)
     assert report.channels == {} and report.macs[0] == report.macs[1] and report.held == 0
     torch.testing.assert_close(same(x), net.eval()(x))
 
@@ -68,6 +71,6 @@ def test_nothing_dropped_is_reported_as_nothing() -> None:
 def test_a_model_narrower_than_a_panel_stays_and_says_how_to_prune_it(width: int) -> None:
     net = toy_net(width)
     scores = prune.magnitude(prune.weights(net))
-    _, report = prune.prune_channels(net, torch.zeros(1, 3, 8, 8), scores, amount=0.5)
+    report = qk.report(prune.prune_channels(net, torch.zeros(1, 3, 8, 8), scores, amount=0.5))
     assert report.channels == {} and report.held == width
     assert f"note: {width} channels stayed" in str(report)

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 import qkernels
 from qkernels import models, prune
 from qkernels.measure import count_macs
-from qkernels.models.narrow import sizes
+from qkernels.models.channels import sizes
 from qkernels.prune.groups import ChannelGraph
 
 NETS = {
@@ -63,7 +63,8 @@ def test_a_pruned_model_answers_like_one_that_reads_nothing_of_the_channels(name
 @pytest.mark.parametrize("name", [n for n in NETS if n != "branches"])
 def test_every_convolution_but_those_at_the_ends_gets_fewer_channels(name: str) -> None:
     net = NETS[name]()
-    smaller, report = prune_channels(net, images(1), magnitudes(net), amount=0.5, scope="layer")
+    smaller = prune_channels(net, images(1), magnitudes(net), amount=0.5, scope="layer")
+    report = qkernels.report(smaller)
     for layer in report.layers:
         weight = smaller.get_submodule(layer.name).weight
         assert tuple(weight.shape[:2]) == layer.after
@@ -82,8 +83,9 @@ def test_a_pruned_model_quantizes_and_is_rebuilt_from_its_file(name: str, tmp_pa
         "tutorial_cnn": {"width": 16},
     }[name]
     net = lively(models.create(name, **kwargs))
-    smaller, report = prune_channels(net, images(1), magnitudes(net), amount=0.4)
-    int8, _ = qkernels.quantize(smaller, "static", images(8))
+    smaller = prune_channels(net, images(1), magnitudes(net), amount=0.4)
+    report = qkernels.report(smaller)
+    int8 = qkernels.quantize(smaller, "static", images(8))
     architecture = {"name": name, "kwargs": {**kwargs, "channels": report.channels}}
     for kind, model in (("float", smaller), ("int8", int8)):
         qkernels.save(model, tmp_path / kind, architecture=architecture)
@@ -97,7 +99,8 @@ def test_the_float_answer_of_a_rebuilt_model_needs_no_pruning_library(
     tmp_path, monkeypatch
 ) -> None:
     net = models.create("resnet8")
-    smaller, report = prune_channels(net, images(1), magnitudes(net), amount=0.4)
+    smaller = prune_channels(net, images(1), magnitudes(net), amount=0.4)
+    report = qkernels.report(smaller)
     monkeypatch.setitem(__import__("sys").modules, "torch_pruning", None)
     again = models.create("resnet8", channels=report.channels)
     again.load_state_dict(smaller.state_dict())
@@ -111,7 +114,7 @@ def test_least_scores_go_first_and_the_order_can_be_turned_round() -> None:
     scores = {"0.weight": torch.arange(8.0).view(8, 1, 1, 1).expand(8, 3, 3, 3)}
     kept = {}
     for order in ("lowest", "highest"):
-        smaller, _ = prune_channels(
+        smaller = prune_channels(
             net,
             torch.randn(1, 3, 8, 8),
             scores,
@@ -132,7 +135,7 @@ def test_a_constant_channel_goes_first_by_entropy() -> None:
         2.0,
     )  # says 2 about every image, with large weights
     net[0].weight.data[5] = 9.0
-    smaller, _ = prune_channels(
+    smaller = prune_channels(
         net.eval(),
         torch.randn(1, 3, 8, 8),
         prune.entropy(net, torch.randn(64, 3, 8, 8)),
@@ -166,27 +169,30 @@ def test_a_global_amount_takes_more_from_layers_that_matter_less() -> None:
     net = toy_net()
     net[3].weight.data *= torch.linspace(0.01, 1, 8).view(8, 1, 1, 1)
     net[7].weight.data.view(2, 8, 64).mul_(torch.linspace(0.01, 1, 8).view(8, 1))
-    _, report = prune_channels(net, torch.randn(1, 3, 8, 8), magnitudes(net), amount=0.3)
+    report = qkernels.report(
+        prune_channels(net, torch.randn(1, 3, 8, 8), magnitudes(net), amount=0.3)
+    )
     assert report.layers[0].after[0] > report.layers[1].after[0]
 
 
 def test_slimming_drops_exactly_the_channels_whose_scale_is_0() -> None:
     net = lively(toy_net())
     net[1].weight.data[[1, 4, 6]] = 0
-    smaller, report = prune_channels(
+    smaller = prune_channels(
         net,
         torch.randn(1, 3, 8, 8),
         prune.magnitude(prune.gammas(net)),
         amount=3 / 16,
         relative=False,
     )
+    report = qkernels.report(smaller)
     assert report.layers[0].after == (5, 3) and report.layers[1].after == (8, 5)
     assert torch.equal(smaller[1].weight, net[1].weight[[0, 2, 3, 5, 7]])
 
 
 def test_by_default_panels_of_the_kernels_stay_whole() -> None:
     net = models.create("resnet20")
-    _, report = prune.prune_channels(net, images(1), magnitudes(net), amount=0.3)
+    report = qkernels.report(prune.prune_channels(net, images(1), magnitudes(net), amount=0.3))
     assert {layer.after[0] for layer in report.layers} <= {16, 32, 48, 64, 10}
     assert report.macs[1] < report.macs[0]
 
@@ -195,14 +201,16 @@ def test_by_default_panels_of_the_kernels_stay_whole() -> None:
 def test_a_target_of_multiply_adds_is_met_with_little_to_spare(share: float) -> None:
     net = models.create("resnet20")
     target = int(share * count_macs(net, IMAGES))
-    smaller, report = prune_channels(net, images(1), magnitudes(net), macs=target)
+    smaller = prune_channels(net, images(1), magnitudes(net), macs=target)
+    report = qkernels.report(smaller)
     assert 0.93 * target < count_macs(smaller, IMAGES) == report.macs[1] <= target
 
 
 def test_what_is_left_is_a_multiple_and_the_report_says_so() -> None:
     net = models.create("resnet20")
     target = int(0.5 * count_macs(net, IMAGES))
-    smaller, report = prune_channels(net, images(1), magnitudes(net), macs=target, multiple=8)
+    smaller = prune_channels(net, images(1), magnitudes(net), macs=target, multiple=8)
+    report = qkernels.report(smaller)
     convs = [m for m in smaller.modules() if isinstance(m, nn.Conv2d)]
     assert all(conv.out_channels % 8 == 0 for conv in convs)
     assert count_macs(smaller, IMAGES) <= target
@@ -213,8 +221,10 @@ def test_what_is_left_is_a_multiple_and_the_report_says_so() -> None:
 
 def test_ignored_layers_and_those_coupled_with_them_keep_their_channels() -> None:
     net = models.create("resnet20")
-    _, report = prune_channels(
-        net, images(1), magnitudes(net), amount=0.5, scope="layer", ignore=["conv1", "layer3"]
+    report = qkernels.report(
+        prune_channels(
+            net, images(1), magnitudes(net), amount=0.5, scope="layer", ignore=["conv1", "layer3"]
+        )
     )
     after = {layer.name: layer.after[0] for layer in report.layers}
     assert after["conv1"] == after["layer1.2.conv2"] == 16 and after["layer3.0.conv1"] == 64
@@ -237,7 +247,9 @@ class Cut(nn.Module):
 
 def test_channels_that_the_forward_counts_stay_and_the_report_says_why() -> None:
     net = Cut()
-    _, report = prune_channels(net, torch.randn(1, 3, 4, 4), magnitudes(net), amount=0.5)
+    report = qkernels.report(
+        prune_channels(net, torch.randn(1, 3, 4, 4), magnitudes(net), amount=0.5)
+    )
     after = {layer.name: layer.after[0] for layer in report.layers}
     assert after["wide"] == 8 and after["free"] < 6 and after["last"] == 2
     assert any(
@@ -308,7 +320,7 @@ def test_bad_input_is_one_sentence_and_the_model_is_whole(make, settings, messag
 
 def test_an_int8_model_is_sent_back_to_its_float_form() -> None:
     net = toy_net().eval()
-    int8, _ = qkernels.quantize(net, calibration=torch.randn(4, 3, 8, 8))
+    int8 = qkernels.quantize(net, calibration=torch.randn(4, 3, 8, 8))
     with pytest.raises(
         ValueError, match="has int8 layers: prune the float model, then quantize it"
     ):
@@ -334,7 +346,7 @@ def test_a_model_in_training_with_frozen_layers_is_left_and_given_back_that_way(
     net[0].weight.requires_grad_(False)
     before = copy.deepcopy(net.state_dict())
     with torch.no_grad():
-        smaller, _ = prune_channels(net, torch.randn(2, 3, 8, 8), magnitudes(net), amount=0.5)
+        smaller = prune_channels(net, torch.randn(2, 3, 8, 8), magnitudes(net), amount=0.5)
     assert net.training and not net[0].weight.requires_grad
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not smaller[0].weight.requires_grad and smaller[3].weight.requires_grad

@@ -7,6 +7,7 @@ import torch
 from prune_nets import Branches, lively, toy_data, toy_net
 from torch import nn
 
+import qkernels as qk
 from qkernels import models
 from qkernels.distill import TrainConfig, train
 from qkernels.prune import Proximal, remove_dead_channels, weights
@@ -27,7 +28,8 @@ def test_silent_and_unread_channels_go_and_outputs_stay() -> None:
     net[1].weight.data[2], net[1].bias.data[2] = 0, 0  # always 0
     net[3].weight.data[:, 5] = 0  # nobody reads it
     net[4].bias.data[3], net[4].running_mean[3], net[3].weight.data[3] = 0, 0, 0
-    smaller, report = remove_dead_channels(net, images())
+    smaller = remove_dead_channels(net, images())
+    report = qk.report(smaller)
     assert [layer.after for layer in report.layers] == [(6, 3), (7, 6), (2, 7 * 64)]
     assert_same_function(net, smaller, images())
 
@@ -35,7 +37,7 @@ def test_silent_and_unread_channels_go_and_outputs_stay() -> None:
 def test_a_channel_that_is_a_constant_but_not_0_stays() -> None:
     net = lively(toy_net())
     net[1].weight.data[2], net[1].bias.data[2] = 0, 0.5
-    _, report = remove_dead_channels(net, images())
+    report = qk.report(remove_dead_channels(net, images()))
     assert report.macs[0] == report.macs[1]
 
 
@@ -45,7 +47,7 @@ def test_in_a_residual_stream_every_writer_must_be_silent() -> None:
         norm.weight.data[dead], norm.bias.data[dead] = 0, 0
     for stage, channel in ((net.layer2, 8 + 4), (net.layer3, 16 + 8 + 4)):
         stage[0].bn2.weight.data[channel], stage[0].bn2.bias.data[channel] = 0, 0
-    smaller, _ = remove_dead_channels(net, images(32))
+    smaller = remove_dead_channels(net, images(32))
     assert smaller.conv1.out_channels == 15 and smaller.linear.in_features == 63
     assert_same_function(net, smaller, images(32))
 
@@ -56,7 +58,7 @@ def test_concatenated_and_flattened_channels_go_with_their_features() -> None:
         conv.weight.data[dead], conv.bias.data[dead] = 0, 0
     net.norm.weight.data[[3, 12]], net.norm.bias.data[[3, 12]] = 0, 0
     net.deep.bias.data[[3, 12]] = 0
-    smaller, _ = remove_dead_channels(net, images())
+    smaller = remove_dead_channels(net, images())
     assert (smaller.left.out_channels, smaller.right.out_channels) == (7, 7)
     assert smaller.head.in_features == 14 * 4
     assert_same_function(net, smaller, images())
@@ -69,7 +71,8 @@ def test_training_with_l1_kills_neurons_and_removing_them_changes_nothing() -> N
     config = TrainConfig(epochs=15, batch_size=16, lr=0.05, augment=False, weight_decay=0.0)
     hook = Proximal(weights(net, biases=True), l1=0.1)
     train(net, toy_data(), config, after_step=hook, progress=False)
-    smaller, report = remove_dead_channels(net, images())
+    smaller = remove_dead_channels(net, images())
+    report = qk.report(smaller)
     assert report.layers[0].after[0] < 32 and report.macs[1] < 0.8 * report.macs[0]
     assert_same_function(net, smaller, images())
 
@@ -77,7 +80,7 @@ def test_training_with_l1_kills_neurons_and_removing_them_changes_nothing() -> N
 def test_a_layer_whose_channels_are_all_dead_keeps_one() -> None:
     net = lively(toy_net())
     net[1].weight.data[:], net[1].bias.data[:] = 0, 0
-    smaller, _ = remove_dead_channels(net, images())
+    smaller = remove_dead_channels(net, images())
     assert smaller[0].out_channels == 1
     assert_same_function(net, smaller, images())
 

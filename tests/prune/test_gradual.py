@@ -8,10 +8,12 @@ import torch
 from prune_nets import toy_data, toy_net
 from torch import nn
 
+import qkernels as qk
 from qkernels import prune
 from qkernels.distill import TrainConfig
 from qkernels.distill.loop import Loop
 from qkernels.measure import count_macs
+from qkernels.reports import hang, reports_of
 
 CONFIG = TrainConfig(epochs=2, batch_size=32, lr=0.05, augment=False)
 IMAGES = (3, 8, 8)
@@ -32,7 +34,7 @@ def channels(net: nn.Module, amount: float):
 
 
 def masks(net: nn.Module, amount: float):
-    return net, prune.Masks.of(prune.magnitude(prune.weights(net)), amount=amount)
+    return hang(net, prune.Masks.of(prune.magnitude(prune.weights(net)), amount=amount))
 
 
 @pytest.mark.parametrize("how", [channels, masks])
@@ -41,7 +43,7 @@ def test_a_gradual_run_killed_anywhere_goes_on_to_the_same_bits(how, tmp_path, m
     start = copy.deepcopy(first.state_dict())
 
     def run(folder: str) -> nn.Module:
-        net, results = prune.prune_gradually(
+        net = prune.prune_gradually(
             first,
             toy_data(),
             CONFIG,
@@ -51,6 +53,7 @@ def test_a_gradual_run_killed_anywhere_goes_on_to_the_same_bits(how, tmp_path, m
             run_dir=tmp_path / folder,
             progress=False,
         )
+        results = qk.report(net).steps
         assert len(results) == 3
         return net
 
@@ -80,12 +83,12 @@ def test_channels_shrink_step_by_step_down_to_the_target(tmp_path) -> None:
     seen = []
 
     def watched(net: nn.Module, amount: float):
-        smaller, report = channels(net, amount)
-        seen.append(report.macs[1])
-        return smaller, report
+        smaller = channels(net, amount)
+        seen.append(qk.report(smaller).macs[1])
+        return smaller
 
     first = toy_net(16)
-    net, _ = prune.prune_gradually(
+    net = prune.prune_gradually(
         first, toy_data(), CONFIG, watched, final=0.6, steps=3, run_dir=tmp_path, progress=False
     )
     full = count_macs(first, IMAGES)
@@ -94,7 +97,7 @@ def test_channels_shrink_step_by_step_down_to_the_target(tmp_path) -> None:
 
 
 def test_masks_hold_after_every_step(tmp_path) -> None:
-    net, _ = prune.prune_gradually(
+    net = prune.prune_gradually(
         toy_net(), toy_data(), CONFIG, masks, final=0.8, steps=2, run_dir=tmp_path, progress=False
     )
     for value in prune.weights(net).values():
@@ -119,7 +122,7 @@ def test_a_choice_made_in_another_way_or_of_other_weights_is_refused(tmp_path) -
     settings = {"final": 0.5, "steps": 1, "run_dir": tmp_path, "progress": False}
     run = functools.partial(prune.prune_gradually, data=toy_data(), config=CONFIG, **settings)
     first = toy_net()
-    net, _ = run(first, prune=masks, description="by layer")
+    net = run(first, prune=masks, description="by layer")
     with pytest.raises(ValueError, match="pruned with description='by layer', not 'global': take"):
         run(first, prune=masks, description="global")
     with pytest.raises(ValueError, match=r"was pruned with weights='.*', not '.*': take another"):
@@ -135,3 +138,26 @@ def test_a_final_amount_outside_0_to_1_is_refused(tmp_path) -> None:
         prune.prune_gradually(
             toy_net(), toy_data(), CONFIG, masks, final=1.0, steps=2, run_dir=tmp_path
         )
+
+
+def test_masks_of_an_earlier_step_do_not_outlive_the_step(tmp_path) -> None:
+    """Where a later step hangs no masks, none are kept while it trains."""
+    seen = []
+
+    def once(net: nn.Module, amount: float) -> nn.Module:
+        seen.append(reports_of(net))
+        return masks(net, amount) if len(seen) == 1 else net
+
+    net = prune.prune_gradually(
+        toy_net(), toy_data(), CONFIG, once, final=0.6, steps=2, run_dir=tmp_path, progress=False
+    )
+    assert seen == [[], []] and [type(r) for r in reports_of(net)] == [prune.GradualReport]
+    assert all(float((v == 0).float().mean()) < 0.01 for v in prune.weights(net).values())
+
+
+def test_a_prune_that_returns_a_pair_is_told_to_return_the_model(tmp_path) -> None:
+    with pytest.raises(TypeError, match="returned a tuple: let it return the model alone"):
+        prune.prune_gradually(
+            toy_net(), toy_data(), CONFIG, lambda net, amount: (net, None),
+            final=0.5, steps=1, run_dir=tmp_path,
+        )  # fmt: skip

@@ -46,7 +46,7 @@ def test_the_lowest_scores_are_those_to_drop(how: str) -> None:
     }[how]()
     macs, x = int(0.8 * count_macs(net, SHAPE)), torch.zeros(1, *SHAPE)
     lowest, highest = (
-        accuracy(prune.prune_channels(net, x, scores, macs=macs, multiple=1, order=order)[0])
+        accuracy(prune.prune_channels(net, x, scores, macs=macs, multiple=1, order=order))
         for order in ("lowest", "highest")
     )
     assert lowest > highest + 0.25
@@ -55,7 +55,7 @@ def test_the_lowest_scores_are_those_to_drop(how: str) -> None:
 def test_a_pruned_and_quantized_model_keeps_what_the_pruned_one_knows() -> None:
     net, x = resnet20(), torch.zeros(1, *SHAPE)
     scores = prune.magnitude(prune.weights(net))
-    smaller, _ = prune.prune_channels(net, x, scores, macs=int(0.9 * count_macs(net, SHAPE)))
+    smaller = prune.prune_channels(net, x, scores, macs=int(0.9 * count_macs(net, SHAPE)))
     sample = [images for images, _ in load("cifar10-subset").batches("train", 64).head(256)]
-    int8, _ = qkernels.quantize(smaller, calibration=sample)
+    int8 = qkernels.quantize(smaller, calibration=sample)
     assert accuracy(int8) == pytest.approx(accuracy(smaller), abs=0.02)

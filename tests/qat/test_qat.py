@@ -77,7 +77,7 @@ def test_before_training_it_is_the_ptq_model_and_the_float_model_stays() -> None
     model = net()
     before = copy.deepcopy(model.state_dict())
     prepared = prepare_qat(model, calibration=images())
-    ptq, _ = qkernels.quantize(model, calibration=images())
+    ptq = qkernels.quantize(model, calibration=images())
     assert torch.equal(prepared(images(3)), ptq(images(3)))
     train_a_little(prepared)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -128,7 +128,7 @@ def test_a_trained_model_saves_and_loads_with_the_same_bits(tmp_path: Path) -> N
     train_a_little(model)
     int8 = convert_qat(model)
     qkernels.save(int8, tmp_path / "m.safetensors")
-    other, _ = qkernels.quantize(net(), calibration=images())
+    other = qkernels.quantize(net(), calibration=images())
     loaded = qkernels.load(tmp_path / "m.safetensors", model=other)
     assert torch.equal(loaded(images(3)), int8(images(3)))
 
@@ -159,10 +159,10 @@ COMMON = {"batch_size": 128, "augment": False}
 def test_it_trains_with_a_teacher_in_the_same_trainer(digits, tmp_path: Path) -> None:
     model, data, calibration = digits
     settings = TrainConfig(epochs=2, lr=0.005, temperature=1.0, **COMMON)
-    result = fit_qat(
+    int8 = fit_qat(
         model, data, settings, calibration, teacher=model, run_dir=tmp_path, progress=False
     )
-    got = evaluate(result.model, data, "val")
+    result, got = qkernels.report(int8), evaluate(int8, data, "val")
     assert got.accuracy == max(result.before.accuracy, result.after.accuracy)
     assert any(tmp_path.iterdir())
 
@@ -170,10 +170,11 @@ def test_it_trains_with_a_teacher_in_the_same_trainer(digits, tmp_path: Path) ->
 def test_training_that_ruins_the_model_gives_ptq_back(digits) -> None:
     model, data, calibration = digits
     settings = TrainConfig(epochs=1, lr=1.0, clip_grad_norm=1.0, **COMMON)
-    result = fit_qat(model, data, settings, calibration, progress=False)
-    ptq, _ = qkernels.quantize(model, calibration=calibration)
+    int8 = fit_qat(model, data, settings, calibration, progress=False)
+    result = qkernels.report(int8)
+    ptq = qkernels.quantize(model, calibration=calibration)
     assert not result.trained and result.after.accuracy < result.before.accuracy
-    assert torch.equal(result.model(calibration), ptq(calibration))
+    assert torch.equal(int8(calibration), ptq(calibration))
 
 
 def test_no_validation_images_is_one_sentence(digits) -> None:

@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 def converted(activation: str = "static", **settings: Any) -> nn.Module:
     data = images(8) if activation == "static" else None
-    return quantize(conv_net(), {"activation": activation, **settings}, data)[0]
+    return quantize(conv_net(), {"activation": activation, **settings}, data)
 
 
 def assert_same(model: nn.Module, loaded: nn.Module, x: Tensor | None = None) -> None:
@@ -104,7 +104,7 @@ def test_a_float_model_round_trips_too(path: Path) -> None:
 
 
 def test_a_root_layer_round_trips(path: Path) -> None:
-    original, _ = quantize(nn.Linear(6, 3), "dynamic")
+    original = quantize(nn.Linear(6, 3), "dynamic")
     save(original, path)
     loaded = load(path, lambda: nn.Linear(6, 3))
     assert isinstance(loaded, QuantLinear)
@@ -115,7 +115,7 @@ def test_the_architecture_rebuilds_the_model_alone(path: Path) -> None:
     models = pytest.importorskip("qkernels.models")
     kwargs = {"num_classes": 4}
     torch.manual_seed(0)
-    original, _ = quantize(models.create("resnet8", **kwargs), "dynamic")
+    original = quantize(models.create("resnet8", **kwargs), "dynamic")
     save(original, path, architecture={"name": "resnet8", "kwargs": kwargs})
     assert_same(original, load(path), torch.randn(1, 3, 32, 32))
     save(original, path)
@@ -139,7 +139,7 @@ def test_a_factory_never_allocates_parameters_but_keeps_computed_buffers(path: P
             return self.fc(x) * self.ramp + self.free
 
     made: list[bool] = []
-    original, _ = quantize(Net(), "dynamic")
+    original = quantize(Net(), "dynamic")
     save(original, path)
     loaded = load(path, Net)
     assert made == [False, True]
@@ -165,7 +165,7 @@ class Tied(nn.Module):
 
 
 def test_shared_modules_and_tied_parameters_are_stored_once_and_stay_shared(path: Path) -> None:
-    original, _ = quantize(Tied(), {"activation": "dynamic", "exclude": ["out"]})
+    original = quantize(Tied(), {"activation": "dynamic", "exclude": ["out"]})
     save(original, path)
     with safe_open(path, framework="pt") as file:
         assert not {"out.weight", "again.weight"} & set(file.keys())
@@ -193,7 +193,7 @@ def test_a_transformer_loads_without_the_fused_float_path(path: Path) -> None:
     def make() -> nn.Module:
         return nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
 
-    original, _ = quantize(make(), "dynamic")
+    original = quantize(make(), "dynamic")
     save(original, path)
     with torch.inference_mode():
         assert_same(original, load(path, make), torch.randn(2, 5, 16))
@@ -218,7 +218,7 @@ def test_a_file_can_be_replaced_while_a_model_uses_it(path: Path) -> None:
     original = converted()
     save(original, path)
     loaded = load(path, ConvNet)
-    save(quantize(nn.Linear(300, 300), "dynamic")[0], path)
+    save(quantize(nn.Linear(300, 300), "dynamic"), path)
     assert_same(original, loaded)
 
 

@@ -44,7 +44,7 @@ def test_in_place_conversion_peaks_below_one_and_a_third_models(tmp_path: Path) 
         """
 before = memory("VmRSS")
 model = make()
-model, _ = qq.quantize(model, None, torch.randn(4, 1536), inplace=True)
+model = qq.quantize_(model, None, torch.randn(4, 1536))
 print((memory("VmHWM") - before) / size, (memory("VmRSS") - before) / size)
 qq.save(model, sys.argv[1])
 """,

@@ -2,13 +2,15 @@ import pytest
 import torch
 from nets import conv_net, images
 
+import qkernels as qk
 from qkernels.quantization import QuantConfig, quantize
 
 
 def test_global_gives_all_layers_the_one_range_that_covers_them() -> None:
     model, x = conv_net(), images(16)
-    _, own = quantize(model, {"observer": "minmax"}, x)
-    shared, report = quantize(model, {"observer": "global"}, x)
+    own = qk.report(quantize(model, {"observer": "minmax"}, x))
+    shared = quantize(model, {"observer": "global"}, x)
+    report = qk.report(shared)
     scales = {layer.input_scale for layer in report.converted}
     own_scales = [layer.input_scale for layer in own.converted]
     assert len(scales) == 1 and len(set(own_scales)) == 4
@@ -17,11 +19,12 @@ def test_global_gives_all_layers_the_one_range_that_covers_them() -> None:
 
 
 def test_a_fixed_range_needs_no_data_and_is_the_one_given() -> None:
-    model, report = quantize(conv_net(), {"observer": "fixed", "range": (-4, 4)})
+    model = quantize(conv_net(), {"observer": "fixed", "range": (-4, 4)})
+    report = qk.report(model)
     assert [layer.input_scale for layer in report.converted] == pytest.approx([8 / 255] * 4)
     assert model(images()).isfinite().all()
     mixed = {"overrides": {"conv1": {"observer": "fixed", "range": [-4, 4]}}}
-    _, report = quantize(conv_net(), mixed, images())
+    report = qk.report(quantize(conv_net(), mixed, images()))
     assert [layer.input_scale == pytest.approx(8 / 255) for layer in report.converted] == [
         True, False, False, False,
     ]  # fmt: skip
@@ -43,7 +46,7 @@ def test_bad_input_is_one_sentence() -> None:
         QuantConfig(range=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'conv1': the fixed observer needs range"):
         quantize(conv_net(), {"observer": "fixed"})
-    _, report = quantize(conv_net(), {"exclude": ["conv3"]}, torch.randn(4, 3, 8, 8))
+    report = qk.report(quantize(conv_net(), {"exclude": ["conv3"]}, torch.randn(4, 3, 8, 8)))
     assert any(
         "'conv3' of the config matches no module; the nearest: conv" in n for n in report.notes
     )

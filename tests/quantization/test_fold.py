@@ -6,7 +6,8 @@ from nets import ConvNet, Untraceable, conv_net, images, lively
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune
 
-from qkernels.quantization import fold_batch_norm
+import qkernels as qk
+from qkernels.quantization import fold_batch_norm_
 from qkernels.quantization.fold import FoldedBatchNorm, FoldedBatchNorm1d
 
 
@@ -18,7 +19,7 @@ def assert_same_output(model: nn.Module, folded: nn.Module, x: Tensor) -> None:
 def test_a_traceable_model_folds_every_pair_and_computes_the_same() -> None:
     model = conv_net()
     folded = copy.deepcopy(model)
-    folds = fold_batch_norm(folded)
+    folds = qk.report(fold_batch_norm_(folded))
     assert folds.pairs == [("conv1", "bn1"), ("conv2", "bn2"), ("hidden", "bn3")]
     assert folds.notes == []
     assert isinstance(folded.bn1, FoldedBatchNorm)
@@ -34,7 +35,7 @@ def test_folded_convolution_is_exact_to_float32(affine: bool, bias: bool, groups
     conv = nn.Conv2d(4, 8, 3, groups=groups, bias=bias)
     model = lively(nn.Sequential(conv, nn.BatchNorm2d(8, affine=affine, eps=1e-3)))
     exact = copy.deepcopy(model).double()
-    fold_batch_norm(model)
+    fold_batch_norm_(model)
     x = torch.randn(2, 4, 6, 6)
     with torch.no_grad():
         torch.testing.assert_close(model(x).double(), exact(x.double()), rtol=1e-5, atol=2e-6)
@@ -42,7 +43,7 @@ def test_folded_convolution_is_exact_to_float32(affine: bool, bias: bool, groups
 
 def test_only_the_named_layers_change() -> None:
     model = conv_net()
-    assert fold_batch_norm(model, only={"conv2"}).pairs == [("conv2", "bn2")]
+    assert qk.report(fold_batch_norm_(model, only={"conv2"})).pairs == [("conv2", "bn2")]
     assert isinstance(model.bn1, nn.BatchNorm2d)
 
 
@@ -50,7 +51,7 @@ def test_parameters_are_replaced_not_written_so_a_tied_twin_is_safe() -> None:
     model = conv_net()
     weight = model.conv1.weight
     before = weight.detach().clone()
-    fold_batch_norm(model)
+    fold_batch_norm_(model)
     assert torch.equal(weight, before)
 
 
@@ -58,7 +59,7 @@ def test_an_untraceable_model_is_searched_part_by_part() -> None:
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), ConvTail())
     model = lively(Untraceable(body))
     folded = copy.deepcopy(model)
-    folds = fold_batch_norm(folded)
+    folds = qk.report(fold_batch_norm_(folded))
     assert folds.pairs == [("body.0", "body.1"), ("body.3.conv", "body.3.bn")]
     assert "could not trace the model" in folds.notes[0]
     assert_same_output(model, folded, images())
@@ -73,7 +74,7 @@ def test_an_untraceable_sequential_is_read_in_order() -> None:
     )
     model = lively(Untraceable(body))
     folded = copy.deepcopy(model)
-    folds = fold_batch_norm(folded)
+    folds = qk.report(fold_batch_norm_(folded))
     assert folds.pairs == [("body.0", "body.1")]
     assert any("could not trace body" in note for note in folds.notes)
     assert_same_output(model, folded, images())
@@ -84,7 +85,7 @@ def test_an_untraceable_model_without_order_folds_nothing_and_says_why() -> None
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x if x.sum() > 0 else -x)
 
-    folds = fold_batch_norm(lively(Branching()))
+    folds = qk.report(fold_batch_norm_(lively(Branching())))
     assert folds.pairs == []
     assert "could not trace" in folds.notes[0]
 
@@ -135,7 +136,7 @@ class ReluBetween(ConvTail):
 def test_a_norm_that_is_not_the_only_reader_stays(kind: type[nn.Module]) -> None:
     model = lively(kind())
     folded = copy.deepcopy(model)
-    assert fold_batch_norm(folded).pairs == []
+    assert qk.report(fold_batch_norm_(folded)).pairs == []
     assert_same_output(model, folded, torch.randn(2, 4, 8, 8))
 
 
@@ -143,17 +144,17 @@ def test_a_shared_module_is_not_folded_and_is_named() -> None:
     tail = ConvTail()
     model = lively(nn.Sequential(tail, tail))
     folded = copy.deepcopy(model)
-    assert fold_batch_norm(folded).pairs == []
+    assert qk.report(fold_batch_norm_(folded)).pairs == []
     assert_same_output(model, folded, torch.randn(2, 4, 8, 8))
     model = lively(Untraceable(nn.Sequential(tail, Untraceable(tail))))
-    folds = fold_batch_norm(model)
+    folds = qk.report(fold_batch_norm_(model))
     assert folds.pairs == []
     assert any("is shared" in note for note in folds.notes)
 
 
 def test_a_norm_without_statistics_stays_and_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval()
-    folds = fold_batch_norm(model)
+    folds = qk.report(fold_batch_norm_(model))
     assert folds.pairs == []
     assert "no running statistics" in folds.notes[0]
 
@@ -161,20 +162,20 @@ def test_a_norm_without_statistics_stays_and_is_named() -> None:
 def test_a_weight_recomputed_by_a_hook_is_not_folded() -> None:
     model = lively(ConvTail())
     prune.l1_unstructured(model.conv, "weight", 0.5)
-    assert fold_batch_norm(model).pairs == []
+    assert qk.report(fold_batch_norm_(model)).pairs == []
 
 
 def test_a_layer_with_a_hook_is_not_folded() -> None:
     model = lively(ConvTail())
     model.conv.register_forward_hook(lambda module, args, output: output.relu())
     folded = copy.deepcopy(model)
-    assert fold_batch_norm(folded).pairs == []
+    assert qk.report(fold_batch_norm_(folded)).pairs == []
     assert_same_output(model, folded, torch.randn(2, 4, 8, 8))
 
 
 def test_a_linear_norm_on_sequences_fails_loudly_instead_of_mixing_axes() -> None:
     model = lively(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)))
-    fold_batch_norm(model)
+    fold_batch_norm_(model)
     model(torch.randn(3, 4))
     with pytest.raises(AssertionError, match="fold_batch_norm=False"):
         model(torch.randn(3, 6, 4))  # the norm's channels were axis 1
@@ -182,5 +183,5 @@ def test_a_linear_norm_on_sequences_fails_loudly_instead_of_mixing_axes() -> Non
 
 def test_a_folded_model_can_be_traced() -> None:
     model = conv_net()
-    fold_batch_norm(model)
+    fold_batch_norm_(model)
     assert_same_output(model, fx.symbolic_trace(model), images())

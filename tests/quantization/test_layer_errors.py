@@ -21,7 +21,7 @@ def outputs(model: nn.Module, names: list[str], x: Tensor) -> dict[str, Tensor]:
 
 def test_folded_layers_are_compared_behind_their_batch_norm() -> None:
     model = conv_net()
-    converted, _ = quantize(model, None, images(8))
+    converted = quantize(model, None, images(8))
     errors = layer_errors(model, converted, images())
     assert [error.name for error in errors] == ["conv1", "conv2", "hidden", "head"]
     assert [error.type for error in errors] == ["QuantConv2d"] * 2 + ["QuantLinear"] * 2
@@ -38,7 +38,7 @@ def test_folded_layers_are_compared_behind_their_batch_norm() -> None:
 
 def test_a_broken_layer_stands_out() -> None:
     model = conv_net()
-    converted, _ = quantize(model, None, images(8))
+    converted = quantize(model, None, images(8))
     converted.conv2.weight_scale.mul_(3)
     errors = {error.name: error.sqnr_db for error in layer_errors(model, converted, images())}
     assert errors["conv1"] > 30
@@ -48,7 +48,7 @@ def test_a_broken_layer_stands_out() -> None:
 def test_equal_outputs_are_infinitely_good_and_dead_ones_infinitely_bad() -> None:
     model = nn.Linear(4, 3)
     nn.init.zeros_(model.weight)
-    converted, _ = quantize(model, "dynamic")
+    converted = quantize(model, "dynamic")
     assert layer_errors(model, converted, torch.randn(2, 4))[0].sqnr_db == math.inf
     nn.init.zeros_(model.bias)
     assert layer_errors(model, converted, torch.randn(2, 4))[0].sqnr_db == -math.inf
@@ -57,7 +57,7 @@ def test_equal_outputs_are_infinitely_good_and_dead_ones_infinitely_bad() -> Non
 def test_every_call_of_a_shared_layer_counts() -> None:
     fc = nn.Linear(4, 4)
     model = nn.Sequential(fc, nn.ReLU(inplace=True), fc)
-    converted, _ = quantize(model, "dynamic")
+    converted = quantize(model, "dynamic")
     errors = layer_errors(model, converted, torch.randn(8, 4))
     assert len(errors) == 1
     assert 20 < errors[0].sqnr_db < 80
@@ -65,14 +65,14 @@ def test_every_call_of_a_shared_layer_counts() -> None:
 
 def test_models_are_left_as_they_were() -> None:
     model = conv_net().train()
-    converted, _ = quantize(model, None, images(8))
+    converted = quantize(model, None, images(8))
     layer_errors(model, converted, (images(), None))
     assert model.training
     assert not any(m._forward_hooks for m in (*model.modules(), *converted.modules()))
 
 
 def test_another_model_is_refused() -> None:
-    converted, _ = quantize(conv_net(), None, images())
+    converted = quantize(conv_net(), None, images())
     with pytest.raises(ValueError, match="float_model has no module 'bn1'"):
         layer_errors(nn.Sequential(nn.Linear(2, 2)), converted, images())
     with pytest.raises(ValueError, match="it is a part"):

@@ -35,6 +35,6 @@ def test_there_is_a_file_of_every_format() -> None:
 
 if __name__ == "__main__":
     overrides = {"hidden": {"activation": "dynamic"}}
-    model, _ = quantize(conv_net(), {"overrides": overrides}, images(8))
+    model = quantize(conv_net(), {"overrides": overrides}, images(8))
     with torch.no_grad():
         save(model, FILES / sys.argv[1], extra={"output": model(example()).tolist()})

@@ -6,6 +6,7 @@ import torch
 from nets import conv_net, images
 from torch import nn
 
+import qkernels as qk
 from qkernels.quantization import QuantReport, quantize
 
 
@@ -20,7 +21,9 @@ class Net(nn.Module):
 
 @pytest.fixture
 def report() -> QuantReport:
-    return quantize(Net(), {"overrides": {"net.head": {"activation": "dynamic"}}}, images())[1]
+    return qk.report(
+        quantize(Net(), {"overrides": {"net.head": {"activation": "dynamic"}}}, images())
+    )
 
 
 def test_sizes_are_those_of_the_tensors(report: QuantReport) -> None:
@@ -61,7 +64,7 @@ def test_rich_shows_the_same_rows(report: QuantReport) -> None:
 
 def test_shared_tensors_count_once() -> None:
     fc = nn.Linear(8, 8)
-    report = quantize(nn.Sequential(fc, fc), "dynamic")[1]
+    report = qk.report(quantize(nn.Sequential(fc, fc), "dynamic"))
     assert report.bytes_before == 4 * (64 + 8)
     assert report.bytes_after == 64 + 4 * (8 + 8)
     assert torch.is_tensor(fc.weight)

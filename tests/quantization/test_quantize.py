@@ -7,8 +7,9 @@ from nets import ConvNet, Untraceable, conv_net, images, lively
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
+import qkernels as qk
 from qkernels.nn import QuantConv2d, QuantLinear
-from qkernels.quantization import QuantConfig, quantize
+from qkernels.quantization import QuantConfig, quantize, quantize_
 from qkernels.quantization.fold import FoldedBatchNorm
 from qkernels.quantization.observers import MinMax
 
@@ -24,7 +25,8 @@ def snr(expected: Tensor, got: Tensor) -> float:
 def test_layers_become_int8_and_the_output_stays_close(activation: str, weight: str) -> None:
     model = conv_net()
     data = images(16) if activation == "static" else None
-    converted, report = quantize(model, {"activation": activation, "weight": weight}, data)
+    converted = quantize(model, {"activation": activation, "weight": weight}, data)
+    report = qk.report(converted)
     names = [layer.name for layer in report.converted]
     assert names == (["hidden", "head"] if activation == "weight_only" else LAYERS)
     assert all("no weight_only form" in layer.reason for layer in report.skipped)
@@ -44,13 +46,13 @@ def test_layers_become_int8_and_the_output_stays_close(activation: str, weight: 
 def test_the_model_given_is_not_touched_unless_inplace(config: Any) -> None:
     model = conv_net().train()
     before = copy.deepcopy(model.state_dict())
-    converted, _ = quantize(model, config, images())
+    converted = quantize(model, config, images())
     assert model.training
     assert not converted.training
     assert type(model.conv1) is nn.Conv2d
     assert isinstance(model.bn1, nn.BatchNorm2d)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    same, _ = quantize(model, config, images(), inplace=True)
+    same = quantize_(model, config, images())
     assert same is model
     assert isinstance(model.conv1, QuantConv2d)
     with torch.no_grad():
@@ -59,7 +61,8 @@ def test_the_model_given_is_not_touched_unless_inplace(config: Any) -> None:
 
 def test_static_ranges_come_from_the_folded_float_model() -> None:
     model = conv_net()
-    converted, report = quantize(model, {"observer": "minmax"}, images(8))
+    converted = quantize(model, {"observer": "minmax"}, images(8))
+    report = qk.report(converted)
     seen: list[Tensor] = []
     model.conv2.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
@@ -73,11 +76,12 @@ def test_static_ranges_come_from_the_folded_float_model() -> None:
 
 
 def test_overrides_reach_their_layers_and_dynamic_ones_need_no_data() -> None:
-    converted, report = quantize(
+    converted = quantize(
         conv_net(),
         {"overrides": {"Linear": {"activation": "dynamic"}, "conv1": {"symmetric": True}}},
         images(),
     )
+    report = qk.report(converted)
     assert [layer.scheme["activation"] for layer in report.converted if layer.scheme] == [
         *("static", "static", "dynamic", "dynamic")
     ]
@@ -93,14 +97,15 @@ def test_static_without_data_names_the_remedy() -> None:
 
 def test_unused_data_and_unmatched_patterns_are_reported() -> None:
     config = {"activation": "dynamic", "exclude": ["stem.*"], "overrides": {"Lnear": {}}}
-    _, report = quantize(conv_net(), config, images())
+    report = qk.report(quantize(conv_net(), config, images()))
     assert any("was not used" in note for note in report.notes)
     assert any("'stem.*'" in note for note in report.notes)
     assert any("'Lnear'" in note for note in report.notes)
 
 
 def test_excluded_layers_keep_their_batch_norm() -> None:
-    converted, report = quantize(conv_net(), {"exclude": ["conv1", "Linear"]}, images())
+    converted = quantize(conv_net(), {"exclude": ["conv1", "Linear"]}, images())
+    report = qk.report(converted)
     assert [layer.name for layer in report.converted] == ["conv2"]
     assert {layer.name: layer.reason for layer in report.skipped} == {
         "conv1": "excluded by 'conv1'",
@@ -113,7 +118,8 @@ def test_excluded_layers_keep_their_batch_norm() -> None:
 
 
 def test_folding_can_be_switched_off() -> None:
-    converted, report = quantize(conv_net(), {"fold_batch_norm": False}, images())
+    converted = quantize(conv_net(), {"fold_batch_norm": False}, images())
+    report = qk.report(converted)
     assert report.folded == []
     assert isinstance(converted.bn1, nn.BatchNorm2d)
     with torch.no_grad():
@@ -127,16 +133,17 @@ def test_a_model_with_nothing_to_convert_is_an_error() -> None:
         quantize(nn.Sequential(nn.Conv1d(3, 4, 1)), "dynamic")
     with pytest.raises(ValueError, match="excluded by"):
         quantize(nn.Sequential(nn.Linear(3, 4)), {"activation": "dynamic", "exclude": ["*"]})
-    converted, _ = quantize(nn.Sequential(nn.Linear(3, 4)), "dynamic")
+    converted = quantize(nn.Sequential(nn.Linear(3, 4)), "dynamic")
     with pytest.raises(ValueError, match="already int8"):
         quantize(converted, "dynamic")
 
 
 def test_a_root_that_is_a_layer_is_converted() -> None:
-    converted, report = quantize(nn.Linear(8, 3), None, torch.randn(4, 8))
+    converted = quantize(nn.Linear(8, 3), None, torch.randn(4, 8))
+    report = qk.report(converted)
     assert isinstance(converted, QuantLinear)
     assert report.converted[0].name == ""
-    assert isinstance(quantize(nn.Conv2d(3, 4, 1), "dynamic")[0], QuantConv2d)
+    assert isinstance(quantize(nn.Conv2d(3, 4, 1), "dynamic"), QuantConv2d)
 
 
 class MyLinear(nn.Linear):
@@ -175,7 +182,8 @@ def test_every_layer_left_in_float_has_its_reason() -> None:
     model = Odd().eval()
     with torch.no_grad():
         expected = model(torch.ones(3, 2, 4))
-    converted, report = quantize(model, "dynamic", inplace=True)  # torch cannot copy hooked weights
+    converted = quantize_(model, "dynamic")  # torch cannot copy hooked weights
+    report = qk.report(converted)
     reasons = {layer.name: layer.reason for layer in report.skipped}
     assert [layer.name for layer in report.converted] == ["good"]
     assert "subclass" in reasons["mine"]
@@ -214,7 +222,8 @@ class Detour(nn.Module):
 
 
 def test_static_layers_that_no_data_reaches_stay_float() -> None:
-    converted, report = quantize(Detour(), None, torch.randn(2, 4))
+    converted = quantize(Detour(), None, torch.randn(2, 4))
+    report = qk.report(converted)
     assert type(converted.unused) is nn.Linear
     assert report.skipped[0].name == "unused"
     assert "never reached" in report.skipped[0].reason
@@ -227,7 +236,8 @@ def test_static_layers_that_no_data_reaches_stay_float() -> None:
 def test_a_shared_module_is_converted_once_and_stays_shared() -> None:
     fc = nn.Linear(4, 4)
     model = nn.Sequential(fc, nn.ReLU(), fc)
-    converted, report = quantize(model, None, torch.randn(3, 4))
+    converted = quantize(model, None, torch.randn(3, 4))
+    report = qk.report(converted)
     assert converted[0] is converted[2]
     assert isinstance(converted[0], QuantLinear)
     assert len(report.converted) == 1
@@ -244,7 +254,8 @@ def test_tied_weights_are_converted_apart_and_reported() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.embed(x))
 
-    converted, report = quantize(Tied(), "dynamic")
+    converted = quantize(Tied(), "dynamic")
+    report = qk.report(converted)
     assert isinstance(converted.head, QuantLinear)
     assert converted.embed.weight.dtype == torch.float32
     assert any("embed.weight, head.weight" in note for note in report.notes)
@@ -255,7 +266,8 @@ def test_a_transformer_runs_its_int8_layers_and_not_the_fused_float_path() -> No
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     model = nn.TransformerEncoder(layer, 2).eval()
     x = torch.randn(2, 5, 16)
-    converted, report = quantize(model, {"observer": "minmax"}, x)
+    converted = quantize(model, {"observer": "minmax"}, x)
+    report = qk.report(converted)
     assert [r.name for r in report.converted] == [
         *("layers.0.linear1", "layers.0.linear2", "layers.1.linear1", "layers.1.linear2")
     ]
@@ -290,7 +302,8 @@ def test_an_untraceable_model_is_converted_with_its_batch_norms() -> None:
             return super().forward(x if x.sum() > -1e9 else -x)
 
     model = Untraceable(lively(Branching()))
-    converted, report = quantize(model, None, images())
+    converted = quantize(model, None, images())
+    report = qk.report(converted)
     assert len(report.converted) == 4
     assert report.folded == []
     assert any("could not trace" in note for note in report.notes)
@@ -301,13 +314,13 @@ def test_an_untraceable_model_is_converted_with_its_batch_norms() -> None:
 def test_lost_hooks_are_reported() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].register_forward_hook(lambda module, args, output: None)
-    _, report = quantize(model, None, torch.randn(2, 4))
+    report = qk.report(quantize(model, None, torch.randn(2, 4)))
     assert [note for note in report.notes if "hooks" in note] == [
         "the forward hooks of '1' are gone: the int8 layer has none"
     ]
 
 
 def test_the_converted_model_can_be_copied() -> None:
-    converted, _ = quantize(conv_net(), None, images())
+    converted = quantize(conv_net(), None, images())
     with torch.no_grad():
         assert torch.equal(copy.deepcopy(converted)(images()), converted(images()))

@@ -26,22 +26,23 @@ def test_the_fragile_layer_is_found_first_and_left_out_to_reach_the_floor() -> N
     assert layers[0].name == "conv2"
     assert {layer.name for layer in layers} == {"conv1", "conv2", "hidden", "head"}
     mixed = mix(model, CONFIG, images(16), floor=layers[0].score + 3)
-    assert mixed.met and mixed.kept_float == ["conv2"]
-    assert type(mixed.model.conv2) is nn.Conv2d
-    assert isinstance(mixed.model.conv1, qkernels.QuantConv2d)
-    again, _ = qkernels.quantize(model, mixed.config, images(16))
-    torch.testing.assert_close(again(images()), mixed.model(images()))
+    done = qkernels.report(mixed)
+    assert done.met and done.kept_float == ["conv2"]
+    assert type(mixed.conv2) is nn.Conv2d
+    assert isinstance(mixed.conv1, qkernels.QuantConv2d)
+    again = qkernels.quantize(model, done.config, images(16))
+    torch.testing.assert_close(again(images()), mixed(images()))
 
 
 def test_a_floor_that_all_int8_reaches_keeps_no_layer_in_float() -> None:
-    assert mix(conv_net(), None, images(16), floor=1.0).kept_float == []
+    assert qkernels.report(mix(conv_net(), None, images(16), floor=1.0)).kept_float == []
 
 
 def test_a_floor_out_of_reach_warns_and_keeps_the_best() -> None:
     with pytest.warns(
         UserWarning, match=r"floor 2 cannot be reached: the best mix has 1 and is kept"
     ):
-        mixed = mix(conv_net(), None, images(), floor=2.0, metric=lambda m: 1.0)
+        mixed = qkernels.report(mix(conv_net(), None, images(), floor=2.0, metric=lambda m: 1.0))
     assert not mixed.met and mixed.score == 1.0 and mixed.kept_float == []
 
 
@@ -49,10 +50,10 @@ def test_a_loose_budget_keeps_all_in_float_and_an_impossible_one_keeps_the_faste
     model = conv_net()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loose = mix(model, None, images(16), budget=10.0, sample=images())
+        loose = qkernels.report(mix(model, None, images(16), budget=10.0, example_inputs=images()))
     assert loose.met and len(loose.kept_float) == 4 and loose.seconds is not None
     with pytest.warns(UserWarning, match="budget of 1e-06 ms cannot be met"):
-        tight = mix(model, None, images(16), budget=1e-9, sample=images())
+        tight = qkernels.report(mix(model, None, images(16), budget=1e-9, example_inputs=images()))
     faster = {layer.name for layer in tight.layers if layer.saved > 0}
     assert set(tight.kept_float) == {layer.name for layer in tight.layers} - faster
 
@@ -60,7 +61,7 @@ def test_a_loose_budget_keeps_all_in_float_and_an_impossible_one_keeps_the_faste
 def test_the_score_of_a_scan_is_that_of_a_model_with_one_layer_converted() -> None:
     model, data = conv_net(), list(images(16).split(4))
     got = {layer.name: layer.score for layer in scan(model, None, iter(data), layers=["conv2"])}
-    alone, _ = qkernels.quantize(model, {"include": ["conv2"]}, data)
+    alone = qkernels.quantize(model, {"include": ["conv2"]}, data)
     assert got == {"conv2": pytest.approx(output_sqnr(model, alone, data), abs=1e-3)}
 
 
@@ -70,7 +71,7 @@ def test_bad_input_is_one_sentence() -> None:
         scan(model, None, images(), layers=["conv3"])
     with pytest.raises(ValueError, match="give either floor or budget"):
         mix(model, None, images())
-    with pytest.raises(ValueError, match="a budget needs a sample"):
+    with pytest.raises(ValueError, match="a budget needs example_inputs"):
         mix(model, None, images(), budget=1.0)
     with pytest.raises(ValueError, match="without a metric the scan needs calibration"):
         scan(model, "dynamic")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qkernels.models.mobilenet_v2 import MobileNetV2
-from qkernels.quantization.fold import fold_batch_norm
+from qkernels.quantization.fold import fold_batch_norm_
 from qkernels.recovery.chains import find_chains, layer, scale_inputs, scale_outputs, set_weight
 
 
@@ -49,7 +49,7 @@ def mobilenet(relu6: bool = True) -> nn.Module:
 def badly_scaled(model: nn.Module, spread: float = 4.0) -> nn.Module:
     """The same function, folded, with the channels of every chain spread over e^(-spread) .. e^spread."""
     generator = torch.Generator().manual_seed(3)
-    fold_batch_norm(model)
+    fold_batch_norm_(model)
     for chain in find_chains(model):
         first, second = layer(model, chain.first), layer(model, chain.second)
         factor = ((2 * torch.rand(first.weight.shape[0], generator=generator) - 1) * spread).exp()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import qkernels
 from qkernels.quantization import layer_errors
-from qkernels.recovery import correct_bias, round_weights
+from qkernels.recovery import correct_bias_, round_weights_
 
 
 def means(model: nn.Module, name: str, x: Tensor) -> Tensor:
@@ -21,9 +21,10 @@ def means(model: nn.Module, name: str, x: Tensor) -> Tensor:
 
 def test_bias_correction_restores_the_channel_means_of_every_layer() -> None:
     model, x = mobilenet(), images(32)
-    int8, _ = qkernels.quantize(model, {"weight": "per_tensor"}, x)
+    int8 = qkernels.quantize(model, {"weight": "per_tensor"}, x)
     before = sqnr(model(x), int8(x))
-    done = correct_bias(int8, model, iter(x.split(8)))  # an iterator is read once, kept, read again
+    correct_bias_(int8, model, iter(x.split(8)))  # an iterator is read once, kept, read again
+    done = qkernels.report(int8).shifts
     assert len(done) == 53 and max(done.values()) > 0
     name, norm = "features.3.conv.2", "features.3.conv.3"
     torch.testing.assert_close(means(int8, name, x), means(model, norm, x), rtol=0, atol=1e-4)
@@ -34,8 +35,8 @@ def test_bias_correction_gives_a_bias_to_a_layer_without_one() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
     x = torch.randn(64, 8)
-    int8, _ = qkernels.quantize(model, calibration=x)
-    correct_bias(int8, model, x)
+    int8 = qkernels.quantize(model, calibration=x)
+    correct_bias_(int8, model, x)
     torch.testing.assert_close(int8(x).mean(0), model(x).mean(0), rtol=0, atol=1e-5)
 
 
@@ -51,7 +52,7 @@ def test_bias_correction_of_a_layer_called_twice_weighs_both_calls() -> None:
 
     torch.manual_seed(0)
     model, x = Twice().eval(), torch.randn(256, 8)
-    int8, _ = qkernels.quantize(model, {"weight": "per_tensor"}, x)
+    int8 = qkernels.quantize(model, {"weight": "per_tensor"}, x)
 
     @torch.no_grad()
     def shift() -> float:
@@ -59,7 +60,7 @@ def test_bias_correction_of_a_layer_called_twice_weighs_both_calls() -> None:
         return float((torch.cat(int8(x)) - torch.cat(model(x))).mean(0).abs().max())
 
     before = shift()
-    correct_bias(int8, model, x)
+    correct_bias_(int8, model, x)
     assert shift() < 0.5 * before
 
 
@@ -71,11 +72,11 @@ def test_learned_rounding_lowers_each_layers_error_and_keeps_scales() -> None:
         nn.Conv2d(8, 16, 3, groups=2), nn.Flatten(), nn.Linear(16 * 36, 5),
     ).eval()  # fmt: skip
     x = torch.rand(64, 3, 16, 16)
-    int8, _ = qkernels.quantize(model, calibration=x)
+    int8 = qkernels.quantize(model, calibration=x)
     scales = {n: m.weight_scale.clone() for n, m in int8.named_modules() if hasattr(m, "scheme")}
     before = {e.name: e.sqnr_db for e in layer_errors(model, int8, x)}
     weight = int8[0].int8_weight
-    left = round_weights(int8, model, x)
+    left = qkernels.report(round_weights_(int8, model, x)).errors
     assert list(left) == ["0", "3", "5", "7"]
     assert all(share <= 1 for share in left.values())
     assert min(left.values()) < 0.8
@@ -88,10 +89,10 @@ def test_learned_rounding_lowers_each_layers_error_and_keeps_scales() -> None:
     assert sum(after.values()) > sum(before.values())
 
 
-@pytest.mark.parametrize("recover", [correct_bias, round_weights])
+@pytest.mark.parametrize("recover", [correct_bias_, round_weights_])
 def test_another_float_model_or_no_data_is_refused(recover) -> None:
     model = nn.Sequential(nn.Linear(4, 4)).eval()
-    int8, _ = qkernels.quantize(model, calibration=torch.randn(8, 4))
+    int8 = qkernels.quantize(model, calibration=torch.randn(8, 4))
     with pytest.raises(ValueError, match=r"the float model .*'0'"):
         recover(int8, nn.Identity(), torch.randn(8, 4))
     with pytest.raises(ValueError, match="calibration data is empty"):

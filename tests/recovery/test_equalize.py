@@ -31,7 +31,8 @@ class Grouped(nn.Module):
 def test_equalizing_keeps_the_function(relu6: bool) -> None:
     model = mobilenet(relu6)
     before = copy.deepcopy(model.state_dict())
-    equal, done = equalize(model)
+    equal = equalize(model)
+    done = qkernels.report(equal)
     torch.testing.assert_close(equal(images()), model(images()), rtol=1e-3, atol=1e-4)
     assert len(done.pairs) == 35
     assert any(isinstance(m, ClampedReLU) for m in equal.modules()) == relu6
@@ -44,7 +45,7 @@ def test_groups_and_flattened_images_keep_their_channels() -> None:
     torch.manual_seed(0)
     model = Grouped().eval()
     assert [(c.first, c.second) for c in find_chains(model)] == [("a", "b"), ("b", "c")]
-    equal, _ = equalize(model)
+    equal = equalize(model)
     x = images(2, 12)
     torch.testing.assert_close(equal(x), model(x), rtol=1e-4, atol=1e-5)
 
@@ -62,7 +63,8 @@ def test_by_input_and_scale_inputs_agree_with_a_forward(groups: int) -> None:
 
 
 def test_both_layers_of_a_pair_end_with_equal_ranges() -> None:
-    equal, done = equalize(badly_scaled(mobilenet(relu6=False)))
+    equal = equalize(badly_scaled(mobilenet(relu6=False)))
+    done = qkernels.report(equal)
     for first, second in done.pairs:
         one, two = equal.get_submodule(first), equal.get_submodule(second)
         low = one.weight.flatten(1).abs().amax(1)
@@ -76,9 +78,9 @@ def test_per_tensor_int8_collapses_on_bad_channels_and_equalization_restores_it(
     x, expected = images(), model(images())
 
     def error(net: nn.Module) -> float:
-        return sqnr(expected, qkernels.quantize(net, {"weight": "per_tensor"}, x)[0](x))
+        return sqnr(expected, qkernels.quantize(net, {"weight": "per_tensor"}, x)(x))
 
-    collapsed, restored = error(model), error(equalize(model)[0])
+    collapsed, restored = error(model), error(equalize(model))
     never_spoiled = error(mobilenet(relu6=False))
     assert collapsed < 1 < 4 < restored
     assert restored > never_spoiled - 1
@@ -97,7 +99,7 @@ def test_layers_read_twice_shared_or_behind_a_sigmoid_are_no_chain() -> None:
     assert find_chains(Forked()) == []
     shared = nn.Linear(4, 4)
     assert find_chains(nn.Sequential(shared, nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), shared)) == []
-    _, done = equalize(Forked())
+    done = qkernels.report(equalize(Forked()))
     assert "no two layers follow each other" in str(done)
 
 
@@ -106,7 +108,7 @@ def test_a_dead_channel_is_left_alone() -> None:
     model[0].weight.data[1] = 0
     model[2].weight.data[:, 2] = 0
     x = torch.randn(8, 4)
-    equal, _ = equalize(model)
+    equal = equalize(model)
     assert all(p.isfinite().all() for p in equal.parameters())
     torch.testing.assert_close(equal(x), model(x))
 
@@ -122,18 +124,19 @@ def test_high_biases_are_absorbed_where_nothing_is_cut_and_nothing_padded() -> N
     norm.bias.data.fill_(2.0)
     model.eval()
     with torch.no_grad():
-        lower, whole = (equalize(model, absorb=a)[0][0].bias.abs().max() for a in (True, False))
+        lower, whole = (equalize(model, absorb=a)[0].bias.abs().max() for a in (True, False))
     assert lower < whole
-    equal, done = equalize(model, absorb=True)
+    equal = equalize(model, absorb=True)
+    done = qkernels.report(equal)
     assert done.absorbed == {("0", "3"): 8}
     assert sqnr(model(x), equal(x)) > 30
     model[3] = nn.Conv2d(8, 4, 3, padding=1)
-    assert equalize(model, absorb=True)[1].absorbed == {}
+    assert qkernels.report(equalize(model, absorb=True)).absorbed == {}
 
 
 def test_an_equalized_int8_checkpoint_rebuilds_itself_with_the_same_bits(tmp_path: Path) -> None:
-    equal, _ = equalize(mobilenet())
-    int8, _ = qkernels.quantize(equal, calibration=images())
+    equal = equalize(mobilenet())
+    int8 = qkernels.quantize(equal, calibration=images())
     kwargs = {"num_classes": 10, "width_mult": 0.25}
     path = tmp_path / "m.safetensors"
     qkernels.save(int8, path, architecture={"name": "mobilenet_v2", "kwargs": kwargs})

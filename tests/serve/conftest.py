@@ -24,7 +24,7 @@ def two_headed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("served") / "heads.qkp"
     torch.manual_seed(0)
     x = torch.randn(4, 3, 8, 8), torch.randn(4, 2, 8, 8)
-    model, _ = qk.quantize(Heads().eval(), "static", lambda m: m(*x))
+    model = qk.quantize(Heads().eval(), "static", lambda m: m(*x))
     qk.compile(model, x).save(path)
     return path
 

@@ -29,5 +29,5 @@ def save_program(path: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     x = torch.randn(4, 3, 8, 8)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
-    qk.compile(qk.quantize(net, "static", [x])[0], x).save(path)
+    qk.compile(qk.quantize(net, "static", [x]), x).save(path)
     return path

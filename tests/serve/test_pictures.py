@@ -265,7 +265,7 @@ def test_another_size_may_be_served_than_the_file_says(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 8)
     net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    chained = qk.compile(qk.quantize(net, "static", [x])[0], x)
+    chained = qk.compile(qk.quantize(net, "static", [x]), x)
     chained.save(tmp_path / "m.qkp", extra={"image_input": FIVE})
     model = open_model(tmp_path / "m.qkp", [(1, 3, 12, 10)], 1).warm_up(2)
     assert model.image_input is not None

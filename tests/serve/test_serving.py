@@ -63,7 +63,7 @@ def test_a_checkpoint_is_served_with_the_bits_of_the_model(tmp_path: Path) -> No
     kwargs = {"image_size": 8, "in_channels": 3, "width": 4}
     model = models.create("tutorial_cnn", **kwargs).eval()
     x = torch.from_numpy(X)
-    int8, _ = qk.quantize(model, "static", [torch.randn(4, 3, 8, 8)])
+    int8 = qk.quantize(model, "static", [torch.randn(4, 3, 8, 8)])
     path = tmp_path / "small.safetensors"
     qk.save(int8, path, architecture={"name": "tutorial_cnn", "kwargs": kwargs})
     with serving(path) as server, server.client() as client:
@@ -202,7 +202,7 @@ def test_a_checkpoint_that_is_no_program_runs_in_torch_with_the_same_bits(
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.Sigmoid(), torch.nn.Conv2d(4, 2, 1)
     ).eval()
-    int8, _ = qk.quantize(net, "static", [x])
+    int8 = qk.quantize(net, "static", [x])
     path = tmp_path / "m.safetensors"
     qk.save(int8, path)
     monkeypatch.setattr(qk, "load", lambda path: int8)

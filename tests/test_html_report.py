@@ -11,11 +11,11 @@ import pytest
 
 from qkernels.distill import EpochRecord
 from qkernels.evaluate import Evaluation
+from qkernels.html_report import HEADINGS, cells, findings, write_report
 from qkernels.machine import describe_machine
 from qkernels.measure import PairedChange, Speed
 from qkernels.pipeline import PipelineConfig, PipelineResult, Row
 from qkernels.quantization import LayerError, QuantConfig, QuantReport
-from qkernels.report import HEADINGS, cells, findings, write_report
 
 CERTAIN = PairedChange(0.02, (0.01, 0.03), 40, 1000)
 CHANCE = PairedChange(-0.001, (-0.004, 0.002), 5, 1000)

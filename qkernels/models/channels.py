@@ -26,7 +26,7 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """The channel counts of every module that `narrow` knows; an Identity has none."""
+    """The channel counts of every module that `narrow_` knows; an Identity has none."""
     return {
         name: {attribute: int(getattr(module, attribute)) for attribute in _SIZES[type(module)]}
         for name, module in model.named_modules()
@@ -35,11 +35,11 @@ def sizes(model: nn.Module) -> Sizes:
 
 
 def changes(before: Sizes, model: nn.Module) -> Sizes:
-    """The sizes of `model` that are not those of before: what `narrow` needs to make it from the first model."""
+    """The sizes of `model` that are not those of before: what `narrow_` needs to make it from the first model."""
     return {name: size for name, size in sizes(model).items() if size != before.get(name)}
 
 
-def narrow(model: Model, channels: Mapping[str, Mapping[str, int]]) -> Model:
+def narrow_(model: Model, channels: Mapping[str, Mapping[str, int]]) -> Model:
     """Give modules other channel counts, in place, with fresh weights of torch's own initialization; returns the model.
 
     `channels`: some entries of `sizes`; where one is empty, an Identity takes the module's place. Whether the new
