@@ -23,7 +23,13 @@ class Call:
 
     def run(self, model: nn.Module) -> Any:
         """The model's answer; tensors go to the device the model is on, where that is one."""
-        return model(*_moved(self.args, device := device_of(model)), **_moved(self.kwargs, device))
+        device = device_of(model)
+        return model(*_moved(self.args, device), **_moved(self.kwargs, device))
+
+    def described(self) -> str:
+        """The shapes of its tensors, for a message."""
+        values = [*map(_shape, self.args), *(f"{k}={_shape(v)}" for k, v in self.kwargs.items())]
+        return ", ".join(values) or "nothing"
 
 
 def example_call(example_inputs: Any) -> Call:
@@ -129,9 +135,17 @@ class _Forward:
         else:
             names = {p.name for p in self.parameters if p.kind is not kinds.VAR_POSITIONAL}
             known = {name: value for name, value in batch.items() if name in names}
-        if known:
+        named = [p for p in self.parameters if p.default is p.empty and p.kind is kinds.POSITIONAL_OR_KEYWORD]
+        if known and all(p.name in known for p in named):
             yield "keyword arguments", Call((), known)
-        yield "one dict", Call((batch,))
+        else:
+            yield "one dict", Call((batch,))
+
+
+def _shape(value: Any) -> str:
+    return (
+        f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -91,16 +91,46 @@ def captures(model: nn.Module, call: Call) -> Iterator[Capture | str]:
 
 
 def _parts(module: nn.Module, prefix: str, watched: _Watched) -> Iterator[Capture]:
+    if type(module) is nn.Sequential:
+        yield from _stretches(module, prefix, watched)
+        return
     for name, child in module.named_children():
+        yield from _part(child, f"{prefix}{name}", watched)
+
+
+def _part(module: nn.Module, name: str, watched: _Watched) -> Iterator[Capture]:
+    if not any(True for _ in module.children()):
+        return
+    try:
+        if not watched.is_closed(name):
+            raise CaptureError
+        yield capture(module, watched.calls[name], f"{name}.")
+    except CaptureError:
+        yield from _parts(module, f"{name}.", watched)
+
+
+def _stretches(module: nn.Sequential, prefix: str, watched: _Watched) -> Iterator[Capture]:
+    """Captures of the longest stretches of children, which an nn.Sequential calls one after the other."""
+    stretch: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, child in [*module._modules.items(), ("", None)]:
         full = f"{prefix}{name}"
-        if not any(True for _ in child.children()):
+        if child is not None and watched.is_closed(full, at_most=None) and _is_capturable(child, full, watched):
+            stretch[name] = child
             continue
-        try:
-            if not watched.is_closed(full):
-                raise CaptureError
-            yield capture(child, watched.calls[full], f"{full}.")
-        except CaptureError:
-            yield from _parts(child, f"{full}.", watched)
+        if len(stretch) > 1:
+            first = f"{prefix}{next(iter(stretch))}"
+            yield capture(nn.Sequential(stretch), watched.calls[first], prefix)
+        if child is not None:
+            yield from _part(child, full, watched)
+        stretch = OrderedDict()
+
+
+def _is_capturable(module: nn.Module, name: str, watched: _Watched) -> bool:
+    try:
+        capture(module, watched.calls[watched.name_of(module)], f"{name}.")
+    except CaptureError:
+        return False
+    return True
 
 
 class _Watched(TorchFunctionMode):

@@ -51,6 +51,10 @@ class ModuleSwap:
                 if child is not None:
                     self._slots.setdefault(child, []).append((module._modules, key))
 
+    def name_of(self, module: nn.Module) -> str:
+        """The first name of a module of the model, also of one that was swapped out."""
+        return self._names[module]
+
     def put(self, old: nn.Module, new: nn.Module, own: Collection[str] | None = None) -> None:
         """Put ``new`` wherever ``old`` is registered; it takes over what `inherit_from` says."""
         name = self._names[old]
@@ -75,7 +79,7 @@ class ModuleSwap:
                     module.__dict__[key] = _swapped(value, self._new, set())
                     self.notes += [
                         f"{name or 'the model'}.{key} is a function that holds a {held} itself: that one stays float"
-                        for held in _closed_over(value, self._new)
+                        for held in closed_over(value, self._new)
                     ]
         return self.model
 
@@ -113,6 +117,15 @@ def inherit_from(new: nn.Module, old: nn.Module, own: Collection[str] | None = N
     return (
         ["its backward hooks are gone, since what stands there now has no backward"] if lost else []
     )
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    """Put ``new`` under one name, and there alone; returns the model (``new`` itself for the root, "")."""
+    if name == "":
+        return new
+    parent, _, key = name.rpartition(".")
+    model.get_submodule(parent)._modules[key] = new
+    return model
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -160,7 +173,7 @@ def _swapped(value: Any, new: Mapping[nn.Module, nn.Module], seen: set[int]) -> 
     return value
 
 
-def _closed_over(value: Any, new: Mapping[nn.Module, nn.Module]) -> Iterator[str]:
+def closed_over(value: Any, new: Mapping[nn.Module, nn.Module]) -> Iterator[str]:
     """Descriptions of the swapped modules that a function keeps in its closure or defaults."""
     if not isinstance(value, types.FunctionType):
         return

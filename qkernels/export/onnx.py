@@ -18,7 +18,7 @@ from qkernels.data.extras import require
 from qkernels.graph import CompiledModel
 from qkernels.nn import MeanPool2d
 from qkernels.nn.module import QuantModule
-from qkernels.quantization.fold import replace_module
+from qkernels.swap import replace_module
 
 
 def export_onnx(

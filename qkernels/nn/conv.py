@@ -76,7 +76,7 @@ class QuantConv2d(QuantModule, nn.Conv2d):
         self._borders = _borders(padding, kernel, self.dilation)
 
     @classmethod
-    def from_float(
+    def from_float(  # type: ignore[override]
         cls,
         conv: nn.Conv2d,
         *,

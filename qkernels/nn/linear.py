@@ -38,7 +38,7 @@ class QuantLinear(QuantModule, nn.Linear):
         self.in_features, self.out_features = in_features, out_features
 
     @classmethod
-    def from_float(
+    def from_float(  # type: ignore[override]
         cls,
         linear: nn.Linear,
         *,

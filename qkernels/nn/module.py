@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from qkernels import ops
 from qkernels.nn.dequantized import DequantizedWeight
-from qkernels.nn.weights import check_scale, check_zero_point
+from qkernels.nn.weights import check_scale, check_zero_point, quantize_weight
 
 Activation = Literal["static", "dynamic", "weight_only"]
+_LARGEST_K = 65535  # so that sums and their zero-point corrections fit int32
 
 
 class QuantModule(nn.Module):
@@ -101,6 +102,17 @@ class QuantModule(nn.Module):
                 "layer that holds it (from_float), or assign the weight of an int8 layer of the same shape to tie both"
             )
         self.packed_weight, self.weight_scale = other.packed_weight, other.weight_scale
+
+    def tie(self, other: QuantModule) -> bool:
+        """Let ``other`` hold this layer's int8 weight, if it has the same codes and scales; whether it does."""
+        equal = (
+            self._can_share(other)
+            and torch.equal(self.packed_weight, other.packed_weight)
+            and torch.equal(self.weight_scale, other.weight_scale)
+        )
+        if equal:
+            other.packed_weight, other.weight_scale = self.packed_weight, self.weight_scale
+        return equal
 
     def _can_share(self, other: QuantModule) -> bool:
         same = other.weight_size == self.weight_size
@@ -233,10 +245,30 @@ class QuantModule(nn.Module):
         """Has no effect: the layer is for inference in either mode."""
         return self
 
+    # ---- from a float layer
+
+    @classmethod
+    def quantize(cls, layer: Any, *, per_channel: bool) -> tuple[Tensor, Tensor]:
+        """int8 codes in the shape of ``layer.weight``, and one float32 scale an output channel."""
+        return quantize_weight(layer.weight, per_channel=per_channel)
+
+    @classmethod
+    def why_not(cls, layer: Any) -> str | None:
+        """Why this float layer has no int8 form of the class, in words that follow its name; None where it has one."""
+        terms = layer.weight[0].numel()
+        if terms > _LARGEST_K:
+            return f"its sums of {terms} products are above the limit of {_LARGEST_K}"
+        return None
+
     # ---- rebuilding
 
     def scheme(self) -> dict[str, Any]:
         """What ``from_scheme`` needs to build this layer without its tensors; JSON-able."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_float(cls, layer: Any, **settings: Any) -> Any:
+        """The int8 form of a float layer, which is left as it was; see `QuantLinear.from_float`."""
         raise NotImplementedError
 
     @classmethod

@@ -5,7 +5,7 @@ from qkernels.plain.cells import PlainCell, PlainGRUCell, PlainLSTMCell, PlainRN
 from qkernels.plain.form import PlainForm
 from qkernels.plain.own_forward import plain_layer
 from qkernels.plain.recurrent import PlainGRU, PlainLSTM, PlainRecurrent, PlainRNN
-from qkernels.plain.registry import plain_form, register
+from qkernels.plain.registry import is_plain, plain_class, plain_form, register
 from qkernels.plain.same_padding import SamePaddedConv2d
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "PlainRNNCell",
     "PlainRecurrent",
     "SamePaddedConv2d",
+    "is_plain",
+    "plain_class",
     "plain_form",
     "plain_layer",
     "register",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qkernels.data.progress import progress as progress_bar
+from qkernels.eval_mode import answering
 from qkernels.prune.scores import Labelled, Loss, Scores, channel_dim, labelled
-from qkernels.quantization.calibration import evaluating
 
 
 def dropout(
@@ -43,7 +43,7 @@ def dropout(
         for name in names:
             handle = model.get_submodule(name).register_forward_pre_hook(turn.hook(name))
             stack.callback(handle.remove)
-        stack.enter_context(evaluating(model))
+        stack.enter_context(answering(model))
         advance = stack.enter_context(progress_bar("dropout", parts * len(batches)))
         for inputs, labels in batches:
             part_of.clear()

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qkernels.data.progress import progress as progress_bar
+from qkernels.eval_mode import answering
 from qkernels.models.channels import sizes
 from qkernels.prune.channels import describe
 from qkernels.prune.parameters import within
 from qkernels.prune.scores import Labelled, Loss, labelled
 from qkernels.prune.selection import layer_macs
-from qkernels.quantization.calibration import evaluating
 from qkernels.renamed import explains_old_arguments
 from qkernels.reports import hang
 
@@ -42,7 +42,7 @@ def find_blocks(model: nn.Module, example_inputs: Tensor) -> list[str]:
         if any(True for _ in block.children())
     ]
     try:
-        with evaluating(model):
+        with answering(model):
             model(example_inputs)
     finally:
         for handle in handles:
@@ -59,7 +59,7 @@ def block_losses(
     """
     batches, names, losses = labelled(batches), list(blocks), {}
     model = copy.deepcopy(model)
-    with progress_bar("blocks", len(names)) as advance, evaluating(model):
+    with progress_bar("blocks", len(names)) as advance, answering(model):
         for name in names:
             block = model.get_submodule(name)
             model.set_submodule(name, nn.Identity())

@@ -35,6 +35,9 @@ def _as_tensor(bound: Tensor | float, like: Tensor) -> Tensor:
     return torch.as_tensor(bound, dtype=like.dtype, device=like.device)
 
 
+OWN_TENSORS = ("weight", "bias", "weight_scale", "input_scale", "input_zero_point")
+
+
 class FakeQuantMixin(nn.Module):
     """What both layers share: learned scales, the int8 twin, and the forward through it."""
 
@@ -94,9 +97,29 @@ class FakeQuantMixin(nn.Module):
     def float_forward(self, x: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
+    @classmethod
+    def empty(cls, layer: Any) -> Any:
+        """A twin of the same shape, without memory of its own until `start`."""
+        raise NotImplementedError
+
 
 class FakeQuantConv2d(FakeQuantMixin, nn.Conv2d):
     """`nn.Conv2d` that computes as `QuantConv2d` and trains; static activations."""
+
+    @classmethod
+    def empty(cls, layer: nn.Conv2d) -> FakeQuantConv2d:
+        return cls(
+            layer.in_channels,
+            layer.out_channels,
+            cast(tuple[int, int], layer.kernel_size),
+            cast(tuple[int, int], layer.stride),
+            cast(tuple[int, int], layer.padding),
+            cast(tuple[int, int], layer.dilation),
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,
+            device="meta",
+        )
 
     def float_forward(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._conv_forward(x, weight, self.bias)
@@ -105,25 +128,9 @@ class FakeQuantConv2d(FakeQuantMixin, nn.Conv2d):
 class FakeQuantLinear(FakeQuantMixin, nn.Linear):
     """`nn.Linear` that computes as `QuantLinear` and trains; static activations."""
 
+    @classmethod
+    def empty(cls, layer: nn.Linear) -> FakeQuantLinear:
+        return cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+
     def float_forward(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight, self.bias)
-
-
-def empty_twin(layer: nn.Conv2d | nn.Linear) -> FakeQuantConv2d | FakeQuantLinear:
-    """A fake-quant layer of the same shape, without memory of its own until `start`."""
-    if isinstance(layer, nn.Linear):
-        return FakeQuantLinear(
-            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
-        )
-    return FakeQuantConv2d(
-        layer.in_channels,
-        layer.out_channels,
-        cast(tuple[int, int], layer.kernel_size),
-        cast(tuple[int, int], layer.stride),
-        cast(tuple[int, int], layer.padding),
-        cast(tuple[int, int], layer.dilation),
-        layer.groups,
-        layer.bias is not None,
-        layer.padding_mode,
-        device="meta",
-    )

@@ -1,20 +1,22 @@
-"""Run calibration data through a float model and watch the inputs of its layers."""
+"""Run calibration data through a model and watch the inputs of its layers."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from qkernels.eval_mode import eval_mode
-from qkernels.quantization.observers import Observer
+from qkernels.calling import Batch, BatchReader, Call, first_line
+from qkernels.eval_mode import answering
+from qkernels.quantization.observers import CalibrationError, Observer
 from qkernels.renamed import explains_old_arguments
 
-Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Calibration = Tensor | Iterable[Batch] | Mapping[str, Any] | Callable[[nn.Module], object]
 
 _PROGRESS_AFTER = 2.0  # seconds
@@ -26,35 +28,52 @@ def calibrate(
 ) -> None:
     """Show each named layer's inputs to its observer, while `calibration` runs through the model.
 
-    The model runs in eval mode under `torch.inference_mode`, on the device it is on; the training
-    flags and the model itself are left as they were.
+    The model runs in eval mode without gradients, on the device it is on; its training flags, buffers and attributes
+    are then put back as they were.
 
     Args:
         observers: full name of a layer (`""` is the model itself) -> its observer.
-        calibration: an iterable of batches, a single Tensor or dict as the only batch, or a callable
-            that is handed the model and runs it. A batch is a Tensor, a tuple or list whose
-            first item is the model's input (labels may follow), or a dict of keyword arguments.
+        calibration: an iterable of batches, a single Tensor or dict as the only batch, or a callable that is handed the
+            model and runs it. What a batch may be, `qkernels.calling.BatchReader` says: `x`, `(x, y)`, `((u, v), y)`,
+            a dict of keyword arguments with or without labels, a list of images.
 
     Raises:
-        ValueError: for no batches, a batch of another type, or NaN and infinity in a layer's
-            input (it names the layer). A layer the data never reaches keeps `count == 0`.
+        ValueError: for no batches, a batch of another kind or one that the model cannot be called with, NaN and
+            infinity in a layer's input (it names the layer). A layer the data never reaches keeps `count == 0`.
     """
+    reader = None
+    if not callable(calibration):  # a batch is tried out before anything is watched
+        example = example_of(model, calibration)
+        calibration, reader = example.data, example.reader
     with _watching(model, observers):
-        run_data(model, calibration)
+        run_data(model, calibration, reader)
 
 
-def run_data(model: nn.Module, data: Calibration) -> None:
-    """Run all of `data` (see `calibrate`) through the model in eval and inference mode."""
-    with evaluating(model):
+def run_data(model: nn.Module, data: Calibration, reader: BatchReader | None = None) -> None:
+    """Run all of `data` (see `calibrate`) through the model, as `answering` has it."""
+    with answering(model):
         if callable(data):
             data(model)
             return
-        batches = 0
-        for batch in _with_progress([data] if isinstance(data, Tensor | Mapping) else data):
-            run_batch(model, batch)
+        reader, batches = reader or BatchReader(model), 0
+        for batch in _with_progress(_batches(data)):
+            run_batch(model, batch, reader)
             batches += 1
         if batches == 0:
             raise ValueError("calibration data is empty: give at least one batch")
+
+
+def run_batch(model: nn.Module, batch: Batch, reader: BatchReader | None = None) -> Any:
+    """The model's answer to one batch (see `calibrate`)."""
+    call = (reader or BatchReader(model)).call(batch)
+    try:
+        return call.run(model)
+    except CalibrationError:
+        raise
+    except Exception as error:  # whatever a forward raises on data that is not for it
+        raise ValueError(
+            f"{type(model).__name__} cannot be called with this batch of {call.described()}: {first_line(error)}"
+        ) from error
 
 
 def rereadable(data: Calibration) -> Calibration:
@@ -62,26 +81,69 @@ def rereadable(data: Calibration) -> Calibration:
     return list(data) if isinstance(data, Iterator) else data
 
 
-def run_batch(model: nn.Module, batch: Batch) -> None:
-    """Call the model on one batch (see `calibrate`), moved to its device."""
-    inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
-    device = _device_of(model)
-    if isinstance(inputs, Tensor):
-        model(_to_device(inputs, device))
-    elif isinstance(inputs, Mapping):
-        model(**_to_device(inputs, device))
-    else:
+@dataclass(frozen=True)
+class Example:
+    """One call of the model as its data makes it, the data with nothing of it spent, and how its batches are read."""
+
+    call: Call | None
+    data: Calibration
+    reader: BatchReader | None = None
+
+
+def example_of(model: nn.Module, data: Calibration) -> Example:
+    """The first call that `data` makes of the model.
+
+    A callable is run until it calls the model for the first time; None where it never does.
+    """
+    if callable(data):
+        return Example(_first_call(model, data), data)
+    batches = iter(_batches(data))
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("calibration data is empty: give at least one batch")
+    reader = BatchReader(model)
+    with answering(model):
+        call = reader.call(first)
+    return Example(call, chain([first], batches) if isinstance(data, Iterator) else data, reader)
+
+
+class _Seen(BaseException):
+    """Ends a callable at its first call of the model; no handler of errors may catch it."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+
+def _first_call(model: nn.Module, data: Callable[[nn.Module], object]) -> Call | None:
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Seen(Call(copy.deepcopy(args), copy.deepcopy(kwargs)))
+
+    handle = model.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    try:
+        with answering(model):
+            data(model)
+    except _Seen as seen:
+        return seen.call
+    finally:
+        handle.remove()
+    return None
+
+
+def _batches(data: Any) -> Iterable[Batch]:
+    if isinstance(data, Tensor | Mapping):
+        return [data]
+    if not isinstance(data, Iterable) or isinstance(data, str):
         raise ValueError(
-            f"a calibration batch is a {type(inputs).__name__}: give a Tensor, a tuple whose "
-            "first item is the input, or a dict of keyword arguments"
+            f"calibration is a {type(data).__name__}: give batches, one tensor, one dict, or a function of the model"
         )
+    return data
 
 
 @contextlib.contextmanager
 def _watching(model: nn.Module, observers: Mapping[str, Observer]) -> Iterator[None]:
     def hook(observer: Observer) -> Callable[..., None]:
         def watch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            observer.observe(args[0] if args else kwargs["input"])
+            observer.observe(args[0] if args else next(iter(kwargs.values())))
 
         return watch
 
@@ -94,31 +156,6 @@ def _watching(model: nn.Module, observers: Mapping[str, Observer]) -> Iterator[N
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and inference mode inside; every module's training flag restored after."""
-    with eval_mode(model), torch.inference_mode():
-        yield
-
-
-def _device_of(model: nn.Module) -> torch.device | None:
-    """The one device of the model; None (batches stay where they are) for several or none."""
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    return devices.pop() if len(devices) == 1 else None
-
-
-def _to_device(value: Any, device: torch.device | None) -> Any:
-    if device is None:
-        return value
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: _to_device(item, device) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_device(item, device) for item in value]
-    return value
 
 
 def _with_progress(batches: Iterable[Any]) -> Iterator[Any]:

@@ -4,43 +4,47 @@ The metadata key `qkernels` holds
 
     format_version   int, the version of this layout
     qkernels_version of the writer
+    plain            {module name: scheme} of every module that was made of ordinary layers (`qkernels.plain`)
     modules          {module name: scheme} of every int8 layer
-    folded           {batch norm name: {"kind", "into"}}, the placeholder that stands there
+    folded           {batch norm name: {"kind", "into"}}, the placeholder that stands there, and "rest", its children
     clamped          {name: channels} of every ClampedReLU that stands where a ReLU6 was; absent in older files
     aliases          {tensor name: name it is stored under} of tensors stored once
     architecture     {"name", "kwargs"} for `qkernels.models.create`, or null
+    versions         {module name: version} of the modules whose state dict has another version than 1
     extra            whatever the caller added
+
+Format 1 called `int8_weight` `weight`, and had no plain and no versions.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 
 from qkernels.nn import ClampedReLU, QuantModule, fix_mean_order_
-from qkernels.quantization.convert import call_layers_plainly
-from qkernels.quantization.fold import (
-    BATCH_NORMS,
-    FoldedBatchNorm,
-    FoldedBatchNorm1d,
-    replace_module,
-)
-from qkernels.quantization.plan import QUANTIZED
+from qkernels.nn.registry import LayerSpec, spec_of, spec_of_int8
+from qkernels.plain import is_plain, plain_class
+from qkernels.quantization.fold import FOLDED, placeholder
+from qkernels.quantization.prepare import call_layers_plainly
+from qkernels.swap import ModuleSwap
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEY = "qkernels"
-_PLAIN_KINDS = {quantized.__name__: plain for plain, quantized in QUANTIZED.items()}
-_FOLDED_KINDS = {kind.__name__: kind for kind in (FoldedBatchNorm, FoldedBatchNorm1d)}
+_NOT_COMPARED = ("kind", "bias", "activation", "symmetric", "dtype")
 
 
 class CheckpointError(ValueError):
@@ -70,14 +74,16 @@ def save(
     metadata = {
         "format_version": FORMAT_VERSION,
         "qkernels_version": _version(),
+        "plain": {n: cast(Any, m).scheme() for n, m in modules.items() if is_plain(m)},
         "modules": {name: m.scheme() for name, m in modules.items() if isinstance(m, QuantModule)},
         "folded": {
-            name: {"kind": type(m).__name__, "into": m.into}
+            name: {"kind": type(m).__name__, "into": m.into, "rest": getattr(m, "rest", [])}
             for name, m in modules.items()
-            if isinstance(m, FoldedBatchNorm)
+            if isinstance(m, FOLDED)
         },
         "clamped": {n: m.ceiling.numel() for n, m in modules.items() if isinstance(m, ClampedReLU)},
         "aliases": aliases,
+        "versions": {n: m._version for n, m in modules.items() if m._version != 1},
         "architecture": _checked_architecture(architecture),
         "extra": dict(extra or {}),
     }
@@ -115,11 +121,10 @@ def load(
     metadata, tensors = _read(path, str(device))
     if not isinstance(model, nn.Module):
         factory = model if model is not None else _registered(path, metadata["architecture"])
-        with _parameters_on_meta():
-            model = factory()
+        model = _built(factory)
     try:
         model = _with_empty_layers(model, metadata)
-        _fill(model, tensors, metadata["aliases"])
+        _fill(model, tensors, metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error
     return model.to(device).eval()
@@ -178,11 +183,16 @@ def _stored_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _shared_names(model: nn.Module) -> dict[str, str]:
     """State dict names of shared modules under their later names -> under their first."""
     first: dict[nn.Module, str] = {}
+    weights: dict[int, str] = {}
     shared: dict[str, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if first.setdefault(module, name) != name:
             keys = nn.Module.state_dict(module).keys()
             shared |= {f"{name}.{key}": f"{first[module]}.{key}".lstrip(".") for key in keys}
+        elif isinstance(module, QuantModule):  # a state dict unpacks a tied weight twice
+            holder = weights.setdefault(id(module.packed_weight), name)
+            if holder != name:
+                shared[f"{name}.int8_weight"] = f"{holder}.int8_weight"
     return shared
 
 
@@ -273,13 +283,22 @@ def _registered(path: Path, architecture: Mapping[str, Any] | None) -> Callable[
     return lambda: create(architecture["name"], **architecture["kwargs"])
 
 
+def _built(factory: Callable[[], nn.Module]) -> nn.Module:
+    """The factory's model without memory for its parameters; with it where the factory needs their values."""
+    try:
+        with _parameters_on_meta():
+            return factory()
+    except Exception:  # a constructor may run a part of the model, to find a size
+        return factory()
+
+
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     """Modules made inside by this thread get parameters without memory; buffers stay real."""
     thread = threading.get_ident()
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
-        if threading.get_ident() != thread or parameter.is_meta:
+        if threading.get_ident() != thread or is_lazy(parameter) or parameter.is_meta:
             return None
         return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
@@ -291,40 +310,75 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def _with_empty_layers(model: nn.Module, metadata: Mapping[str, Any]) -> nn.Module:
-    """Swap int8 layers without values in, and folded batch norms out."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    empty: dict[nn.Module, nn.Module] = {}  # a shared layer stays shared
-    call_layers_plainly(model, [name for name in metadata["modules"] if name in modules])
-    fix_mean_order_(model)
+    """Put everything in that the file says stands in the model: plain modules, placeholders, int8 layers."""
+    swap = ModuleSwap(model)
+    for name, scheme in metadata.get("plain", {}).items():
+        _put(swap, name, _empty(plain_class(scheme["kind"]), scheme))
     for name, folded in metadata["folded"].items():
-        if not isinstance(modules.get(name), (*BATCH_NORMS, nn.Identity)):
-            raise CheckpointError(f"the file folded a batch norm {name!r} that the model lacks")
-        model = replace_module(model, name, _FOLDED_KINDS[folded["kind"]](folded["into"]))
+        _put(swap, name, _placeholder(_module(swap.model, name), name, folded))
     for name, channels in metadata.get("clamped", {}).items():
-        if not isinstance(modules.get(name), nn.ReLU6 | ClampedReLU):
-            raise CheckpointError(f"the file clamped a ReLU6 {name!r} that the model lacks")
-        model = replace_module(model, name, ClampedReLU(torch.empty(channels, device="meta")))
+        _put(swap, name, _clamped(_module(swap.model, name), name, channels))
+    empty: dict[nn.Module, nn.Module] = {}  # a shared layer stays shared
     for name, scheme in metadata["modules"].items():
-        layer = _checked_layer(name, modules.get(name), scheme)
-        if layer not in empty:
-            with torch.device("meta"):
-                empty[layer] = QUANTIZED[_PLAIN_KINDS[scheme["kind"]]].from_scheme(scheme)
-        model = replace_module(model, name, empty[layer])
-    return model
+        layer = _checked_layer(name, _module(swap.model, name), scheme)
+        if layer not in empty.values():
+            spec = spec_of_int8(scheme["kind"])
+            empty[layer] = _empty(spec and spec.int8_class, scheme)
+            swap.put(layer, empty[layer], own=("weight", "bias"))
+    model = swap.finish()
+    call_layers_plainly(model, metadata["modules"])
+    return fix_mean_order_(model)
+
+
+def _put(swap: ModuleSwap, name: str, new: nn.Module) -> None:
+    old = _module(swap.model, name)
+    if old is None:
+        raise CheckpointError(f"the file has a {type(new).__name__} at {name!r}, the model nothing")
+    swap.put(old, new)
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    return dict(model.named_modules(remove_duplicate=False)).get(name)
+
+
+def _placeholder(norm: nn.Module | None, name: str, folded: Mapping[str, Any]) -> nn.Module:
+    if not isinstance(norm, (_BatchNorm, nn.Identity, *FOLDED)):
+        raise CheckpointError(f"the file folded a batch norm {name!r} that the model lacks")
+    return placeholder(
+        norm, folded["into"], folded["kind"] == "FoldedBatchNorm1d", folded.get("rest", [])
+    )
+
+
+def _clamped(relu: nn.Module | None, name: str, channels: int) -> nn.Module:
+    if not isinstance(relu, nn.ReLU6 | ClampedReLU):
+        raise CheckpointError(f"the file clamped a ReLU6 {name!r} that the model lacks")
+    return ClampedReLU(torch.empty(channels, device="meta"))
+
+
+def _empty(kind: Any, scheme: Mapping[str, Any]) -> nn.Module:
+    if kind is None:
+        raise CheckpointError(
+            f"the file has a {scheme['kind']}, which this qkernels does not know: upgrade, or register it"
+        )
+    with torch.device("meta"):
+        return kind.from_scheme(dict(scheme))
 
 
 def _checked_layer(name: str, layer: nn.Module | None, scheme: Mapping[str, Any]) -> nn.Module:
     """`layer`, once it is clear that `scheme` describes its int8 form."""
-    kind = scheme["kind"]
-    if kind not in _PLAIN_KINDS:
+    kind, spec = scheme["kind"], spec_of_int8(scheme["kind"])
+    if spec is None:
         raise CheckpointError(f"{name!r} is a {kind}, which this qkernels does not know: upgrade")
-    plain = _PLAIN_KINDS[kind]
-    if layer is None or type(layer) not in (plain, QUANTIZED[plain]):
+    becomes = getattr(layer, "cls_to_become", None) or type(layer)  # of a lazy layer
+    if layer is None or not (
+        issubclass(becomes, spec.float_class) or _holds_as_much(layer, spec, scheme)
+    ):
         found = "nothing" if layer is None else f"a {type(layer).__name__}"
         raise CheckpointError(f"the file has a {kind} at {name!r}, the model {found}")
+    ordinary = spec_of(layer) is spec or isinstance(layer, QuantModule)
     for key, value in scheme.items():
         ours = getattr(layer, key, None)
-        if key in ("kind", "bias", "activation", "symmetric") or ours is None:
+        if not ordinary or key in _NOT_COMPARED or ours is None:
             continue
         ours = list(ours) if isinstance(ours, tuple) else ours
         value = list(value) if isinstance(value, tuple) else value
@@ -333,9 +387,21 @@ def _checked_layer(name: str, layer: nn.Module | None, scheme: Mapping[str, Any]
     return layer
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
+def _holds_as_much(layer: nn.Module, spec: LayerSpec, scheme: Mapping[str, Any]) -> bool:
+    """Whether the module may be one that was made plain: a tensor of it has as many values as the int8 weight."""
+    with torch.device("meta"):
+        values = math.prod(spec.int8_class.from_scheme(dict(scheme)).weight_size)
+    return any(tensor.numel() == values for tensor in layer.parameters())
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Give every tensor of the model its value from the file; neither may hold more."""
-    state = dict(tensors) | {name: tensors[stored] for name, stored in aliases.items()}
+    aliases, versions = metadata["aliases"], metadata.get("versions", {})
+    values = dict(tensors) | {name: tensors[stored] for name, stored in aliases.items()}
+    state: Any = OrderedDict(values)
+    state._metadata = {
+        name: {"version": versions.get(name, 1)} for name, _ in model.named_modules()
+    }
     try:
         missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
@@ -356,7 +422,10 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str,
 def _tie(model: nn.Module, name: str, stored: str) -> None:
     """Make two names one parameter again, as they were when saved."""
     (owner, _, key), (other, _, other_key) = name.rpartition("."), stored.rpartition(".")
-    target, source = model.get_submodule(owner)._parameters, model.get_submodule(other)._parameters
+    tied, first = model.get_submodule(owner), model.get_submodule(other)
+    if key == "int8_weight" and isinstance(first, QuantModule) and isinstance(tied, QuantModule):
+        first.tie(tied)
+    target, source = tied._parameters, first._parameters
     if key in target and other_key in source:
         target[key] = source[other_key]
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qkernels.calling import Batch, BatchReader, Call
+from qkernels.eval_mode import answering
 from qkernels.nn import QuantModule
-from qkernels.quantization.calibration import Batch, evaluating, run_batch
-from qkernels.quantization.fold import FoldedBatchNorm
+from qkernels.quantization.fold import FOLDED
 from qkernels.renamed import explains_old_arguments
 
 
@@ -56,6 +57,15 @@ def layer_errors(
     missing = [p for p in points if p not in dict(float_model.named_modules())]
     if missing:
         raise ValueError(f"float_model has no module {missing[0]!r}: is it the model quantized?")
+    with answering(float_model):
+        call = BatchReader(float_model).call(example_inputs)
+    return call_errors(float_model, quant_model, call)
+
+
+def call_errors(float_model: nn.Module, quant_model: nn.Module, call: Call) -> list[LayerError]:
+    """As `layer_errors`, of one call; layers that `float_model` does not have under their name are left out."""
+    known = dict(float_model.named_modules())
+    points = {p: layer for p, layer in comparison_points(quant_model).items() if p in known}
     expected: dict[str, list[Tensor]] = {}
     sums: dict[str, _Sums] = {}
 
@@ -68,15 +78,15 @@ def layer_errors(
         sums.setdefault(point, _Sums()).add(point, expected[point].pop(0), output)
 
     for model, visit in ((float_model, keep), (quant_model, compare)):
-        with _outputs(model, points, visit), evaluating(model):
-            run_batch(model, example_inputs)
+        with _outputs(model, points, visit), answering(model):
+            call.run(model)
     return [sums[point].error(*points[point]) for point in sums]
 
 
 def comparison_points(quant_model: nn.Module) -> dict[str, tuple[str, str]]:
     """Module whose output is compared -> (name, type) of the int8 layer it speaks for."""
     modules: dict[str, nn.Module] = dict(quant_model.named_modules())
-    behind = {str(m.into): n for n, m in modules.items() if isinstance(m, FoldedBatchNorm)}
+    behind = {str(m.into): n for n, m in modules.items() if isinstance(m, FOLDED)}
     lost = [into for into in behind if into not in modules]
     if lost:
         raise ValueError(

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
-Activation = Literal["static", "dynamic", "weight_only"]
-WeightGranularity = Literal["per_channel", "per_tensor"]
-ObserverKind = Literal[
-    "minmax", "moving_average", "percentile", "mse", "entropy", "global", "fixed"
-]
+from qkernels.nn.registry import activation_names
+from qkernels.quantization.observers import observer_names
 
-_CHOICES = {
-    "activation": get_args(Activation),
-    "weight": get_args(WeightGranularity),
-    "symmetric": (True, False, None),
-    "observer": get_args(ObserverKind),
-    "fold_batch_norm": (True, False),
-    "strict": (True, False),
+WeightGranularity = Literal["per_channel", "per_tensor"]
+
+_CHOICES: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "activation": activation_names,
+    "weight": lambda: get_args(WeightGranularity),
+    "symmetric": lambda: (True, False, None),
+    "observer": observer_names,
+    "fold_batch_norm": lambda: (True, False),
+    "strict": lambda: (True, False),
 }
 _LAYER_KEYS = ("activation", "weight", "symmetric", "observer", "percentile", "momentum", "range")
 
@@ -30,8 +29,8 @@ _LAYER_KEYS = ("activation", "weight", "symmetric", "observer", "percentile", "m
 class QuantConfig:
     """How `quantize` treats a model.
 
-    A *pattern* is a glob over the module's full name (`*` also crosses dots: `"layer1.*"`), or
-    the exact name of its type (`"Conv2d"`).
+    A *pattern* is a glob over a module's full name (`*` also crosses dots: `"layer1.*"`), or the exact name of its
+    type (`"Conv2d"`). One that means a container means every layer in it.
 
     Args:
         activation: `static` (ranges from calibration data, the fastest), `dynamic` (ranges found
@@ -54,10 +53,10 @@ class QuantConfig:
         ValueError: for an unknown key or value; it names the value and the choices.
     """
 
-    activation: Activation = "static"
+    activation: str = "static"
     weight: WeightGranularity = "per_channel"
     symmetric: bool | None = None
-    observer: ObserverKind = "percentile"
+    observer: str = "percentile"
     percentile: float = 99.999
     momentum: float = 0.1
     range: tuple[float, float] | None = None
@@ -69,7 +68,7 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         for key, choices in _CHOICES.items():
-            _check_choice(key, getattr(self, key), choices)
+            _check_choice(key, getattr(self, key), choices())
         _check_between("percentile", self.percentile, 50, 100)
         _check_between("momentum", self.momentum, 0, 1)
         object.__setattr__(self, "range", _checked_range(self.range))
@@ -90,7 +89,7 @@ class QuantConfig:
             return cls.from_dict(value)
         raise ValueError(
             f"config={value!r} is not known: give a QuantConfig, a dict of its fields, or one of "
-            f"{_listed(_CHOICES['activation'])}"
+            f"{_listed(activation_names())}"
         )
 
     @classmethod
@@ -109,20 +108,20 @@ class QuantConfig:
             "overrides": overrides,
         }
 
-    def why_not(self, name: str, type_name: str) -> str | None:
-        """Why the module `name` is not selected, or None when it is."""
+    def why_not(self, lineage: Lineage) -> str | None:
+        """Why a module is not selected, or None when it is; `lineage` is it and the containers around it."""
         for pattern in self.exclude:
-            if matches(pattern, name, type_name):
+            if matches(pattern, lineage):
                 return f"excluded by {pattern!r}"
-        if not any(matches(pattern, name, type_name) for pattern in self.include):
+        if not any(matches(pattern, lineage) for pattern in self.include):
             return "not in include"
         return None
 
-    def for_layer(self, name: str, type_name: str) -> QuantConfig:
+    def for_layer(self, lineage: Lineage) -> QuantConfig:
         """The settings of one layer: overrides applied, `symmetric` decided."""
         settings: dict[str, Any] = {}
         for pattern, override in self.overrides.items():
-            if matches(pattern, name, type_name):
+            if matches(pattern, lineage):
                 settings |= override
         layer = dataclasses.replace(self, overrides={}, **settings)
         if layer.symmetric is None:
@@ -134,9 +133,12 @@ class QuantConfig:
         return [*self.include, *self.exclude, *self.overrides]
 
 
-def matches(pattern: str, name: str, type_name: str) -> bool:
-    """Whether a pattern (name glob or exact type name) means this module."""
-    return pattern == type_name or fnmatchcase(name, pattern)
+Lineage = Sequence[tuple[str, str]]  # (full name, type name) of a module and of all around it
+
+
+def matches(pattern: str, lineage: Lineage) -> bool:
+    """Whether a pattern (name glob or exact type name) means this module, or a container that it is in."""
+    return any(pattern == kind or fnmatchcase(name, pattern) for name, kind in lineage)
 
 
 def _listed(choices: Iterable[Any]) -> str:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from qkernels import reports
-from qkernels.nn import QuantModule, fix_mean_order_, quantize_weight
-from qkernels.quantization.calibration import Calibration, calibrate
+from qkernels.copying import copied, unwrapped
+from qkernels.eval_mode import answering
+from qkernels.nn import QuantModule
+from qkernels.nn.registry import spec_of
+from qkernels.outputs import output_sqnrs
+from qkernels.quantization.calibration import Calibration
+from qkernels.quantization.compare import call_errors
 from qkernels.quantization.config import QuantConfig
-from qkernels.quantization.fold import Folds, Layer, fold_batch_norm_, has_hooks, replace_module
-from qkernels.quantization.observers import make_observers
-from qkernels.quantization.plan import QUANTIZED, Plan, make_plan
+from qkernels.quantization.plan import Plan
+from qkernels.quantization.prepare import Prepared, prepare_
 from qkernels.quantization.report import LayerReport, QuantReport
 from qkernels.renamed import explains_old_arguments
+from qkernels.swap import ModuleSwap
 
-QParams = tuple[float, int]
+_LOW_SQNR = 10.0  # dB; an output below it has lost a third of its size
 
 
 @explains_old_arguments
@@ -27,169 +32,162 @@ def quantize(
     model: nn.Module,
     config: QuantConfig | Mapping[str, Any] | str | None = None,
     calibration: Calibration | None = None,
+    *,
+    example_inputs: Any = None,
 ) -> nn.Module:
-    """Swap every Conv2d and Linear for its int8 layer.
+    """Swap every layer that has an int8 form (`qkernels.nn.float_classes`) for it.
 
-    Batch norms are folded first, static ranges are found by running `calibration`, then layers
-    are swapped one by one, each float weight freed as its int8 form appears. Shared modules stay
-    shared. The returned model is in eval mode, on the device of `model`.
+    Modules that hide their products (multi-head attention, LSTM, weight-normed layers, layers with a forward of their
+    own) are made of ordinary layers first (`qkernels.plain`), batch norms are folded, static ranges are found by
+    running `calibration`, then layers are swapped one by one. Shared modules and tied weights stay shared; attributes,
+    hooks and references in lists go to the int8 layers. The returned model is in eval mode, on the device of `model`.
+    The report says how far its answer to an example is from the float model's.
 
     Args:
-        model: float weights; not changed (`quantize_` converts it in place).
-        config: a QuantConfig, a dict of its fields, or an activation name ("static", "dynamic",
-            "weight_only"). None: static, per-channel, percentile 99.999.
+        model: float weights; not changed (`quantize_` converts it in place). DataParallel, DistributedDataParallel and
+            torch.compile are taken off.
+        config: a QuantConfig, a dict of its fields, or an activation name ("static", "dynamic", "weight_only"). None:
+            static, per-channel, percentile 99.999.
         calibration: needed by static layers, see `calibrate`.
+        example_inputs: what the model is called with: a tensor, a tuple of positional or a dict of keyword arguments.
+            None: the first batch of `calibration`.
 
     Returns:
         The int8 model; `qkernels.report(model)` is its `QuantReport`.
 
     Raises:
-        ValueError: for an unknown setting, no layer to convert, static layers without calibration
-            data, bad calibration data; with `config.strict`, for any layer with weights that
-            would stay float without being excluded.
+        ValueError: for an unknown setting, no layer to convert, static layers without calibration data, bad calibration
+            data, a ScriptModule; with `config.strict`, for any layer with weights that would stay float without being
+            excluded.
     """
-    return quantize_(copy.deepcopy(model), config, calibration)
+    config = QuantConfig.of(config)
+    model, unwrapping = unwrapped(model)
+    copy, copying = copied(model)
+    int8 = _quantize(reports.forget(copy), config, calibration, example_inputs, model)
+    reports.report(int8, QuantReport).notes[:0] = unwrapping + copying
+    return int8
 
 
+@explains_old_arguments
 def quantize_(
     model: nn.Module,
     config: QuantConfig | Mapping[str, Any] | str | None = None,
     calibration: Calibration | None = None,
+    *,
+    example_inputs: Any = None,
 ) -> nn.Module:
     """Convert `model` itself as `quantize` converts a copy, so that both never exist at once.
 
-    Arguments, result and errors are those of `quantize`. Use the returned model: a root that is
-    itself a Linear is replaced. If calibration fails, batch norms are already folded.
+    Arguments, result and errors are those of `quantize`. Use the returned model: a root that is itself a Linear is
+    replaced. If calibration fails, hidden layers are already plain and batch norms folded, which changes no answer.
     """
-    config = QuantConfig.of(config)
-    plan = make_plan(model, config)
-    _check_calibration(plan, calibration)
-    _check_strict(plan, config)
-    model.eval()
-    report = QuantReport(config=config, notes=plan.notes, bytes_before=stored_bytes(model))
-    if config.fold_batch_norm:
-        folds = reports.report(fold_batch_norm_(model, only=plan.layers), Folds)
-        report.folded, report.notes = folds.pairs, report.notes + folds.notes
-    call_layers_plainly(model, plan.layers)
-    fix_mean_order_(model)
-    qparams = input_qparams(model, plan, calibration)
-    _check_strict(plan, config)
-    for name in plan.names:
-        if name in plan.layers:
-            model = _convert(model, name, plan, qparams.get(name), report)
-        elif name in plan.skipped:
-            report.layers.append(_skipped(model.get_submodule(name), name, plan))
-    report.bytes_after = stored_bytes(model)
-    return reports.hang(model, report)
+    model, unwrapping = unwrapped(model)
+    int8 = _quantize(model, QuantConfig.of(config), calibration, example_inputs, None)
+    reports.report(int8, QuantReport).notes[:0] = unwrapping
+    return int8
+
+
+def _quantize(
+    model: nn.Module,
+    config: QuantConfig,
+    calibration: Calibration | None,
+    example_inputs: Any,
+    original: nn.Module | None,
+) -> nn.Module:
+    size = stored_bytes(model)
+    ready = prepare_(model, config, calibration, example_inputs)
+    report = QuantReport(config=config, folded=ready.folded, notes=ready.notes, bytes_before=size)
+    swap = ModuleSwap(ready.model)
+    for name in ready.plan.names:
+        if name in ready.plan.layers:
+            _convert(ready, name, swap, report)
+        elif name in ready.plan.skipped:
+            report.layers.append(_skipped(ready, name))
+    int8 = swap.finish()
+    _tie(int8, ready.plan)
+    report.notes += swap.notes
+    report.bytes_after = stored_bytes(int8)
+    _check_answer(int8, ready, report, original)
+    return reports.hang(int8, report)
 
 
 def stored_bytes(model: nn.Module, recurse: bool = True) -> int:
     """Bytes of the state dict, shared tensors once; packed weights count as the int8 they hold."""
     tensors: set[Tensor] = set()
-    packed = 0
+    packed: dict[int, int] = {}
     for module in model.modules() if recurse else [model]:
         tensors.update(module.parameters(recurse=False))
         derived = module._non_persistent_buffers_set
         tensors.update(b for k, b in module.named_buffers(recurse=False) if k not in derived)
         if isinstance(module, QuantModule):
-            packed += math.prod(module.weight_size)
-    return packed + sum(tensor.nbytes for tensor in tensors)
+            packed[module.packed_weight.data_ptr()] = math.prod(module.weight_size)
+    return sum(packed.values()) + sum(tensor.nbytes for tensor in tensors)
 
 
-def call_layers_plainly(model: nn.Module, names: Iterable[str]) -> None:
-    """Make torch's TransformerEncoderLayer call its layers instead of reading their weights.
-
-    In eval mode it otherwise hands `linear1.weight` to a fused float kernel, past our layers.
-    """
-    for name in names:
-        parent = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(parent, nn.TransformerEncoderLayer):
-            parent.activation_relu_or_gelu = 0  # torch: "not a fused activation"
-
-
-def input_qparams(
-    model: nn.Module, plan: Plan, calibration: Calibration | None
-) -> dict[str, QParams]:
-    """Scale and zero point of each static layer; layers never reached move to `plan.skipped`."""
-    static = {name: layer for name, layer in plan.layers.items() if layer.activation == "static"}
-    observers = make_observers(static)
-    if static and calibration is not None:
-        calibrate(model, observers, calibration)
-    for name, observer in observers.items():
-        if observer.count == 0:
-            plan.skipped[name] = "the calibration data never reached it"
-            del plan.layers[name]
-    if not plan.layers:
-        raise ValueError("the calibration data reached no layer: does it run the whole model?")
-    return {name: observer.qparams() for name, observer in observers.items() if observer.count}
-
-
-def _convert(
-    model: nn.Module, name: str, plan: Plan, qparams: QParams | None, report: QuantReport
-) -> nn.Module:
-    layer, settings = cast(Layer, model.get_submodule(name)), plan.layers[name]
-    scale, zero_point = qparams or (None, None)
-    try:
-        converted = QUANTIZED[type(layer)].from_float(
-            cast(Any, layer),
-            activation=settings.activation,
-            weight=quantize_weight(layer.weight, per_channel=settings.weight == "per_channel"),
-            input_scale=scale,
-            input_zero_point=zero_point,
-            symmetric=bool(settings.symmetric),
-        )
-    except ValueError as error:
-        raise ValueError(f"layer {name!r}: {error} (exclude it to keep it in float)") from error
+def _convert(ready: Prepared, name: str, swap: ModuleSwap, report: QuantReport) -> None:
+    layer = ready.model.get_submodule(name)
+    spec = spec_of(layer)
+    assert spec is not None
+    int8 = ready.int8_layer(name)
+    scale, zero_point = ready.qparams.get(name, (None, None))
     report.layers.append(
         LayerReport(
             name=name,
-            type=type(layer).__name__,
+            type=ready.plan.kinds[name],
             action="converted",
-            scheme=converted.scheme(),
+            scheme=int8.scheme(),
             input_scale=scale,
             input_zero_point=zero_point,
             bytes_before=stored_bytes(layer),
-            bytes_after=stored_bytes(converted),
-            aliases=plan.names[name][1:],
+            bytes_after=stored_bytes(int8),
+            aliases=ready.plan.names[name][1:],
         )
     )
-    if has_hooks(layer):
-        report.notes.append(f"the forward hooks of {name!r} are gone: the int8 layer has none")
-    for alias in plan.names[name]:
-        model = replace_module(model, alias, converted.eval())
-    return model
+    swap.put(layer, int8, own=("weight", "bias"))
+    ready.model = swap.model
 
 
-def _skipped(layer: nn.Module, name: str, plan: Plan) -> LayerReport:
-    size = stored_bytes(layer, recurse=False)
+def _skipped(ready: Prepared, name: str) -> LayerReport:
+    size = stored_bytes(ready.model.get_submodule(name), recurse=False)
     return LayerReport(
         name=name,
-        type=type(layer).__name__,
+        type=ready.plan.kinds[name],
         action="skipped",
-        reason=plan.skipped[name],
+        reason=ready.plan.skipped[name],
         bytes_before=size,
         bytes_after=size,
-        aliases=plan.names[name][1:],
+        aliases=ready.plan.names[name][1:],
     )
 
 
-def _check_calibration(plan: Plan, calibration: Calibration | None) -> None:
-    static = [
-        name
-        for name, layer in plan.layers.items()
-        if layer.activation == "static" and layer.observer != "fixed"
-    ]
-    if static and calibration is None:
-        raise ValueError(
-            f"{len(static)} layers are static (first: {static[0]!r}) and need calibration data: "
-            'give calibration=..., or activation="dynamic"'
-        )
-    if calibration is not None and not static:
-        plan.notes.append("no layer takes its range from data: the calibration data was not used")
+def _tie(model: nn.Module, plan: Plan) -> None:
+    """Let layers whose float weights were one parameter hold one int8 weight."""
+    for first, *others in plan.tied:
+        kept = model.get_submodule(first)
+        for other in map(model.get_submodule, others):
+            if isinstance(kept, QuantModule) and isinstance(other, QuantModule):
+                kept.tie(other)
 
 
-def _check_strict(plan: Plan, config: QuantConfig) -> None:
-    left = {name: why for name, why in plan.skipped.items() if name not in plan.excluded}
-    if config.strict and left:
-        listed = "; ".join(f"{name}: {why}" for name, why in left.items())
-        raise ValueError(f"strict: {len(left)} layers would stay float ({listed}); exclude them")
+def _check_answer(
+    int8: nn.Module, ready: Prepared, report: QuantReport, original: nn.Module | None
+) -> None:
+    """Put into the report how near the int8 model's answer is; warn where little of it is left."""
+    if ready.call is None:
+        return
+    with answering(int8):
+        report.sqnr_db = output_sqnrs(ready.answer, ready.call.run(int8))
+    low = {name: db for name, db in report.sqnr_db.items() if db < _LOW_SQNR}
+    if not low:
+        return
+    name, db = min(low.items(), key=lambda item: item[1])
+    where = ""
+    if original is not None:
+        errors = call_errors(original, int8, ready.call)
+        worst = sorted(errors, key=lambda e: e.sqnr_db)[:3]
+        where = "".join(f"; {e.name} keeps {e.sqnr_db:.1f} dB" for e in worst)
+    sentence = (
+        f"the int8 model's {name} keeps {db:.1f} dB of the float model's on the example{where}"
+    )
+    report.notes.append(sentence)
+    warnings.warn(f"{sentence} (docs/quantization.md says what helps)", stacklevel=4)

@@ -6,25 +6,32 @@ for free: `weight * factor[:, None]` and `(bias - mean) * factor + beta`.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qkernels.calling import Call, example_call
+from qkernels.capture import Capture, captures, guessed_call
+from qkernels.eval_mode import answering
+from qkernels.nn.registry import spec_of
+from qkernels.outputs import output_error, output_tensors, rounding
 from qkernels.reports import hang
+from qkernels.swap import ModuleSwap, has_hooks, has_own_forward
 
+Layer = Any  # a layer with weight and bias that has a LayerSpec
 Model = TypeVar("Model", bound=nn.Module)
-Layer = nn.Linear | nn.Conv2d
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
-_FOLDS_INTO: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
-    nn.Conv2d: (nn.BatchNorm2d, nn.SyncBatchNorm),
-    nn.Linear: (nn.BatchNorm1d, nn.SyncBatchNorm),
-}
+
+_BATCH_NORM = torch.ops.aten.batch_norm.default
+_SAME = {
+    torch.float32: 1e-3,
+    torch.float64: 1e-3,
+}  # relative change of an output that rounding explains
+_SAME_IN_16_BITS = 5e-2
 
 
 class FoldedBatchNorm(nn.Identity):
@@ -44,12 +51,36 @@ class FoldedBatchNorm1d(FoldedBatchNorm):
     """The same after a linear layer: in [N, C, L] the batch norm's channels are not the layer's."""
 
     def forward(self, input: Tensor) -> Tensor:
-        torch._assert(  # unlike `if`, torch.fx can trace it
+        torch._assert(  # unlike `if`, a trace can hold it
             input.dim() == 2,
             f"the batch norm after {self.into!r} was folded for [N, C] activations, which these "
             "are not: quantize with fold_batch_norm=False",
         )
         return input
+
+
+class FoldedNormAct(nn.Module):
+    """What is left of a batch norm that called other modules behind its norm, an activation say: those modules.
+
+    They keep their names in it, and are called in the order of `rest`.
+    """
+
+    def __init__(self, into: str, rest: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.into, self.rest = into, list(rest)
+        for name, module in rest.items():
+            self.add_module(name, module)
+
+    def forward(self, input: Tensor) -> Tensor:
+        for name in self.rest:
+            input = self._modules[name](input)  # type: ignore[misc]
+        return input
+
+    def extra_repr(self) -> str:
+        return f"into={self.into!r}"
+
+
+FOLDED = (FoldedBatchNorm, FoldedBatchNorm1d, FoldedNormAct)
 
 
 @dataclass
@@ -65,56 +96,86 @@ class Folds:
     notes: list[str] = field(default_factory=list)
 
 
-def fold_batch_norm_(model: Model, only: Collection[str] | None = None) -> Model:
-    """Fold every batch norm that directly follows a Conv2d or Linear, in place.
+@dataclass(frozen=True)
+class _Pair:
+    """A layer and the batch norm that alone reads it; `rest` are the children that the norm calls after."""
 
-    Pairs come from a torch.fx trace; a module that cannot be traced is searched child by child,
-    and an nn.Sequential by the order of its children. A layer or batch norm that is used more
-    than once, or has hooks, keeps its batch norm.
+    layer: str
+    norm: str
+    rest: tuple[str, ...]
+
+
+def fold_batch_norm_(
+    model: Model, example_inputs: Any = None, *, only: Collection[str] | None = None
+) -> Model:
+    """Fold every batch norm that alone reads a convolution or linear layer, in place.
+
+    What reads what is seen in the graph of one call (`qkernels.capture`), and the model's answer to that call is the
+    same before and after, or nothing is folded. A layer or batch norm that is used more than once, has hooks, or whose
+    weights are read elsewhere too keeps its batch norm.
 
     Args:
         model: in eval mode; its parameters are replaced, never written in place.
+        example_inputs: what the model is called with: a tensor, a tuple of positional or a dict of keyword arguments.
+            None: an input is guessed from the first layer.
         only: full names of the layers that may change; None for all.
 
     Returns:
         `model`, with its `Folds` as the report.
     """
     folds = Folds()
-    registered = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
-    for layer_name, norm_name in list(_adjacent_pairs(model, "", folds.notes)):
-        layer = cast(Layer, model.get_submodule(layer_name))
-        norm = cast(_BatchNorm, model.get_submodule(norm_name))
-        if only is not None and layer_name not in only:
-            continue
-        if registered[id(layer)] > 1 or registered[id(norm)] > 1:
-            folds.notes.append(f"{norm_name} is not folded: it or {layer_name} is shared")
-        elif norm.running_mean is None:
-            folds.notes.append(f"{norm_name} is not folded: it has no running statistics")
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        call = guessed_call(model) if example_inputs is None else example_call(example_inputs)
+        if call is None:
+            folds.notes.append(
+                "batch norms are not folded: no input is known, give example_inputs="
+            )
         else:
-            fold_into(layer, norm)
-            kind = FoldedBatchNorm1d if isinstance(layer, nn.Linear) else FoldedBatchNorm
-            replace_module(model, norm_name, kind(layer_name))
-            folds.pairs.append((layer_name, norm_name))
+            _fold(model, call, only, folds)
     return hang(model, folds)
 
 
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """Put `new` where `name` was; returns the model (`new` itself for the root, "")."""
-    if name == "":
-        return new
-    parent, _, key = name.rpartition(".")
-    model.get_submodule(parent)._modules[key] = new
-    return model
+def _fold(model: nn.Module, call: Call, only: Collection[str] | None, folds: Folds) -> None:
+    registered = Counter(m for _, m in model.named_modules(remove_duplicate=False))
+    swap, kept = ModuleSwap(model), []
+    with answering(model):
+        before = call.run(model)
+    for pair in list(_pairs(model, call, folds.notes)):
+        layer, norm = model.get_submodule(pair.layer), model.get_submodule(pair.norm)
+        if only is not None and pair.layer not in only:
+            continue
+        if registered[layer] > 1 or registered[norm] > 1:
+            folds.notes.append(f"{pair.norm} is not folded: it or {pair.layer} is shared")
+            continue
+        kept.append((layer, layer.weight, layer.bias, norm))
+        fold_into(layer, cast(_BatchNorm, norm))
+        swap.put(norm, placeholder(norm, pair.layer, isinstance(layer, nn.Linear), pair.rest))
+        folds.pairs.append((pair.layer, pair.norm))
+    with answering(model):
+        error = output_error(before, call.run(model))
+    if error > rounding({x.dtype for _, x in output_tensors(before)}):
+        for layer, weight, bias, _ in kept:
+            layer.weight, layer.bias = weight, bias
+        for _, norm_name in folds.pairs:
+            norm = next(n for *_, n in kept if swap.name_of(n) == norm_name)
+            swap.put(model.get_submodule(norm_name), norm)
+        folds.notes.append(
+            f"no batch norm is folded: the model's answer would change by {error:.2g} of its size"
+        )
+        folds.pairs.clear()
+    swap.finish()
+
+
+def placeholder(norm: nn.Module, into: str, rows: bool, rest: Collection[str]) -> nn.Module:
+    """What stands where `norm` was; `rows`: behind a linear layer; `rest`: its children that go on being called."""
+    if rest:
+        return FoldedNormAct(into, {name: norm.get_submodule(name) for name in rest})
+    return (FoldedBatchNorm1d if rows else FoldedBatchNorm)(into)
 
 
 def own_weight(layer: nn.Module) -> bool:
     """Whether `weight` is the layer's own parameter (and not recomputed by a hook)."""
     return layer._parameters.get("weight") is not None
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether anything of the user's runs before or after the module's forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @torch.no_grad()
@@ -128,67 +189,89 @@ def fold_into(layer: Layer, norm: _BatchNorm) -> None:
     if norm.affine:
         factor, shift = factor * norm.weight.double(), shift * norm.weight.double() + norm.bias
     weight = layer.weight
-    scaled = weight.double() * factor.view(-1, *[1] * (weight.dim() - 1))
+    scaled = scaled_outputs(layer, weight.double(), factor)
     layer.weight = nn.Parameter(scaled.to(weight.dtype), weight.requires_grad)
     layer.bias = nn.Parameter(shift.to(weight.dtype), weight.requires_grad)
 
 
-def _adjacent_pairs(model: nn.Module, prefix: str, notes: list[str]) -> Iterator[tuple[str, str]]:
-    """Names of (layer, batch norm) where the norm alone reads the layer's output."""
-    if not any(isinstance(m, BATCH_NORMS) for m in model.modules()) or not any(model.children()):
-        return
-    try:
-        graph = LayerTracer().trace(model)
-    except Exception as error:  # whatever the model's own forward raises on symbolic inputs
-        if not isinstance(model, nn.ModuleList | nn.ModuleDict):
-            where = prefix.rstrip(".") or "the model"
-            notes.append(
-                f"batch norms: torch.fx could not trace {where} ({_first_line(error)}); searched "
-                "its parts"
-            )
-        pairs = _pairs_of_sequential(model) if isinstance(model, nn.Sequential) else []
-        yield from ((prefix + layer, prefix + norm) for layer, norm in pairs)
-        for name, child in model.named_children():
-            yield from _adjacent_pairs(child, f"{prefix}{name}.", notes)
-    else:
-        yield from ((prefix + layer, prefix + norm) for layer, norm in _pairs_of(model, graph))
+def scaled_outputs(layer: nn.Module, weight: Tensor, factor: Tensor) -> Tensor:
+    """The weight with output channel n multiplied by factor[n]; of a transposed convolution [C_in, N / groups, ...]."""
+    spec = spec_of(layer)
+    if spec is None or spec.weight_axis == 0:
+        return weight * factor.view(-1, *[1] * (weight.dim() - 1))
+    groups = cast(int, getattr(layer, "groups", 1))
+    grouped = weight.view(groups, -1, *weight.shape[1:])
+    return (grouped * factor.view(groups, 1, -1, *[1] * (weight.dim() - 2))).view_as(weight)
 
 
-class LayerTracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Modules without children stay whole: only their order matters here."""
-        return not any(m.children()) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _pairs_of(model: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, str]]:
-    calls = Counter(id(model.get_submodule(n.target)) for n in graph.nodes if _is_call(n))
-    read = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
-    for norm in graph.nodes:
-        inputs = norm.all_input_nodes
-        if not (_is_call(norm) and len(inputs) == 1 and _is_call(inputs[0])):
+def _pairs(model: nn.Module, call: Call, notes: list[str]) -> Iterator[_Pair]:
+    for found in captures(model, call):
+        if isinstance(found, str):
+            notes.append(f"batch norms: {found}")
             continue
-        layer = inputs[0]
-        modules = [model.get_submodule(node.target) for node in (layer, norm)]
-        once = all(calls[id(m)] == 1 for m in modules) and len(layer.users) == 1
-        if once and _foldable(*modules) and not read & {layer.target, norm.target}:
-            yield layer.target, norm.target
+        for node in found.graph.nodes:
+            pair = _pair(model, found, node)
+            if isinstance(pair, str):
+                notes.append(pair)
+            elif pair is not None:
+                yield pair
 
 
-def _pairs_of_sequential(model: nn.Sequential) -> Iterator[tuple[str, str]]:
-    children = list(model._modules.items())  # with repetitions: order is what counts
-    for (layer_name, layer), (norm_name, norm) in itertools.pairwise(children):
-        if layer and norm and _foldable(layer, norm):
-            yield layer_name, norm_name
+def _pair(model: nn.Module, found: Capture, node: fx.Node) -> _Pair | str | None:
+    """The pair that a batch norm's node makes with the layer before it; or why it makes none."""
+    if node.target is not _BATCH_NORM:
+        return None
+    layer_node, *tensors = node.args[:5]
+    owners = {found.owner(t) for t in tensors if t is not None}
+    names = {owner[0] for owner in owners if owner is not None}
+    layer_name = _layer_of(model, found, layer_node)
+    if layer_name is None or None in owners or len(names) != 1:
+        return None
+    norm_name = names.pop()
+    layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
+    if not isinstance(norm, _BatchNorm) or not _read_once([*tensors, layer_node]):
+        return None
+    if norm.running_mean is None:
+        return f"{norm_name} is not folded: it has no running statistics"
+    if any(has_hooks(m) or has_own_forward(m) for m in (layer, norm)):
+        return f"{norm_name} is not folded: it or {layer_name} has hooks"
+    rows = cast(fx.Node, layer_node).meta["val"].dim()
+    if isinstance(layer, nn.Linear) and rows != 2:
+        return f"{norm_name} is not folded: behind the {rows - 1} axes of {layer_name} its channels are others"
+    rest = _called_behind(found, node, norm_name)
+    if rest is None:
+        return f"{norm_name} is not folded: {type(norm).__name__} does more than its batch norm"
+    return _Pair(layer_name, norm_name, rest)
 
 
-def _is_call(node: fx.Node) -> bool:
-    return node.op == "call_module"
+def _layer_of(model: nn.Module, found: Capture, node: Any) -> str | None:
+    """The layer whose product the node is, where it alone reads its tensors."""
+    owner = found.owner(node.args[1]) if isinstance(node, fx.Node) and len(node.args) > 1 else None
+    if owner is None or owner[1] != "weight" or not _read_once(node.args[1:3]):
+        return None
+    layer = model.get_submodule(owner[0])
+    called = found.scope(node)[-1:] == [owner[0]]
+    return owner[0] if called and spec_of(layer) is not None and own_weight(layer) else None
 
 
-def _foldable(layer: nn.Module, norm: nn.Module) -> bool:
-    hooked = has_hooks(layer) or has_hooks(norm)  # a hook may change what the norm reads
-    return type(norm) in _FOLDS_INTO.get(type(layer), ()) and own_weight(layer) and not hooked
+def _read_once(values: Collection[Any]) -> bool:
+    return all(len(v.users) == 1 for v in values if isinstance(v, fx.Node))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _called_behind(found: Capture, node: fx.Node, norm: str) -> tuple[str, ...] | None:
+    """The children that the norm's own forward calls, one behind the other, on what its batch norm gives."""
+    rest: list[str] = []
+    at = node
+    for inner in found.graph.nodes:
+        scope = found.scope(inner)
+        if inner is node or norm not in scope:
+            continue
+        below = scope[scope.index(norm) + 1 :]
+        readers = [n for n in inner.all_input_nodes if n not in found.tensors]
+        if not below or readers != [at]:
+            return None
+        child = below[0].removeprefix(f"{norm}.")
+        if child not in rest:
+            rest.append(child)
+        at = inner
+    return tuple(rest)

@@ -7,19 +7,30 @@ include real 0, so that zero padding and ReLU outputs are exact.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from qkernels.quantization.clip import best_range, divergence, squared_error
-from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.histogram import Histogram
 from qkernels.quantization.qparams import choose_qparams
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from qkernels.quantization.config import QuantConfig
+
+
+class CalibrationError(ValueError):
+    """Data that no range can be found in."""
 
 
 class Observer(ABC):
     """Sees batches of a tensor, answers its scale and zero point.
+
+    A class of your own takes part under the name that `register_observer` gives it.
 
     Args:
         name: of the layer, for error messages.
@@ -30,6 +41,16 @@ class Observer(ABC):
         self.name = name
         self.symmetric = symmetric
         self.count = 0  # values seen
+        self.seen = (0.0, 0.0)  # the smallest and the largest of them, and 0
+
+    @classmethod
+    def from_config(cls, name: str, config: QuantConfig) -> Self:
+        """The observer of the layer `name` with its settings; overridden where more than `symmetric` counts."""
+        return cls(name, symmetric=bool(config.symmetric))
+
+    @classmethod  # noqa: B027
+    def join(cls, observers: Sequence[Self]) -> None:
+        """Called once with all observers of the class, before any data, so that they may share what they see."""
 
     @torch.inference_mode()
     def observe(self, x: Tensor) -> None:
@@ -44,11 +65,12 @@ class Observer(ABC):
         low, high = torch.stack(x.aminmax()).tolist()
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             nan, inf = int(x.isnan().sum()), int(x.isinf().sum())
-            raise ValueError(
+            raise CalibrationError(
                 f"calibration: the input of layer {self.name!r} holds {nan} NaN and {inf} infinite "
                 f"values of {x.numel()}; clean the data or fix the layer before it"
             )
         self._update(x, low, high)
+        self.seen = (min(self.seen[0], low), max(self.seen[1], high))
         self.count += x.numel()
 
     def qparams(self) -> tuple[float, int]:
@@ -61,6 +83,15 @@ class Observer(ABC):
             raise ValueError(f"observer of layer {self.name!r} has seen no values")
         low, high = self._range()
         return min(low, 0.0), max(high, 0.0)
+
+    def cut(self) -> float:
+        """How many times wider than the chosen range the values seen are; at least 1."""
+        (low, high), (lowest, highest) = self.range(), self.seen
+        if self.symmetric:
+            chosen, seen = max(-low, high), max(-lowest, highest)
+        else:
+            chosen, seen = high - low, highest - lowest
+        return max(seen / chosen, 1.0) if chosen else 1.0
 
     @abstractmethod
     def _update(self, x: Tensor, low: float, high: float) -> None: ...
@@ -92,6 +123,10 @@ class MovingAverage(Observer):
         self.momentum = momentum
         self._low = self._high = 0.0
 
+    @classmethod
+    def from_config(cls, name: str, config: QuantConfig) -> Self:
+        return cls(name, symmetric=bool(config.symmetric), momentum=config.momentum)
+
     def _update(self, x: Tensor, low: float, high: float) -> None:
         step = self.momentum if self.count else 1.0
         self._low += step * (low - self._low)
@@ -121,6 +156,10 @@ class Percentile(_HistogramObserver):
     ) -> None:
         super().__init__(name, symmetric=symmetric)
         self.percentile = percentile
+
+    @classmethod
+    def from_config(cls, name: str, config: QuantConfig) -> Self:
+        return cls(name, symmetric=bool(config.symmetric), percentile=config.percentile)
 
     def _range(self) -> tuple[float, float]:
         tail = (100 - self.percentile) / 100
@@ -158,6 +197,10 @@ class Fixed(Observer):
             raise ValueError(f"layer {name!r}: the fixed observer needs range=(low, high)")
         self._ends, self.count = range, 1
 
+    @classmethod
+    def from_config(cls, name: str, config: QuantConfig) -> Self:
+        return cls(name, symmetric=bool(config.symmetric), range=config.range)
+
     def _update(self, x: Tensor, low: float, high: float) -> None: ...
 
     def _range(self) -> tuple[float, float]:
@@ -165,44 +208,49 @@ class Fixed(Observer):
 
 
 class Global(MinMax):
-    """One range for all layers: the smallest and the largest value that any of them saw.
+    """One range for all layers: the smallest and the largest value that any of them saw."""
 
-    Args:
-        all: the observers that share the range; this one joins them.
-    """
+    _all: Sequence[Global] = ()
 
-    def __init__(self, name: str = "", *, symmetric: bool = False, all: list[Global]) -> None:
-        super().__init__(name, symmetric=symmetric)
-        self._all = all
-        self._all.append(self)
+    @classmethod
+    def join(cls, observers: Sequence[Self]) -> None:
+        for observer in observers:
+            observer._all = observers
 
     def _range(self) -> tuple[float, float]:
-        return min(one._low for one in self._all), max(one._high for one in self._all)
+        everybody = self._all or [self]
+        return min(one._low for one in everybody), max(one._high for one in everybody)
+
+
+_OBSERVERS: dict[str, type[Observer]] = {
+    "minmax": MinMax,
+    "moving_average": MovingAverage,
+    "percentile": Percentile,
+    "mse": MSE,
+    "entropy": Entropy,
+    "global": Global,
+    "fixed": Fixed,
+}
+
+
+def register_observer(name: str, observer: type[Observer]) -> None:
+    """Let `QuantConfig(observer=name)` choose ranges with a class of your own."""
+    _OBSERVERS[name] = observer
+
+
+def observer_names() -> tuple[str, ...]:
+    """What `QuantConfig.observer` may be."""
+    return tuple(_OBSERVERS)
 
 
 def make_observers(layers: Mapping[str, QuantConfig]) -> dict[str, Observer]:
-    """The observer of each layer; those of the `global` kind share one range."""
-    shared: list[Global] = []
-    return {
-        name: Global(name, symmetric=bool(layer.symmetric), all=shared)
-        if layer.observer == "global"
-        else make_observer(name, layer)
-        for name, layer in layers.items()
-    }
+    """The observer that each layer's settings ask for; those of one class are joined."""
+    made = {name: _OBSERVERS[c.observer].from_config(name, c) for name, c in layers.items()}
+    for kind in {type(observer) for observer in made.values()}:
+        kind.join([observer for observer in made.values() if type(observer) is kind])
+    return made
 
 
 def make_observer(name: str, config: QuantConfig) -> Observer:
-    """The observer that `config.observer` asks for, for the layer `name`; `global` takes `make_observers`."""
-    symmetric = bool(config.symmetric)
-    if config.observer == "moving_average":
-        return MovingAverage(name, symmetric=symmetric, momentum=config.momentum)
-    if config.observer == "fixed":
-        return Fixed(name, symmetric=symmetric, range=config.range)
-    if config.observer == "percentile":
-        return Percentile(name, symmetric=symmetric, percentile=config.percentile)
-    plain: dict[str, type[MinMax | MSE | Entropy]] = {
-        "minmax": MinMax,
-        "mse": MSE,
-        "entropy": Entropy,
-    }
-    return plain[config.observer](name, symmetric=symmetric)
+    """The observer that `config` asks for, for the layer `name` alone."""
+    return make_observers({name: config})[name]

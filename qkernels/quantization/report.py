@@ -47,6 +47,8 @@ class QuantReport:
         folded: (layer, batch norm) names of the batch norms folded away.
         notes: sentences about anything else worth knowing.
         bytes_before, bytes_after: of the state dict, shared tensors once.
+        sqnr_db: output of the model -> 10 log10 of the float answer's energy over that of the error, on the example;
+            inf where both are equal, NaN where their shapes differ. Empty where no example was known.
     """
 
     config: QuantConfig
@@ -55,6 +57,7 @@ class QuantReport:
     notes: list[str] = field(default_factory=list)
     bytes_before: int = 0
     bytes_after: int = 0
+    sqnr_db: dict[str, float] = field(default_factory=dict)
 
     @property
     def converted(self) -> list[LayerReport]:
@@ -86,7 +89,13 @@ class QuantReport:
         )
 
     def _remarks(self) -> list[str]:
-        return [f"note: {note}" for note in self.notes]
+        levels = ", ".join(f"{name} {db:.1f} dB" for name, db in self.sqnr_db.items())
+        checked = (
+            [f"the int8 model's answer to the example: {levels} of the float model's"]
+            if levels
+            else []
+        )
+        return checked + [f"note: {note}" for note in self.notes]
 
 
 _HEADER = ("layer", "type", "to", "input scale", "zero point", "size")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import math
 import warnings
@@ -13,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.nn import fix_mean_order_
-from qkernels.quantization.calibration import Calibration, evaluating, rereadable, run_batch
+from qkernels.copying import copied
+from qkernels.eval_mode import answering
+from qkernels.quantization.calibration import Calibration, rereadable, run_batch
 from qkernels.quantization.config import QuantConfig
-from qkernels.quantization.convert import quantize
-from qkernels.quantization.fold import fold_batch_norm_, replace_module
-from qkernels.quantization.report import QuantReport
+from qkernels.quantization.prepare import prepare_
 from qkernels.renamed import explains_old_arguments
-from qkernels.reports import hang, report
+from qkernels.reports import hang
+from qkernels.swap import inherit_from, replace_module
 from qkernels.timing import time_in_turns
 
 Metric = Callable[[nn.Module], float]  # larger is better, for example top-1 on validation images
@@ -149,18 +148,13 @@ class _Mixture:
         self, model: nn.Module, config: QuantConfig, calibration: Calibration | None
     ) -> None:
         self.config = config
-        quantized = quantize(model, config, calibration)
-        self.names = {
-            layer.name: (layer.name, *layer.aliases)
-            for layer in report(quantized, QuantReport).layers
-            if layer.action == "converted"
-        }
-        self.int8 = {name: quantized.get_submodule(name) for name in self.names}
-        self.model = copy.deepcopy(model).eval()
-        if config.fold_batch_norm:
-            fold_batch_norm_(self.model, only=self.names)
-        fix_mean_order_(self.model)
+        ready = prepare_(copied(model)[0], config, calibration)
+        self.model = ready.model
+        self.names = {name: ready.plan.names[name] for name in ready.plan.layers}
         self.float = {name: self.model.get_submodule(name) for name in self.names}
+        self.int8 = {name: ready.int8_layer(name) for name in self.names}
+        for name, layer in self.int8.items():
+            inherit_from(layer, self.float[name], own=("weight", "bias"))
 
     def use(self, int8: Collection[str]) -> nn.Module:
         """The model with these layers in int8 and the others in float."""
@@ -194,7 +188,7 @@ def output_sqnr(model: nn.Module, other: nn.Module, data: Any) -> float:
     outputs: list[Tensor] = []
     hooks = [m.register_forward_hook(lambda _, args, y: outputs.append(y)) for m in (model, other)]
     try:
-        with evaluating(model), evaluating(other):
+        with answering(model), answering(other):
             for batch in [data] if isinstance(data, Tensor | Mapping) else data:
                 run_batch(model, batch)
                 run_batch(other, batch)
@@ -240,7 +234,7 @@ def _input_shapes(mixture: _Mixture, example_inputs: Tensor) -> dict[str, torch.
     model = mixture.use([])
     handles = [m.register_forward_pre_hook(hook(n)) for n, m in mixture.float.items()]
     try:
-        with evaluating(model):
+        with answering(model):
             run_batch(model, example_inputs)
     finally:
         for handle in handles:

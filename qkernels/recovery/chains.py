@@ -9,31 +9,34 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
+from qkernels.calling import Call, example_call
+from qkernels.capture import Capture, captures, guessed_call
 from qkernels.nn import ClampedReLU
-from qkernels.quantization.fold import (
-    FoldedBatchNorm,
-    FoldedBatchNorm1d,
-    Layer,
-    LayerTracer,
-    has_hooks,
-    own_weight,
-)
+from qkernels.nn.registry import spec_of
+from qkernels.quantization.fold import Layer, own_weight, scaled_outputs
+from qkernels.swap import has_hooks, has_own_forward
+
+_ATEN = torch.ops.aten
 
 # What may lie between two layers, f(s * x) = s * f(x) for every s > 0 and channel. "pointwise" minds no axis;
 # "ceiling" has a bound for each entry of dimension 1; "image" keeps [N, C, H, W]; "rows" makes [N, C * ...] of it.
 Kind = Literal["pointwise", "ceiling", "image", "rows"]
-_POINTWISE = (
-    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, FoldedBatchNorm, FoldedBatchNorm1d, nn.Dropout, nn.Dropout2d,
-    torch.relu, F.relu, F.leaky_relu, F.dropout, "relu", "relu_",
-)  # fmt: skip
-_POOLS = (
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
-    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
-)  # fmt: skip
+_POINTWISE = {
+    _ATEN.relu.default, _ATEN.relu_.default, _ATEN.leaky_relu.default, _ATEN.leaky_relu_.default, _ATEN.prelu.default,
+    _ATEN.dropout.default, _ATEN.dropout_.default, _ATEN.feature_dropout.default, _ATEN.clone.default,
+    _ATEN.contiguous.default,
+}  # fmt: skip
+_POOLS = {
+    _ATEN.max_pool2d.default, _ATEN.avg_pool2d.default, _ATEN.adaptive_avg_pool2d.default,
+    _ATEN.adaptive_max_pool2d.default,
+}  # fmt: skip
+_RESHAPES = {_ATEN.flatten.using_ints, _ATEN.view.default, _ATEN.reshape.default}
 _CEILINGS = (nn.ReLU6, ClampedReLU)
-_SPATIAL = ((2, 3), [2, 3], (-2, -1), [-2, -1])
+_CLAMPS = {  # one a call of a ceiling
+    _ATEN.relu.default, _ATEN.relu_.default, _ATEN.relu6.default, _ATEN.relu6_.default, _ATEN.hardtanh.default,
+    _ATEN.hardtanh_.default,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Chain:
     """`second` reads `first` through `between` alone; full names.
 
     `between` are names of the modules on the way; functions on it have none. `only_relu` says that nothing but
-    ReLU-likes, identities and dropout lie between. Channels are dimension 1 behind a Conv2d of batched images, the
+    ReLU-likes, identities and dropout lie between. Channels are dimension 1 behind a convolution of batched images, the
     last dimension behind a Linear.
     """
 
@@ -51,110 +54,102 @@ class Chain:
     only_relu: bool = True
 
 
-def find_chains(model: nn.Module) -> list[Chain]:
-    """Pairs of Conv2d and Linear with nothing between them that minds the scale of a channel.
+def find_chains(model: nn.Module, example_inputs: Any = None) -> list[Chain]:
+    """Pairs of convolutions and Linear with nothing between them that minds the scale of a channel.
 
-    From torch.fx traces; of a model that cannot be traced, from its parts that can. A layer that is shared, called
-    twice, hooked or read past its call takes no part.
+    They are seen in the graph of one call (`qkernels.capture`): of `example_inputs`, or of an input that is guessed
+    from the first layer. A layer that is shared, called twice, hooked or read past its call takes no part.
     """
+    call = guessed_call(model) if example_inputs is None else example_call(example_inputs)
+    if call is None:
+        return []
     registered = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
     return [
         chain
-        for prefix, part, graph in traced_parts(model)
-        for chain in _chains_of(part, graph, prefix)
+        for found in captured_parts(model, call)
+        for chain in _chains_of(model, found)
         if all(registered[id(model.get_submodule(n))] == 1 for n in (chain.first, chain.second))
     ]
 
 
-def traced_parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, fx.Graph]]:
-    """(name prefix, module, graph) of the largest parts that torch.fx can trace."""
-    if not any(model.children()):
-        return
-    try:
-        graph = LayerTracer().trace(model)
-    except Exception:  # whatever the model's own forward raises on symbolic inputs
-        for name, child in model.named_children():
-            yield from traced_parts(child, f"{prefix}{name}.")
-    else:
-        yield prefix, model, graph
+def captured_parts(model: nn.Module, call: Call) -> Iterator[Capture]:
+    """The graph of the model, or of the largest parts of it that can be captured."""
+    return (found for found in captures(model, call) if isinstance(found, Capture))
 
 
-def _chains_of(model: nn.Module, graph: fx.Graph, prefix: str) -> Iterator[Chain]:
-    calls = Counter(n.target for n in graph.nodes if n.op == "call_module")
-    read = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
+def layer_at(model: nn.Module, found: Capture, node: fx.Node) -> str | None:
+    """The name of the convolution or Linear whose call the node is, where only this call reads its tensors."""
+    owner = found.owner(node.args[1]) if len(node.args) > 1 else None
+    if owner is None or owner[1] != "weight" or found.scope(node)[-1:] != [owner[0]]:
+        return None
+    if any(len(t.users) != 1 for t in node.args[1:3] if isinstance(t, fx.Node)):
+        return None
+    module = model.get_submodule(owner[0])
+    spec = spec_of(module)
+    known = spec is not None and spec.input_axis is not None and own_weight(module)
+    return owner[0] if known and not has_hooks(module) and not has_own_forward(module) else None
 
-    def layer_at(node: fx.Node) -> bool:
-        if node.op != "call_module" or calls[node.target] > 1 or node.target in read:
-            return False
-        module = model.get_submodule(str(node.target))
-        return (
-            type(module) in (nn.Conv2d, nn.Linear) and own_weight(module) and not has_hooks(module)
-        )
 
-    for node in filter(layer_at, graph.nodes):
+def _chains_of(model: nn.Module, found: Capture) -> Iterator[Chain]:
+    clamps = Counter(found.scope(n)[-1] for n in found.graph.nodes if n.target in _CLAMPS)
+    for node in found.graph.nodes:
+        first = layer_at(model, found, node)
+        if first is None:
+            continue
         between: list[str] = []
         kinds: list[Kind] = []
         at = node
         while len(at.users) == 1:
             at = next(iter(at.users))
-            if layer_at(at):
-                first, second = str(node.target), str(at.target)
+            second = layer_at(model, found, at)
+            if second is not None:
                 if _same_channels(layer(model, first), layer(model, second), kinds):
                     only_relu = {*kinds} <= {"pointwise", "ceiling"}
-                    yield Chain(prefix + first, prefix + second, tuple(between), only_relu)
+                    yield Chain(first, second, tuple(dict.fromkeys(between)), only_relu)
                 break
-            kind = _kind(model, at, calls)
+            kind = _kind(model, found, at, clamps)
             if kind is None:
                 break
             kinds.append(kind)
-            if at.op == "call_module":
-                between.append(prefix + str(at.target))
+            between += found.scope(at)[-1:]
 
 
 def _same_channels(first: Layer, second: Layer, kinds: list[Kind]) -> bool:
     """Whether the channels that `first` writes are those that `second` reads, also for every ceiling between."""
     if isinstance(first, nn.Linear):
         return isinstance(second, nn.Linear) and {*kinds} <= {"pointwise"}
-    if isinstance(second, nn.Conv2d):
+    if not isinstance(second, nn.Linear):
         return "rows" not in kinds
     return "rows" in kinds and "ceiling" not in kinds[kinds.index("rows") :]
 
 
-def _kind(model: nn.Module, node: fx.Node, calls: Counter) -> Kind | None:
+def _kind(model: nn.Module, found: Capture, node: fx.Node, clamps: Counter[str]) -> Kind | None:
     """What the node is between two layers; None for what minds the scale of a channel."""
-    what: object = node.target
-    if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        if has_hooks(module):
-            return None
-        what = type(module)
-    elif node.op not in ("call_function", "call_method"):
+    if node.op != "call_function":
         return None
-    if what in _POINTWISE:
+    name = found.scope(node)[-1]
+    module = model.get_submodule(name)
+    if has_hooks(module):
+        return None
+    if isinstance(module, _CEILINGS):  # it moves along: once only
+        return "ceiling" if clamps[name] == 1 else None
+    if node.target in _POINTWISE:
         return "pointwise"
-    if what in _POOLS:
+    if node.target in _POOLS:
         return "image"
-    if what in _CEILINGS:  # it moves along: once only
-        return "ceiling" if calls[node.target] == 1 else None
-    if what in (nn.Flatten, torch.flatten, "flatten"):
-        return "rows" if _flattens_channels(model, node) else None
-    if what in (torch.mean, "mean") and _argument(node, 1, "dim", None) in _SPATIAL:
-        return "image" if _argument(node, 2, "keepdim", False) else "rows"
+    x = node.args[0].meta["val"] if node.args and isinstance(node.args[0], fx.Node) else None
+    if node.target in _RESHAPES and x is not None:
+        return "rows" if _flattens_channels(x.shape, node.meta["val"].shape) else None
+    if node.target is _ATEN.mean.dim and x is not None and x.dim() == 4:
+        axes = {axis % 4 for axis in cast(Any, node.args[1])}
+        if axes == {2, 3}:
+            return "image" if node.meta["val"].dim() == 4 else "rows"
     return None
 
 
-def _flattens_channels(model: nn.Module, node: fx.Node) -> bool:
+def _flattens_channels(before: torch.Size, after: torch.Size) -> bool:
     """Whether [N, C, H, W] becomes [N, C * H * W]."""
-    if node.op == "call_module":
-        module = cast(nn.Flatten, model.get_submodule(str(node.target)))
-        ends = (module.start_dim, module.end_dim)
-    else:
-        ends = (_argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1))
-    return ends in ((1, -1), (1, 3))
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+    return len(before) == 4 and tuple(after) == (before[0], before[1] * before[2] * before[3])
 
 
 def layer(model: nn.Module, name: str) -> Layer:
@@ -184,8 +179,7 @@ def scale_inputs(layer: Layer, factor: Tensor) -> Tensor:
 
 def scale_outputs(layer: Layer, factor: Tensor) -> None:
     """Multiply output channel c of the layer by factor[c], in new parameters."""
-    shape = (-1, *[1] * (layer.weight.dim() - 1))
-    set_weight(layer, layer.weight * factor.view(shape))
+    set_weight(layer, scaled_outputs(layer, layer.weight, factor))
     if layer.bias is not None:
         set_bias(layer, layer.bias * factor)
 

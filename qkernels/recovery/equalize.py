@@ -6,14 +6,19 @@ sections 4.1 (equalization) and 4.1.3 (absorbing high biases).
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qkernels.calling import example_call
+from qkernels.capture import guessed_call
+from qkernels.copying import copied
+from qkernels.eval_mode import answering
 from qkernels.nn import ClampedReLU
-from qkernels.quantization.fold import Folds, fold_batch_norm_, replace_module
+from qkernels.outputs import check_same
+from qkernels.quantization.fold import Folds, fold_batch_norm_
 from qkernels.recovery.chains import (
     Chain,
     by_input,
@@ -25,6 +30,7 @@ from qkernels.recovery.chains import (
     set_weight,
 )
 from qkernels.reports import hang, report
+from qkernels.swap import swap_modules
 
 _ROUNDS = 40
 _ENOUGH = 1e-4  # a round that moves every log scale by less ends the search
@@ -53,7 +59,7 @@ class Equalized:
 
 
 @torch.no_grad()
-def equalize(model: nn.Module, *, absorb: bool = False) -> nn.Module:
+def equalize(model: nn.Module, example_inputs: Any = None, *, absorb: bool = False) -> nn.Module:
     """A float model of the same function whose weights suffer less from one scale a tensor.
 
     Batch norms are folded; then for each pair with ranges r1 (of output channels of the first) and r2 (of input
@@ -63,17 +69,26 @@ def equalize(model: nn.Module, *, absorb: bool = False) -> nn.Module:
 
     Args:
         model: float; not changed.
+        example_inputs: what the model is called with, to see which layers follow each other: a tensor, a tuple of
+            positional or a dict of keyword arguments. None: an input is guessed from the first layer.
         absorb: also move biases so high that a ReLU hardly ever cuts (beta - 3 |gamma| > 0 of the batch norm) into
             the next layer, where it pads nothing. This changes the function for the rare value below.
 
     Returns:
         The new model, with `Equalized` as its report. A model without pairs comes back folded, with a note.
     """
-    model = copy.deepcopy(model).eval()
+    model = copied(model)[0].eval()
+    call = guessed_call(model) if example_inputs is None else example_call(example_inputs)
+    if call is None:
+        return hang(
+            model, Equalized(notes=["no input of the model is known: give example_inputs="])
+        )
+    with answering(model):
+        before = call.run(model)
     floors = _bias_floors(model) if absorb else {}
-    folds = report(fold_batch_norm_(model), Folds)
+    folds = report(fold_batch_norm_(model, call), Folds)
     floors = {name: floors[norm] for name, norm in folds.pairs if norm in floors}
-    chains, done = find_chains(model), Equalized(notes=list(folds.notes))
+    chains, done = find_chains(model, call), Equalized(notes=list(folds.notes))
     if not chains:
         done.notes.append("no two layers follow each other with only ReLUs or pools between")
         return hang(model, done)
@@ -86,6 +101,8 @@ def equalize(model: nn.Module, *, absorb: bool = False) -> nn.Module:
         _scale_ceilings(model, chain, moved[chain])
         scale = moved[chain]
         done.pairs[chain.first, chain.second] = float(scale.max() / scale.min())
+    with answering(model):
+        check_same(before, call.run(model), "equalize")
     for chain in chains:
         if chain.first in floors:
             _absorb(model, chain, floors[chain.first] / moved[chain], done)
@@ -108,7 +125,7 @@ def _scale_ceilings(model: nn.Module, chain: Chain, scale: Tensor) -> None:
     for name in chain.between:
         module = model.get_submodule(name)
         if isinstance(module, nn.ReLU6):
-            replace_module(model, name, ClampedReLU(6 / scale))
+            swap_modules(model, {module: ClampedReLU(6 / scale)})
         elif isinstance(module, ClampedReLU):
             module.ceiling = module.ceiling / scale
 

@@ -6,26 +6,31 @@ arXiv:2211.10438, equation 4.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from qkernels.calling import Call
+from qkernels.capture import Capture
+from qkernels.copying import copied
+from qkernels.eval_mode import answering
 from qkernels.nn import ClampedReLU
-from qkernels.quantization.calibration import Calibration, run_data
-from qkernels.quantization.fold import has_hooks
+from qkernels.outputs import check_same
+from qkernels.quantization.calibration import Calibration, example_of, run_data
 from qkernels.recovery.chains import (
+    captured_parts,
     find_chains,
     layer,
+    layer_at,
     scale_inputs,
     scale_outputs,
     set_weight,
-    traced_parts,
 )
 from qkernels.reports import hang
+from qkernels.swap import has_hooks
 
 
 @dataclass
@@ -64,9 +69,14 @@ def smooth(model: nn.Module, calibration: Calibration, *, alpha: float = 0.5) ->
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha} must be in [0, 1]")
-    model = copy.deepcopy(model).eval()
-    groups = _groups(model)
-    peaks = _peaks(model, [readers[0] for readers in groups.values()], calibration)
+    model = copied(model)[0].eval()
+    example = example_of(model, calibration)
+    if example.call is None:
+        raise ValueError("the calibration function never called the model")
+    groups = _groups(model, example.call)
+    with answering(model):
+        before = example.call.run(model)
+    peaks = _peaks(model, [readers[0] for readers in groups.values()], example.data)
     done = {producer: readers for producer, readers in groups.items() if readers[0] in peaks}
     for producer, readers in done.items():
         reading = [layer(model, name) for name in readers]
@@ -77,17 +87,24 @@ def smooth(model: nn.Module, calibration: Calibration, *, alpha: float = 0.5) ->
         for linear in reading:
             set_weight(linear, scale_inputs(linear, scale))
         _divide_outputs(model.get_submodule(producer), scale)
+    with answering(model):
+        check_same(before, example.call.run(model), "smooth")
     return hang(model, Smoothed(done))
 
 
-def _groups(model: nn.Module) -> dict[str, list[str]]:
+def _groups(model: nn.Module, call: Call) -> dict[str, list[str]]:
     """Producer -> the Linear layers that alone read it, channel for channel."""
     groups: dict[str, list[str]] = {}
-    for prefix, part, graph in traced_parts(model):
-        for node in graph.nodes:
-            if _is_norm(part, node) and _all_linear(part, node):
-                groups[prefix + node.target] = [prefix + str(user.target) for user in node.users]
-    for chain in find_chains(model):
+    for found in captured_parts(model, call):
+        for node in found.graph.nodes:
+            norm = _norm_at(model, found, node)
+            readers = [layer_at(model, found, user) for user in node.users]
+            linear = [
+                n for n in readers if n is not None and isinstance(layer(model, n), nn.Linear)
+            ]
+            if norm is not None and readers and len(linear) == len(readers):
+                groups[norm] = linear
+    for chain in find_chains(model, call):
         second, first = layer(model, chain.second), layer(model, chain.first)
         capped = any(
             isinstance(model.get_submodule(b), nn.ReLU6 | ClampedReLU) for b in chain.between
@@ -98,25 +115,16 @@ def _groups(model: nn.Module) -> dict[str, list[str]]:
     return groups
 
 
-def _is_norm(model: nn.Module, node: fx.Node) -> bool:
-    if node.op != "call_module":
-        return False
-    module = model.get_submodule(str(node.target))
-    if not isinstance(module, nn.LayerNorm) or module.weight is None:
-        return False
-    once = sum(n.target == node.target for n in node.graph.nodes) == 1
-    return module.weight.dim() == 1 and once and not has_hooks(module)
-
-
-def _all_linear(model: nn.Module, node: fx.Node) -> bool:
-    def is_linear(user: fx.Node) -> bool:
-        if user.op != "call_module":
-            return False
-        once = sum(n.target == user.target for n in user.graph.nodes) == 1
-        module = model.get_submodule(str(user.target))
-        return type(module) is nn.Linear and once and not has_hooks(module)
-
-    return bool(node.users) and all(map(is_linear, node.users))
+def _norm_at(model: nn.Module, found: Capture, node: fx.Node) -> str | None:
+    """The name of the LayerNorm over one axis whose call the node is, where only this call reads its tensors."""
+    if node.target is not torch.ops.aten.layer_norm.default:
+        return None
+    owner = found.owner(node.args[2]) if len(node.args) > 2 else None
+    if owner is None or any(len(t.users) != 1 for t in node.args[2:4] if isinstance(t, fx.Node)):
+        return None
+    norm = model.get_submodule(owner[0])
+    plain = isinstance(norm, nn.LayerNorm) and norm.weight.dim() == 1 and not has_hooks(norm)
+    return owner[0] if plain and found.scope(node)[-1:] == [owner[0]] else None
 
 
 def _peaks(model: nn.Module, names: list[str], data: Calibration) -> dict[str, Tensor]:
@@ -124,13 +132,16 @@ def _peaks(model: nn.Module, names: list[str], data: Calibration) -> dict[str, T
     peaks: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:
-        def watch(module: nn.Module, args: tuple[Tensor]) -> None:
-            peak = args[0].float().abs().flatten(0, -2).amax(0)
+        def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x: Tensor = args[0] if args else kwargs["input"]
+            peak = x.float().abs().flatten(0, -2).amax(0)
             peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
 
         return watch
 
-    handles = [model.get_submodule(n).register_forward_pre_hook(hook(n)) for n in names]
+    handles = [
+        model.get_submodule(n).register_forward_pre_hook(hook(n), with_kwargs=True) for n in names
+    ]
     try:
         run_data(model, data)
     finally:

@@ -127,7 +127,7 @@ def test_nothing_is_drawn_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_grad_mode_is_off_inside() -> None:
     modes: list[bool] = []
     check: Callable[[nn.Module], None] = lambda model: modes.append(  # noqa: E731
-        torch.is_inference_mode_enabled()
+        torch.is_grad_enabled() or torch.is_inference_mode_enabled()
     )
     calibrate(conv_net(), {}, check)
-    assert modes == [True]
+    assert modes == [False]  # inference tensors that a forward keeps in the model would break it
