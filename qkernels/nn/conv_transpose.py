@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -54,18 +55,13 @@ class QuantConvTranspose(QuantConvolution):
     def channels(self) -> int:
         return self.out_channels
 
-    @property
-    def _phases(self) -> Phases:
-        """In two dimensions; one dimension has height 1."""
-        flat = (1,) * (2 - self.DIMENSIONS)
-        kernel, stride, dilation = (
-            flat + v for v in (self.kernel_size, self.stride, self.dilation)
-        )
-        return Phases(kernel, stride, dilation)
+    @classmethod
+    def _products(cls, conv: Any) -> int:
+        return int(conv.in_channels // conv.groups * math.prod(phases_of(conv).taps))
 
     def _transposed(self, x: Tensor, padding: Sizes, output_padding: Sizes) -> Tensor:
         """``x`` [N, C, H, W] to [N, OC, OH, OW]."""
-        phases, b = self._phases, self._buffers
+        phases, b = phases_of(self), self._buffers
         cut = phases.cut(x.shape[2:], padding, output_padding)
         scale, bias = (
             None if v is None else v.repeat_interleave(phases.count)
@@ -90,12 +86,12 @@ class QuantConvTranspose(QuantConvolution):
     def _pack(self, codes: Tensor) -> Tensor:
         rows = swap_channels(codes, self.groups)
         rows = rows.unsqueeze(2) if self.DIMENSIONS == 1 else rows
-        return ops.pack_weight(self._phases.split(rows), self.weight_groups)
+        return ops.pack_weight(phases_of(self).split(rows), self.weight_groups)
 
     @property
     def int8_weight(self) -> Tensor:
         """The int8 codes in the float weight's shape: a new tensor at each access; assign to replace them."""
-        phases, inside = self._phases, self.in_channels // self.groups
+        phases, inside = phases_of(self), self.in_channels // self.groups
         size = [self.out_channels * phases.count, inside, *phases.taps]
         rows = phases.joined(ops.unpack_weight(self.packed_weight, size, self.weight_groups))
         rows = rows.squeeze(2) if self.DIMENSIONS == 1 else rows
@@ -145,6 +141,14 @@ class QuantConvTranspose1d(QuantConvTranspose, nn.ConvTranspose1d):
         more = _output_padding(self, input, output_size)
         y = self._transposed(x.unsqueeze(2), (0, *self.padding), (0, *more))
         return self._unbatch(y.squeeze(2), input)
+
+
+def phases_of(conv: Any) -> Phases:
+    """The phases of a layer in two dimensions; one dimension has height 1."""
+    kernel, stride, dilation = (
+        (1,) * (2 - len(v)) + v for v in (conv.kernel_size, conv.stride, conv.dilation)
+    )
+    return Phases(kernel, stride, dilation)
 
 
 def _output_padding(layer: Any, input: Tensor, output_size: list[int] | None) -> Sizes:

@@ -11,6 +11,7 @@ from qkernels import ops
 from qkernels.nn.conv import PaddingMode
 from qkernels.nn.module import Activation, QuantModule, require_float
 from qkernels.nn.weights import quantize_weight
+from qkernels.reference import MAX_K
 
 Self = TypeVar("Self", bound="QuantConvolution")
 Sizes = tuple[int, ...]
@@ -90,7 +91,14 @@ class QuantConvolution(QuantModule):
         input_zero_point: Tensor | int | None = None,
         symmetric: bool = True,
     ) -> Self:
-        """The int8 form of a float layer, which stays as it was; all else as ``QuantLinear.from_float``."""
+        """The int8 form of a float layer, which stays as it was; all else as ``QuantLinear.from_float``.
+
+        Raises:
+            ValueError: for what `why_float` names; as ``QuantLinear.from_float``.
+        """
+        why = cls.why_float(conv)
+        if why is not None:
+            raise ValueError(why)
         new = cls(
             **{name: getattr(conv, name) for name in cls.FIELDS},
             bias=conv.bias is not None,
@@ -102,6 +110,19 @@ class QuantConvolution(QuantModule):
         made = weight or cls.quantize_weight(conv)
         new._set_tensors(made, conv.bias, input_scale, input_zero_point)
         return new
+
+    @classmethod
+    def why_float(cls, conv: Any) -> str | None:
+        """Why a float layer has no int8 form; None where it has one."""
+        count = cls._products(conv)
+        if count <= MAX_K:
+            return None
+        return f"its sums of {count} products are above the limit of {MAX_K}"
+
+    @classmethod
+    def _products(cls, conv: Any) -> int:
+        """How many products a sum of the layer has, as the kernel makes it."""
+        return int(conv.weight[0].numel())
 
     @classmethod
     def quantize_weight(

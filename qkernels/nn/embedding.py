@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from qkernels.nn.module import Activation, QuantModule
 from qkernels.nn.weights import quantize_weight
+from qkernels.reference import MAX_K
 
 Self = TypeVar("Self", bound="QuantTable")
 
@@ -63,6 +64,8 @@ class QuantTable(QuantModule):
         """Why a float layer has no int8 form; None where it has one."""
         if table.max_norm is not None:
             return f"max_norm={table.max_norm} rescales rows of its weight in each forward"
+        if table.embedding_dim > MAX_K:
+            return f"its rows of {table.embedding_dim} values are above the limit of {MAX_K}"
         return None
 
     @classmethod
@@ -79,7 +82,7 @@ class QuantTable(QuantModule):
         """The int8 form of a float layer, which stays as it was; all else as ``QuantLinear.from_float``.
 
         Raises:
-            ValueError: for a ``max_norm``; as ``QuantLinear.from_float``.
+            ValueError: for what `why_float` names; as ``QuantLinear.from_float``.
         """
         why = cls.why_float(table)
         if why is not None:

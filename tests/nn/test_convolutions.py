@@ -282,3 +282,19 @@ def test_phases_and_packing_match_the_operator_of_linear_layers() -> None:
     total = codes.int() @ layer.int8_weight.int().flatten(1)
     expected = total.view(4, 3, 2, 2) * (scale.view(-1, 1, 1, 1) * layer.weight_scale.view(1, -1, 1, 1))  # fmt: skip
     torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("conv", "products"),
+    [
+        (nn.Conv1d(8000, 1, 9, device="meta"), 72000),
+        (nn.Conv3d(2500, 1, 3, device="meta"), 67500),
+        (nn.ConvTranspose2d(17000, 1, 4, 2, device="meta"), 68000),
+        (nn.ConvTranspose1d(70000, 2, 2, 2, device="meta"), 70000),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_sums_of_too_many_products_stay_float_with_a_reason(conv: Any, products: int) -> None:
+    kind = PAIRS[type(conv)]
+    with pytest.raises(ValueError, match=f"sums of {products} products"):
+        kind.from_float(conv)
