@@ -40,7 +40,10 @@ def plain_layer(module: nn.Module) -> PlainForm | None:
     base = next((kind for kind in kinds if isinstance(module, kind)), None)
     if base is None:
         return _matrix_module(module)
-    changed = type(module).forward is not base.forward
+    changed = any(
+        getattr(type(module), name, None) is not getattr(base, name, None)
+        for name in ("forward", "_conv_forward")
+    )
     if not changed and isinstance(module._parameters.get("weight"), nn.Parameter):
         return None
     name = _class_name(module)

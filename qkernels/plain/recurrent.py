@@ -28,6 +28,8 @@ class PlainRecurrent(nn.RNNBase):
     nothing: there is no fused weight to keep.
     """
 
+    _flat_weight_refs = ()  # type: ignore[assignment]
+
     def __init__(
         self,
         input_size: int,

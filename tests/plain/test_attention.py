@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkernels.plain import PlainAttention, plain_form
+from qkernels.swap import inherit_from
 
 
 def close(a: Any, b: Any) -> None:
@@ -227,6 +229,15 @@ def test_a_deep_copy_answers_alone() -> None:
     with torch.no_grad():
         new.q_proj.weight.zero_()
     assert torch.equal(twin(x, x, x)[0], expected)
+
+
+def test_what_a_swap_carries_over_leaves_the_module_whole() -> None:
+    attention, x = nn.MultiheadAttention(8, 2).eval(), torch.randn(4, 1, 8)
+    new = plain(attention)
+    inherit_from(new, attention)
+    assert not new._qkv_same_embed_dim
+    for twin in (copy.deepcopy(new), pickle.loads(pickle.dumps(new))):
+        close(twin(x, x, x), attention(x, x, x))
 
 
 def test_the_forward_of_a_subclass_is_not_taken_for_torchs() -> None:

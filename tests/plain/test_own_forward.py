@@ -138,6 +138,15 @@ def test_a_padding_mode_of_the_base_class_is_kept(mode: Any) -> None:
     assert torch.equal(new(x), conv(x))
 
 
+def test_a_convolution_that_overrides_only_what_its_forward_calls_is_seen() -> None:
+    class Mine(nn.Conv2d):
+        def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return super()._conv_forward(x, weight * 2, bias)
+
+    conv, x = Mine(3, 4, 3), torch.randn(2, 3, 9, 8)
+    close(plain(conv)(x), conv(x))
+
+
 def test_geometry_that_the_forward_sets_itself_is_found() -> None:
     class Mine(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:

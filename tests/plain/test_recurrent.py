@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from qkernels.plain import PlainCell, PlainLSTM, PlainRecurrent, plain_form
+from qkernels.swap import inherit_from
 
 
 def close(a: Any, b: Any) -> None:
@@ -198,6 +200,17 @@ def test_a_deep_copy_answers_alone() -> None:
     with torch.no_grad():
         new.get_submodule("ih_l0").weight.zero_()  # type: ignore[union-attr, operator]
     assert torch.equal(twin(x)[0], expected)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell])
+def test_what_a_swap_carries_over_leaves_the_module_whole(kind: Any) -> None:
+    module = kind(5, 6)
+    module.f = -1  # as a model's parser does
+    new, x = plain(module), torch.randn(3, 5) if kind is nn.LSTMCell else torch.randn(3, 2, 5)
+    inherit_from(new, module)
+    assert new.f == -1
+    for twin in (copy.deepcopy(new), pickle.loads(pickle.dumps(new))):
+        close(twin(x), module(x))
 
 
 def test_weights_that_a_hook_recomputes_are_brought_up_to_date_first() -> None:
