@@ -135,7 +135,11 @@ class _Forward:
         else:
             names = {p.name for p in self.parameters if p.kind is not kinds.VAR_POSITIONAL}
             known = {name: value for name, value in batch.items() if name in names}
-        named = [p for p in self.parameters if p.default is p.empty and p.kind is kinds.POSITIONAL_OR_KEYWORD]
+        named = [
+            p
+            for p in self.parameters
+            if p.default is p.empty and p.kind is kinds.POSITIONAL_OR_KEYWORD
+        ]
         if known and all(p.name in known for p in named):
             yield "keyword arguments", Call((), known)
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -114,7 +114,11 @@ def _stretches(module: nn.Sequential, prefix: str, watched: _Watched) -> Iterato
     stretch: OrderedDict[str, nn.Module] = OrderedDict()
     for name, child in [*module._modules.items(), ("", None)]:
         full = f"{prefix}{name}"
-        if child is not None and watched.is_closed(full, at_most=None) and _is_capturable(child, full, watched):
+        if (
+            child is not None
+            and watched.is_closed(full, stateless=True)
+            and _is_capturable(child, full, watched)
+        ):
             stretch[name] = child
             continue
         if len(stretch) > 1:
@@ -176,12 +180,18 @@ class _Watched(TorchFunctionMode):
                     self._reads.setdefault(self._tensors[id(value)], set()).add(tuple(self._stack))
         return func(*args, **(kwargs or {}))
 
-    def is_closed(self, name: str) -> bool:
-        """Whether the module ran once, and all its tensors were read only while it did."""
-        inside = (stacks for t, stacks in self._reads.items() if t.startswith(f"{name}."))
-        return self._counts[name] == 1 and all(
-            name in stack for stacks in inside for stack in stacks
-        )
+    def name_of(self, module: nn.Module) -> str:
+        """The first name of a module."""
+        return self._names[id(module)]
+
+    def is_closed(self, name: str, *, stateless: bool = False) -> bool:
+        """Whether the module ran once, and its tensors were read only while it did.
+
+        With ``stateless``, one without tensors may have run any number of times.
+        """
+        inside = [reads for tensor, reads in self._reads.items() if tensor.startswith(f"{name}.")]
+        once = self._counts[name] == 1 or (stateless and not inside)
+        return once and all(name in stack for reads in inside for stack in reads)
 
 
 def guessed_call(model: nn.Module) -> Call | None:

@@ -9,6 +9,7 @@ from torch.onnx.ops import symbolic
 
 from qkernels.nn import QuantConv2d, QuantLinear
 from qkernels.nn.module import QuantModule
+from qkernels.nn.registry import spec_of_int8
 
 
 class _QdqLayer(nn.Module):
@@ -82,8 +83,8 @@ def to_qdq(name: str, layer: QuantModule) -> nn.Module:
             f"layer {name!r} finds its input's range in every call (dynamic), a range a row or image that QDQ has no "
             'words for: quantize it with activation="static" or "weight_only"'
         )
-    if isinstance(layer, QuantLinear):
-        return QdqLinear(layer)
-    if isinstance(layer, QuantConv2d):
-        return QdqConv2d(layer)
-    raise ValueError(f"layer {name!r} is a {type(layer).__name__}, which has no ONNX form")
+    spec = spec_of_int8(type(layer))
+    kind = None if spec is None else spec.qdq()
+    if kind is None:
+        raise ValueError(f"layer {name!r} is a {type(layer).__name__}, which has no ONNX form")
+    return kind(layer)

@@ -81,7 +81,7 @@ class QuantConvolution(QuantModule):
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     @classmethod
-    def from_float(
+    def from_float(  # type: ignore[override]
         cls: type[Self],
         conv: Any,
         *,

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from qkernels import ops
+from qkernels.nn.rows import dequantized_rows
 
 if TYPE_CHECKING:
     from qkernels.nn.module import QuantModule
@@ -39,9 +40,10 @@ class DequantizedWeight(Tensor):
     """A read-only tensor of the float layer's shape, dtype and device, whose values are computed when they are used.
 
     ``weight.dtype``, ``.shape`` and ``.device`` cost no more than those of any tensor. Any function of the values gets
-    ``int8_weight * weight_scale`` in the layer's dtype, computed anew each time. ``F.linear(x, weight)`` is the
-    exception: it multiplies by the int8 weight as a ``weight_only`` layer does, so that a decoder tied to this weight
-    runs in int8. Writing to it raises RuntimeError, since the write would be lost.
+    ``int8_weight * weight_scale`` in the layer's dtype, computed anew each time. ``F.linear(x, weight)`` and
+    ``F.embedding(index, weight)`` are the exceptions: the first multiplies by the int8 weight as a ``weight_only``
+    layer does, so that a decoder tied to this weight runs in int8, the second dequantizes the rows it is asked for.
+    Writing to it raises RuntimeError, since the write would be lost.
     """
 
     layer: QuantModule
@@ -74,8 +76,9 @@ class DequantizedWeight(Tensor):
                 f"{func.__name__} writes to the weight of an int8 layer, where it would be lost: change the float "
                 "layer and convert it again (from_float), or set the layer's int8_weight and weight_scale"
             )
-        if func is F.linear and isinstance(product := _int8_product(*args, **kwargs), Tensor):
-            return product
+        for function, by_codes in ((F.linear, _int8_product), (F.embedding, _int8_rows)):
+            if func is function and (result := by_codes(*args, **kwargs)) is not None:
+                return result
         args, kwargs = pytree.tree_map_only(DequantizedWeight, _values, (args, dict(kwargs)))
         return func(*args, **kwargs)
 
@@ -124,3 +127,19 @@ def _int8_product(input: Any, weight: Any, bias: Any = None) -> Tensor | None:
         return None
     bias = None if bias is None else bias.detach().float()
     return ops.linear_weight_only(input, layer.packed_weight, layer.weight_scale, bias)
+
+
+def _int8_rows(
+    input: Any, weight: Any, padding_idx: Any = None, *changes: Any, **more: Any
+) -> Tensor | None:
+    """``F.embedding`` of the rows that are asked for alone; None where it is to change the weight."""
+    unchanged = not any(changes) and not any(
+        value for key, value in more.items() if key != "norm_type"
+    )
+    if (
+        not unchanged
+        or not isinstance(weight, DequantizedWeight)
+        or len(weight.layer.weight_size) != 2
+    ):
+        return None
+    return dequantized_rows(weight.layer, input)

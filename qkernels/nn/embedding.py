@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkernels.nn.module import Activation, QuantModule
+from qkernels.nn.rows import dequantized_rows
 from qkernels.nn.weights import quantize_weight
 from qkernels.reference import MAX_K
 
@@ -59,8 +60,8 @@ class QuantTable(QuantModule):
         self.max_norm, self.norm_type = None, 2.0
         self.scale_grad_by_freq, self.sparse = scale_grad_by_freq, sparse
 
-    @staticmethod
-    def why_float(table: Any) -> str | None:
+    @classmethod
+    def why_float(cls, table: Any) -> str | None:
         """Why a float layer has no int8 form; None where it has one."""
         if table.max_norm is not None:
             return f"max_norm={table.max_norm} rescales rows of its weight in each forward"
@@ -69,7 +70,7 @@ class QuantTable(QuantModule):
         return None
 
     @classmethod
-    def from_float(
+    def from_float(  # type: ignore[override]
         cls: type[Self],
         table: Any,
         *,
@@ -103,9 +104,7 @@ class QuantTable(QuantModule):
         Raises:
             IndexError: for an index outside of the table.
         """
-        scale = F.embedding(index, self.weight_scale.unsqueeze(1))  # which checks the index too
-        codes = packed_rows(self.packed_weight, self.num_embeddings, self.embedding_dim, index)
-        return (codes * scale).to(self.anchor.dtype)
+        return dequantized_rows(self, index)
 
     def scheme(self) -> dict[str, Any]:
         return {
@@ -161,15 +160,3 @@ class QuantEmbeddingBag(QuantTable, nn.EmbeddingBag):
             include_last_offset=self.include_last_offset,
             padding_idx=padding,
         )
-
-
-def packed_rows(packed: Tensor, n: int, k: int, index: Tensor) -> Tensor:
-    """int8 rows [..., k] of a packed weight [n, k], without unpacking the rest; the index is not checked.
-
-    The layout is ``[n / 16][k / 4][16][4]`` with k padded to 64, see csrc/core/layout.h: a row is every 16th word.
-    """
-    panels, words = (n + 15) // 16, (k + 63) // 64 * 16
-    values = packed[: panels * words * 64].view(torch.int32).view(panels, words, 16)
-    panel = torch.div(index, 16, rounding_mode="floor")
-    rows = values[panel, :, index - panel * 16].contiguous()
-    return rows.view(torch.int8)[..., :k]

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from qkernels import ops
 from qkernels.nn.dequantized import DequantizedWeight
 from qkernels.nn.weights import check_scale, check_zero_point, quantize_weight
+from qkernels.reference import MAX_K
 
 Activation = Literal["static", "dynamic", "weight_only"]
-_LARGEST_K = 65535  # so that sums and their zero-point corrections fit int32
 
 
 class QuantModule(nn.Module):
@@ -248,17 +248,19 @@ class QuantModule(nn.Module):
     # ---- from a float layer
 
     @classmethod
-    def quantize(cls, layer: Any, *, per_channel: bool) -> tuple[Tensor, Tensor]:
-        """int8 codes in the shape of ``layer.weight``, and one float32 scale an output channel."""
-        return quantize_weight(layer.weight, per_channel=per_channel)
+    def quantize_weight(
+        cls, layer: Any, *, per_channel: bool = True, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The int8 codes of a float layer's weight, in its shape, and one float32 scale an output channel."""
+        return quantize_weight(layer.weight, per_channel=per_channel, scale=scale)
 
     @classmethod
-    def why_not(cls, layer: Any) -> str | None:
+    def why_float(cls, layer: Any) -> str | None:
         """Why this float layer has no int8 form of the class, in words that follow its name; None where it has one."""
-        terms = layer.weight[0].numel()
-        if terms > _LARGEST_K:
-            return f"its sums of {terms} products are above the limit of {_LARGEST_K}"
-        return None
+        products = layer.weight[0].numel()
+        if products <= MAX_K:
+            return None
+        return f"its sums of {products} products are above the limit of {MAX_K}"
 
     # ---- rebuilding
 

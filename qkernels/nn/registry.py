@@ -9,6 +9,10 @@ from typing import Any
 from torch import nn
 
 from qkernels.nn.conv import QuantConv2d
+from qkernels.nn.conv1d import QuantConv1d
+from qkernels.nn.conv3d import QuantConv3d
+from qkernels.nn.conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d
+from qkernels.nn.embedding import QuantEmbedding, QuantEmbeddingBag
 from qkernels.nn.linear import QuantLinear
 from qkernels.nn.module import QuantModule
 
@@ -101,7 +105,7 @@ def _loaded(lazy: Lazy) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-for _spec in (
+_OURS = (
     LayerSpec(
         float_class=nn.Linear,
         int8_class=QuantLinear,
@@ -118,5 +122,24 @@ for _spec in (
         training_class="qkernels.qat.modules:FakeQuantConv2d",
         qdq_class="qkernels.export.qdq:QdqConv2d",
     ),
-):
+    LayerSpec(float_class=nn.Conv1d, int8_class=QuantConv1d, channel_axis=1, input_axis=1),
+    LayerSpec(float_class=nn.Conv3d, int8_class=QuantConv3d, channel_axis=1, input_axis=1),
+    LayerSpec(
+        float_class=nn.ConvTranspose1d,
+        int8_class=QuantConvTranspose1d,
+        channel_axis=1,
+        weight_axis=1,
+    ),
+    LayerSpec(
+        float_class=nn.ConvTranspose2d,
+        int8_class=QuantConvTranspose2d,
+        channel_axis=1,
+        weight_axis=1,
+    ),
+    LayerSpec(float_class=nn.Embedding, int8_class=QuantEmbedding, channel_axis=-1, observed=False),
+    LayerSpec(
+        float_class=nn.EmbeddingBag, int8_class=QuantEmbeddingBag, channel_axis=-1, observed=False
+    ),
+)
+for _spec in _OURS:
     register_layer(_spec)

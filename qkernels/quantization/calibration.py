@@ -98,13 +98,16 @@ def example_of(model: nn.Module, data: Calibration) -> Example:
     if callable(data):
         return Example(_first_call(model, data), data)
     batches = iter(_batches(data))
-    first = next(batches, None)
-    if first is None:
+    first = next(batches, _NOTHING)
+    if first is _NOTHING:
         raise ValueError("calibration data is empty: give at least one batch")
     reader = BatchReader(model)
     with answering(model):
         call = reader.call(first)
     return Example(call, chain([first], batches) if isinstance(data, Iterator) else data, reader)
+
+
+_NOTHING: Any = object()
 
 
 class _Seen(BaseException):

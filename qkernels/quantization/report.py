@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,6 +73,7 @@ class QuantReport:
         return dataclasses.asdict(self) | {
             "config": self.config.to_dict(),
             "folded": [list(pair) for pair in self.folded],
+            "sqnr_db": {k: db if math.isfinite(db) else str(db) for k, db in self.sqnr_db.items()},
         }
 
     def __str__(self) -> str:

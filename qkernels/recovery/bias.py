@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from qkernels.nn import QuantModule
+from qkernels.nn.registry import spec_of_int8
 from qkernels.quantization.calibration import Calibration, rereadable, run_data
 from qkernels.quantization.compare import comparison_points
+from qkernels.quantization.fold import FoldedNormAct
 from qkernels.reports import hang
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -58,7 +60,13 @@ def correct_bias_(quantized: Model, model: nn.Module, calibration: Calibration) 
     missing = [point for point in points if point not in dict(model.named_modules())]
     if missing:
         raise ValueError(f"the float model has no module {missing[0]!r}: is it the one quantized?")
-    channels = {point: 1 if kind == "QuantConv2d" else -1 for point, (_, kind) in points.items()}
+    specs = {point: spec_of_int8(kind) for point, (_, kind) in points.items()}
+    behind_act = {n for n, m in quantized.named_modules() if isinstance(m, FoldedNormAct)}
+    channels = {  # behind an activation a mean says nothing of the bias before it
+        p: spec.channel_axis
+        for p, spec in specs.items()
+        if spec is not None and spec.observed and p not in behind_act
+    }
     done: dict[str, float] = {}
     for point, target in _means(model, channels, calibration).items():
         name, _ = points[point]

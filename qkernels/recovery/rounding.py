@@ -64,6 +64,8 @@ def round_weights_(
     done = {}
     for point, (name, _) in comparison_points(quantized).items():
         layer = cast(QuantModule, quantized.get_submodule(name))
+        if not isinstance(layer, QuantLinear | QuantConv2d):  # others keep nearest rounding
+            continue
         weight = _float_weight(model, name, point)
         gram = _gram(quantized, layer, calibration)
         if gram is None:  # the data never reached it

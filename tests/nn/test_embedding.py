@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from qkernels.nn import QuantLinear, quantize_weight
-from qkernels.nn.embedding import QuantEmbedding, QuantEmbeddingBag, packed_rows
+from qkernels.nn.embedding import QuantEmbedding, QuantEmbeddingBag
+from qkernels.nn.rows import packed_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -65,10 +65,13 @@ def test_later_overrides_win_and_match_by_name_or_type() -> None:
             "*.head": {"activation": "weight_only"},
         }
     )
-    head, other = config.for_layer("net.head", "Linear"), config.for_layer("net.fc", "Linear")
+    head, other = (
+        config.for_layer([("net.head", "Linear")]),
+        config.for_layer([("net.fc", "Linear")]),
+    )
     assert (head.activation, head.observer) == ("weight_only", "mse")
     assert other.activation == "dynamic"
-    assert config.for_layer("net.conv", "Conv2d").activation == "static"
+    assert config.for_layer([("net.conv", "Conv2d")]).activation == "static"
 
 
 @pytest.mark.parametrize(
@@ -77,11 +80,11 @@ def test_later_overrides_win_and_match_by_name_or_type() -> None:
 )
 def test_symmetric_is_decided_per_layer(activation: str, asked: bool | None, got: bool) -> None:
     config = QuantConfig.from_dict({"activation": activation, "symmetric": asked})
-    assert config.for_layer("x", "Linear").symmetric is got
+    assert config.for_layer([("x", "Linear")]).symmetric is got
 
 
 def test_exclude_wins_over_include() -> None:
     config = QuantConfig(include=("body.*",), exclude=("Conv2d",))
-    assert config.why_not("body.fc", "Linear") is None
-    assert config.why_not("body.conv", "Conv2d") == "excluded by 'Conv2d'"
-    assert config.why_not("head", "Linear") == "not in include"
+    assert config.why_not([("body.fc", "Linear")]) is None
+    assert config.why_not([("body.conv", "Conv2d")]) == "excluded by 'Conv2d'"
+    assert config.why_not([("head", "Linear")]) == "not in include"

@@ -129,8 +129,8 @@ def test_folding_can_be_switched_off() -> None:
 def test_a_model_with_nothing_to_convert_is_an_error() -> None:
     with pytest.raises(ValueError, match="no Conv2d or Linear"):
         quantize(nn.Sequential(nn.ReLU()), "dynamic")
-    with pytest.raises(ValueError, match="0: no int8 layer for Conv1d"):
-        quantize(nn.Sequential(nn.Conv1d(3, 4, 1)), "dynamic")
+    with pytest.raises(ValueError, match="0: no int8 layer for Bilinear"):
+        quantize(nn.Sequential(nn.Bilinear(3, 4, 1)), "dynamic")
     with pytest.raises(ValueError, match="excluded by"):
         quantize(nn.Sequential(nn.Linear(3, 4)), {"activation": "dynamic", "exclude": ["*"]})
     converted = quantize(nn.Sequential(nn.Linear(3, 4)), "dynamic")
@@ -197,10 +197,10 @@ def test_every_layer_left_in_float_has_its_reason() -> None:
 
 
 def test_strict_raises_for_what_stays_float_unless_excluded() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Embedding(2, 3))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Bilinear(2, 3, 4))
     with pytest.raises(ValueError, match=r"strict: 1 layers would stay float \(1: no int8 layer"):
         quantize(model, {"activation": "dynamic", "strict": True})
-    quantize(model, {"activation": "dynamic", "strict": True, "exclude": ["Embedding"]})
+    quantize(model, {"activation": "dynamic", "strict": True, "exclude": ["Bilinear"]})
     assert type(model[0]) is nn.Linear
 
 
@@ -236,7 +236,10 @@ def test_a_shared_module_is_converted_once_and_stays_shared() -> None:
     assert report.converted[0].aliases == ["2"]
 
 
-def test_tied_weights_are_converted_apart_and_reported() -> None:
+@pytest.mark.parametrize("exclude", [[], ["embed"]])
+def test_tied_weights_stay_tied_where_both_are_converted_and_are_reported_elsewhere(
+    exclude: list[str],
+) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -246,11 +249,14 @@ def test_tied_weights_are_converted_apart_and_reported() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.embed(x))
 
-    converted = quantize(Tied(), "dynamic")
+    converted = quantize(Tied(), {"activation": "dynamic", "exclude": exclude})
     report = qk.report(converted)
     assert isinstance(converted.head, QuantLinear)
-    assert converted.embed.weight.dtype == torch.float32
-    assert any("embed.weight, head.weight" in note for note in report.notes)
+    if exclude:
+        assert any("embed.weight, head.weight" in note for note in report.notes)
+    else:
+        assert converted.embed.packed_weight is converted.head.packed_weight
+        assert report.bytes_after < 6 * 4 + 3 * 6 * 4
 
 
 def test_a_transformer_runs_its_int8_layers_and_not_the_fused_float_path() -> None:

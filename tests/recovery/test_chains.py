@@ -69,8 +69,8 @@ def test_a_scale_moves_only_where_both_layers_mean_the_same_channel(pair: str) -
     first.weight.data *= torch.logspace(-2, 1, len(first.weight)).view(
         -1, *[1] * (first.weight.dim() - 1)
     )
-    assert [(c.first, c.second) for c in find_chains(model)] == [("first", "second")] * meet
     x = 10 * torch.randn(shape)  # so that a ceiling of 6 cuts
+    assert [(c.first, c.second) for c in find_chains(model, x)] == [("first", "second")] * meet
     expected = model(x)
-    for changed in (equalize(model), smooth(model, x)):
+    for changed in (equalize(model, x), smooth(model, x)):
         torch.testing.assert_close(changed(x), expected, rtol=1e-4, atol=1e-4)
