@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,11 +20,10 @@ from qkernels.capture import Capture, captures, guessed_call
 from qkernels.eval_mode import answering
 from qkernels.nn.registry import spec_of
 from qkernels.outputs import output_error, output_tensors, rounding
-from qkernels.reports import hang
+from qkernels.reports import Model, hang
 from qkernels.swap import ModuleSwap, has_hooks, has_own_forward
 
 Layer = Any  # a layer with weight and bias that has a LayerSpec
-Model = TypeVar("Model", bound=nn.Module)
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 _SAME = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,7 @@ from qkernels.nn.registry import spec_of_int8
 from qkernels.quantization.calibration import Calibration, rereadable, run_data
 from qkernels.quantization.compare import comparison_points
 from qkernels.quantization.fold import FoldedNormAct
-from qkernels.reports import hang
-
-Model = TypeVar("Model", bound=nn.Module)
+from qkernels.reports import Model, hang
 
 
 @dataclass

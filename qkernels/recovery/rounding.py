@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,8 @@ from qkernels.nn import QuantConv2d, QuantLinear, QuantModule
 from qkernels.quantization.calibration import Calibration, rereadable, run_data
 from qkernels.quantization.compare import comparison_points
 from qkernels.quantization.fold import Layer, fold_into
-from qkernels.reports import hang
+from qkernels.reports import Model, hang
 
-Model = TypeVar("Model", bound=nn.Module)
 _STRETCH, _LOW = 1.2, -0.1  # of the rectified sigmoid, equation 23
 _BETA = (20.0, 2.0)  # its regulariser's exponent, from soft to hard
 _WEIGHT = 0.01  # of the regulariser, against an error relative to that of nearest rounding
