@@ -144,13 +144,14 @@ class QuantEmbeddingBag(QuantTable, nn.EmbeddingBag):
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         rows = self.rows(input.flatten())
-        count = rows.shape[0]
-        place = torch.arange(count, device=input.device).view(input.shape)
+        place = torch.arange(rows.shape[0], device=input.device).view(input.shape)
         padding = None
-        if self.padding_idx is not None:  # all entries to leave out become one row more
-            padding = count
-            rows = F.pad(rows, (0, 0, 0, 1))
-            place = torch.where(input == self.padding_idx, count, place)
+        if (
+            self.padding_idx is not None
+        ):  # all entries to leave out become one row, before the others
+            padding = 0
+            rows = torch.cat([rows.new_zeros(1, self.embedding_dim), rows])
+            place = torch.where(input == self.padding_idx, 0, place + 1)
         offsets = None if offsets is None else offsets.to(place.dtype)
         return F.embedding_bag(
             place,

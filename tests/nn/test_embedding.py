@@ -144,7 +144,17 @@ def test_rows_are_read_where_the_packed_layout_has_them() -> None:
     assert torch.equal(packed_rows(layer.packed_weight, 37, 70, torch.arange(37)), codes)
 
 
-def test_lookups_are_captured_by_export_with_their_bits() -> None:
-    layer, index = QuantEmbedding.from_float(nn.Embedding(37, 70)), torch.tensor([[3, 36], [0, 1]])
-    program = torch.export.export(layer, (index,), strict=False)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        QuantEmbedding.from_float(nn.Embedding(37, 70)),
+        QuantEmbeddingBag.from_float(nn.EmbeddingBag(37, 70)),
+        QuantEmbeddingBag.from_float(nn.EmbeddingBag(37, 70, mode="max")),
+    ],
+    ids=str,
+)
+def test_lookups_are_captured_by_export_with_their_bits_at_any_size(layer: nn.Module) -> None:
+    free = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
+    example, index = torch.tensor([[3, 36, 5], [0, 1, 2]]), torch.randint(0, 37, (4, 7))
+    program = torch.export.export(layer, (example,), strict=False, dynamic_shapes=free)
     assert torch.equal(program.module()(index), layer(index))
