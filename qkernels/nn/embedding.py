@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkernels.nn.module import Activation, QuantModule
-from qkernels.nn.weights import quantize_weight
-from qkernels.reference import MAX_K
 
 Self = TypeVar("Self", bound="QuantTable")
 
@@ -59,17 +57,14 @@ class QuantTable(QuantModule):
         self.max_norm, self.norm_type = None, 2.0
         self.scale_grad_by_freq, self.sparse = scale_grad_by_freq, sparse
 
-    @staticmethod
-    def why_float(table: Any) -> str | None:
-        """Why a float layer has no int8 form; None where it has one."""
-        if table.max_norm is not None:
-            return f"max_norm={table.max_norm} rescales rows of its weight in each forward"
-        if table.embedding_dim > MAX_K:
-            return f"its rows of {table.embedding_dim} values are above the limit of {MAX_K}"
-        return None
+    @classmethod
+    def why_not(cls, layer: Any) -> str | None:
+        if layer.max_norm is not None:
+            return f"max_norm={layer.max_norm} rescales rows of its weight in each forward"
+        return super().why_not(layer)
 
     @classmethod
-    def from_float(
+    def from_float(  # type: ignore[override]
         cls: type[Self],
         table: Any,
         *,
@@ -82,9 +77,9 @@ class QuantTable(QuantModule):
         """The int8 form of a float layer, which stays as it was; all else as ``QuantLinear.from_float``.
 
         Raises:
-            ValueError: for what `why_float` names; as ``QuantLinear.from_float``.
+            ValueError: for what `why_not` names; as ``QuantLinear.from_float``.
         """
-        why = cls.why_float(table)
+        why = cls.why_not(table)
         if why is not None:
             raise ValueError(why)
         new = cls(
@@ -94,7 +89,8 @@ class QuantTable(QuantModule):
             activation=activation,
             symmetric=symmetric,
         )
-        new._set_tensors(weight or quantize_weight(table.weight), None, input_scale, input_zero_point)  # fmt: skip
+        made = weight or cls.quantize(table, per_channel=True)
+        new._set_tensors(made, None, input_scale, input_zero_point)
         return new
 
     def rows(self, index: Tensor) -> Tensor:

@@ -93,11 +93,11 @@ def test_a_tied_head_holds_the_tables_own_tensors() -> None:
 def test_a_table_that_rescales_its_rows_stays_float_with_a_reason() -> None:
     for kind, int8 in ((nn.Embedding, QuantEmbedding), (nn.EmbeddingBag, QuantEmbeddingBag)):
         table: Any = kind(9, 20, max_norm=1.0)
-        reason = int8.why_float(table)
+        reason = int8.why_not(table)
         assert reason is not None and reason.startswith("max_norm=1.0")
         with pytest.raises(ValueError, match=r"max_norm=1\.0"):
             int8.from_float(table)
-        assert int8.why_float(kind(9, 20)) is None
+        assert int8.why_not(kind(9, 20)) is None
 
 
 @pytest.mark.parametrize(
