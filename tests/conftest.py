@@ -7,7 +7,17 @@ import torch
 
 from qkernels.data import ImageData, load
 
-SMALL = {"adversarial", "datafree", "prune", "qat", "quantization", "recovery"}
+SMALL = {
+    "adversarial",
+    "datafree",
+    "nn",
+    "plain",
+    "prune",
+    "qat",
+    "quantization",
+    "recovery",
+    "zoo",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from qkernels.nn.conv import PaddingMode
 from qkernels.nn.convolution import QuantConvolution, Sizes
 from qkernels.nn.phases import Phases
 from qkernels.nn.weights import quantize_weight
+from qkernels.reference import MAX_K
 
 _conv2d = torch.ops.qkernels.conv2d
 
@@ -56,8 +57,11 @@ class QuantConvTranspose(QuantConvolution):
         return self.out_channels
 
     @classmethod
-    def _products(cls, conv: Any) -> int:
-        return int(conv.in_channels // conv.groups * math.prod(phases_of(conv).taps))
+    def why_not(cls, layer: Any) -> str | None:
+        terms = layer.in_channels // layer.groups * math.prod(phases_of(layer).taps)
+        if terms > MAX_K:
+            return f"its sums of {terms} products are above the limit of {MAX_K}"
+        return None
 
     def _transposed(self, x: Tensor, padding: Sizes, output_padding: Sizes) -> Tensor:
         """``x`` [N, C, H, W] to [N, OC, OH, OW]."""
@@ -76,12 +80,10 @@ class QuantConvTranspose(QuantConvolution):
     # ---- the weight: rows [OC, C / groups, KH, KW] of an ordinary convolution, then one such row a phase
 
     @classmethod
-    def quantize_weight(
-        cls, conv: Any, *, per_channel: bool = True, scale: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        rows = swap_channels(conv.weight.detach(), conv.groups)
-        codes, scale = quantize_weight(rows, per_channel=per_channel, scale=scale)
-        return swap_channels(codes, conv.groups), scale
+    def quantize(cls, layer: Any, *, per_channel: bool) -> tuple[Tensor, Tensor]:
+        rows = swap_channels(layer.weight.detach(), layer.groups)
+        codes, scale = quantize_weight(rows, per_channel=per_channel)
+        return swap_channels(codes, layer.groups), scale
 
     def _pack(self, codes: Tensor) -> Tensor:
         rows = swap_channels(codes, self.groups)

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from qkernels import ops
 from qkernels.nn.conv import PaddingMode
 from qkernels.nn.module import Activation, QuantModule, require_float
-from qkernels.nn.weights import quantize_weight
-from qkernels.reference import MAX_K
 
 Self = TypeVar("Self", bound="QuantConvolution")
 Sizes = tuple[int, ...]
@@ -94,9 +92,9 @@ class QuantConvolution(QuantModule):
         """The int8 form of a float layer, which stays as it was; all else as ``QuantLinear.from_float``.
 
         Raises:
-            ValueError: for what `why_float` names; as ``QuantLinear.from_float``.
+            ValueError: for what `why_not` names; as ``QuantLinear.from_float``.
         """
-        why = cls.why_float(conv)
+        why = cls.why_not(conv)
         if why is not None:
             raise ValueError(why)
         new = cls(
@@ -107,29 +105,9 @@ class QuantConvolution(QuantModule):
             activation=activation,
             symmetric=symmetric,
         )
-        made = weight or cls.quantize_weight(conv)
+        made = weight or cls.quantize(conv, per_channel=True)
         new._set_tensors(made, conv.bias, input_scale, input_zero_point)
         return new
-
-    @classmethod
-    def why_float(cls, conv: Any) -> str | None:
-        """Why a float layer has no int8 form; None where it has one."""
-        count = cls._products(conv)
-        if count <= MAX_K:
-            return None
-        return f"its sums of {count} products are above the limit of {MAX_K}"
-
-    @classmethod
-    def _products(cls, conv: Any) -> int:
-        """How many products a sum of the layer has, as the kernel makes it."""
-        return int(conv.weight[0].numel())
-
-    @classmethod
-    def quantize_weight(
-        cls, conv: Any, *, per_channel: bool = True, scale: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The int8 codes of a float layer's weight, in its shape, and one scale an output channel."""
-        return quantize_weight(conv.weight, per_channel=per_channel, scale=scale)
 
     def _batch(self, input: Tensor) -> Tensor:
         """The checked input with a batch axis.

@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 from qkernels.nn.module import Activation, QuantModule
 from qkernels.nn.rows import dequantized_rows
-from qkernels.nn.weights import quantize_weight
-from qkernels.reference import MAX_K
 
 Self = TypeVar("Self", bound="QuantTable")
 
@@ -61,13 +59,10 @@ class QuantTable(QuantModule):
         self.scale_grad_by_freq, self.sparse = scale_grad_by_freq, sparse
 
     @classmethod
-    def why_float(cls, table: Any) -> str | None:
-        """Why a float layer has no int8 form; None where it has one."""
-        if table.max_norm is not None:
-            return f"max_norm={table.max_norm} rescales rows of its weight in each forward"
-        if table.embedding_dim > MAX_K:
-            return f"its rows of {table.embedding_dim} values are above the limit of {MAX_K}"
-        return None
+    def why_not(cls, layer: Any) -> str | None:
+        if layer.max_norm is not None:
+            return f"max_norm={layer.max_norm} rescales rows of its weight in each forward"
+        return super().why_not(layer)
 
     @classmethod
     def from_float(  # type: ignore[override]
@@ -83,9 +78,9 @@ class QuantTable(QuantModule):
         """The int8 form of a float layer, which stays as it was; all else as ``QuantLinear.from_float``.
 
         Raises:
-            ValueError: for what `why_float` names; as ``QuantLinear.from_float``.
+            ValueError: for what `why_not` names; as ``QuantLinear.from_float``.
         """
-        why = cls.why_float(table)
+        why = cls.why_not(table)
         if why is not None:
             raise ValueError(why)
         new = cls(
@@ -95,7 +90,8 @@ class QuantTable(QuantModule):
             activation=activation,
             symmetric=symmetric,
         )
-        new._set_tensors(weight or quantize_weight(table.weight), None, input_scale, input_zero_point)  # fmt: skip
+        made = weight or cls.quantize(table, per_channel=True)
+        new._set_tensors(made, None, input_scale, input_zero_point)
         return new
 
     def rows(self, index: Tensor) -> Tensor:
@@ -143,13 +139,14 @@ class QuantEmbeddingBag(QuantTable, nn.EmbeddingBag):
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         rows = self.rows(input.flatten())
-        count = rows.shape[0]
-        place = torch.arange(count, device=input.device).view(input.shape)
+        place = torch.arange(rows.shape[0], device=input.device).view(input.shape)
         padding = None
-        if self.padding_idx is not None:  # all entries to leave out become one row more
-            padding = count
-            rows = F.pad(rows, (0, 0, 0, 1))
-            place = torch.where(input == self.padding_idx, count, place)
+        if (
+            self.padding_idx is not None
+        ):  # all entries to leave out become one row, before the others
+            padding = 0
+            rows = torch.cat([rows.new_zeros(1, self.embedding_dim), rows])
+            place = torch.where(input == self.padding_idx, 0, place + 1)
         offsets = None if offsets is None else offsets.to(place.dtype)
         return F.embedding_bag(
             place,

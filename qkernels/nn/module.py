@@ -248,14 +248,12 @@ class QuantModule(nn.Module):
     # ---- from a float layer
 
     @classmethod
-    def quantize_weight(
-        cls, layer: Any, *, per_channel: bool = True, scale: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def quantize(cls, layer: Any, *, per_channel: bool) -> tuple[Tensor, Tensor]:
         """The int8 codes of a float layer's weight, in its shape, and one float32 scale an output channel."""
-        return quantize_weight(layer.weight, per_channel=per_channel, scale=scale)
+        return quantize_weight(layer.weight, per_channel=per_channel)
 
     @classmethod
-    def why_float(cls, layer: Any) -> str | None:
+    def why_not(cls, layer: Any) -> str | None:
         """Why this float layer has no int8 form of the class, in words that follow its name; None where it has one."""
         products = layer.weight[0].numel()
         if products <= MAX_K:

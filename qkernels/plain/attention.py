@@ -268,7 +268,9 @@ class PlainAttention(nn.MultiheadAttention):
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(tensors)).as_subclass(JoinedWeight)
+    joined = torch.cat(list(tensors))
+    traced = torch.compiler.is_dynamo_compiling() or type(joined) is not Tensor
+    return joined if traced else joined.as_subclass(JoinedWeight)
 
 
 def plain_attention(attention: nn.MultiheadAttention) -> PlainForm:

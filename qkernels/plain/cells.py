@@ -78,7 +78,7 @@ class PlainCell(nn.modules.rnn.RNNCellBase):
     def _products(self, input: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Both products and the state h, zeros by default."""
         x = self._batch(input, "input")
-        h = x.new_zeros(len(x), self.hidden_size) if h is None else self._batch(h, "hidden")
+        h = x.new_zeros(x.shape[0], self.hidden_size) if h is None else self._batch(h, "hidden")
         return self.ih(x), self.hh(h), h
 
 

@@ -17,7 +17,7 @@ class PlainForm:
         module: the same function with ordinary layers; None where the module stays as it is.
         sentence: what was done, or why nothing was; without a subject ("multi-head attention as four linear layers").
         spent_hooks: ids in the old module's ``_forward_pre_hooks`` that only recomputed a weight: `module` holds what
-            they made, and must not get them.
+            they made, and fails with them. Take them out of the old module before its hooks are handed on.
     """
 
     module: nn.Module | None

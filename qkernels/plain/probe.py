@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from qkernels.eval_mode import eval_mode
 
-_MAGNITUDES = (1.0, 1e-3, 100.0)
-# of the largest value; the sums of two equal functions may be added in another order
+_MAGNITUDES = (1.0, 1e-3, 100.0, 0.0)  # of the samples of each input
+# of a sample's largest value; the sums of two equal functions may be added in another order
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")  # fmt: skip
@@ -111,42 +110,40 @@ def same_answers(candidate: nn.Module, answers: list[Answer]) -> bool:
 
 
 def close(y: Tensor, expected: Tensor) -> bool:
-    if y.shape != expected.shape or y.dtype != expected.dtype:
+    """Whether each sample is as expected to rounding of its own largest value."""
+    if y.shape != expected.shape or y.dtype != expected.dtype or not expected.numel():
         return False
     if not torch.isfinite(expected).all():
         return False
-    largest = expected.abs().amax() if expected.numel() else expected.new_zeros(())
+    largest = expected.abs().flatten(1).amax(1).view(-1, *[1] * (y.dim() - 1))
     return bool(((y - expected).abs() <= _ROUNDING[y.dtype] * largest).all())
 
 
 def vector_inputs(width: int, like: Tensor) -> list[Tensor]:
-    """Inputs [..., width] of two to four dimensions and several magnitudes, and one with its channels second."""
-    shapes = [(5, width), (2, 3, width), (2, 2, 3, width)]
-    sized = list(zip(shapes * 2, _magnitudes(), strict=False))
-    sized += [(shape, 0.0) for shape in shapes]
-    return _random([*sized, ((2, width, 3 + (width == 3)), 1.0)], like)
+    """Inputs [..., width] of two to four dimensions, and one with its channels second; the last sample is zeros."""
+    n, other = len(_MAGNITUDES), 3 + (width == 3)
+    return _random([(n, width), (n, 3, width), (n, 2, 3, width), (n, width, other)], like)
 
 
 def image_inputs(
     channels: int, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], like: Tensor
 ) -> list[Tensor]:  # fmt: skip
-    """Inputs [2, channels, ...] from the size of one window up, with every remainder by a stride up to four."""
-    shapes = []
-    for more in (0, 1, 2, 3, 4, 5, max(stride) - 1, 2 * max(stride) + 1):
-        spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-        sides = [span + more + axis for axis, span in enumerate(spans)]  # no square: axes differ
-        shapes.append((2, channels, *sides))
-    return _random([*zip(shapes, _magnitudes(), strict=False), (shapes[-1], 0.0)], like)
+    """Inputs [N, channels, ...] from the size of one window up, with every remainder by a stride up to four."""
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    step = max(stride)
+    shapes = [
+        (len(_MAGNITUDES), channels, *(span + more + axis for axis, span in enumerate(spans)))
+        for more in sorted({0, 1, *range(min(step, 4)), step - 1, 2 * step + 1})
+    ]  # no axis is as long as another
+    return _random(shapes, like)
 
 
-def _magnitudes() -> Iterator[float]:
-    return itertools.cycle(_MAGNITUDES)
-
-
-def _random(shapes: list[tuple[tuple[int, ...], float]], like: Tensor) -> list[Tensor]:
+def _random(shapes: list[tuple[int, ...]], like: Tensor) -> list[Tensor]:
+    """Samples of each magnitude."""
     generator = torch.Generator().manual_seed(0)
-    made = (
-        torch.randn(s, generator=generator, dtype=torch.float32, device="cpu") * m
-        for s, m in shapes
-    )
-    return [x.to(like.device, like.dtype) for x in made]
+    made = []
+    for shape in shapes:
+        x = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        x *= torch.tensor(_MAGNITUDES).view(-1, *[1] * (len(shape) - 1))
+        made.append(x.to(like.device, like.dtype))
+    return made

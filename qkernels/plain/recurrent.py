@@ -151,7 +151,7 @@ class PlainRecurrent(nn.RNNBase):
             input = input.unsqueeze(dim)
         state = self._start(input, hx, None, batched)
         steps = input.transpose(0, 1) if self.batch_first else input
-        if not len(steps):
+        if steps.shape[0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         y, last = self._run(steps, state, None)
         output = torch.stack(y, 1 - dim)
@@ -221,8 +221,8 @@ class PlainRecurrent(nn.RNNBase):
         outputs: list[Tensor] = []
         backward = name.endswith("_reverse")
         for gates in reversed(steps) if backward else steps:
-            rows = len(gates)
-            if not ragged or rows == len(state[0]):
+            rows = gates.shape[0]
+            if not ragged or rows == state[0].shape[0]:
                 state = step(gates, state)
                 outputs.append(state[0])
                 continue

@@ -136,7 +136,7 @@ def _why_impossible(module: nn.Module, spec: LayerSpec | None, activation: str) 
         return f"its weight is {weight.dtype}; int8 layers take float32, float16 and bfloat16"
     if weight.numel() == 0:
         return "its weight is empty"
-    return spec.int8_class.why_float(module)
+    return spec.int8_class.why_not(module)
 
 
 def _unmatched_patterns(plan: Plan, config: QuantConfig) -> list[str]:

@@ -62,7 +62,7 @@ class Prepared:
             return spec.int8_class.from_float(
                 layer,
                 activation=settings.activation if spec.observed else spec.int8_class.ACTIVATIONS[0],
-                weight=spec.int8_class.quantize_weight(
+                weight=spec.int8_class.quantize(
                     layer, per_channel=settings.weight == "per_channel"
                 ),
                 input_scale=scale,

@@ -263,13 +263,16 @@ def test_a_kernel_longer_than_the_video_is_refused() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_layers_are_captured_by_export_with_their_bits(number: int) -> None:
+def test_layers_are_captured_by_export_with_their_bits_at_any_size(number: int) -> None:
     torch.manual_seed(0)
     kind, config, sides = EXAMPLES[number]
     _, layer = made(kind, {"in_channels": 8, "out_channels": 12, **config}, {})
+    axes = [0, *range(2, 2 + len(sides))]
+    free = (dict.fromkeys(axes, torch.export.Dim.AUTO),)
     x = torch.randn(2, 8, *sides)
-    program = torch.export.export(layer, (x,), strict=False)
-    assert torch.equal(program.module()(x), layer(x))
+    program = torch.export.export(layer, (x,), strict=False, dynamic_shapes=free)
+    other = torch.randn(3, 8, sides[0], *(side + 3 for side in sides[1:]))
+    assert torch.equal(program.module()(other), layer(other))
 
 
 def test_phases_and_packing_match_the_operator_of_linear_layers() -> None:

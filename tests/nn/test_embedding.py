@@ -94,11 +94,11 @@ def test_a_tied_head_holds_the_tables_own_tensors() -> None:
 def test_a_table_that_rescales_its_rows_stays_float_with_a_reason() -> None:
     for kind, int8 in ((nn.Embedding, QuantEmbedding), (nn.EmbeddingBag, QuantEmbeddingBag)):
         table: Any = kind(9, 20, max_norm=1.0)
-        reason = int8.why_float(table)
+        reason = int8.why_not(table)
         assert reason is not None and reason.startswith("max_norm=1.0")
         with pytest.raises(ValueError, match=r"max_norm=1\.0"):
             int8.from_float(table)
-        assert int8.why_float(kind(9, 20)) is None
+        assert int8.why_not(kind(9, 20)) is None
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,17 @@ def test_rows_are_read_where_the_packed_layout_has_them() -> None:
     assert torch.equal(packed_rows(layer.packed_weight, 37, 70, torch.arange(37)), codes)
 
 
-def test_lookups_are_captured_by_export_with_their_bits() -> None:
-    layer, index = QuantEmbedding.from_float(nn.Embedding(37, 70)), torch.tensor([[3, 36], [0, 1]])
-    program = torch.export.export(layer, (index,), strict=False)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        QuantEmbedding.from_float(nn.Embedding(37, 70)),
+        QuantEmbeddingBag.from_float(nn.EmbeddingBag(37, 70)),
+        QuantEmbeddingBag.from_float(nn.EmbeddingBag(37, 70, mode="max")),
+    ],
+    ids=str,
+)
+def test_lookups_are_captured_by_export_with_their_bits_at_any_size(layer: nn.Module) -> None:
+    free = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
+    example, index = torch.tensor([[3, 36, 5], [0, 1, 2]]), torch.randint(0, 37, (4, 7))
+    program = torch.export.export(layer, (example,), strict=False, dynamic_shapes=free)
     assert torch.equal(program.module()(index), layer(index))

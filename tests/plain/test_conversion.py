@@ -61,3 +61,32 @@ def test_every_product_of_the_plain_form_becomes_int8(build: Any, scheme: str) -
     assert sum(isinstance(m, QuantLinear) for m in int8.modules()) >= 12
     assert float((y - expected).norm() / expected.norm()) < 0.04
     assert next(int8.parameters()).dtype == torch.float32
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, weights = self.attention(x, x, x)
+        return y + weights.sum()
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("build", [Tagger, SelfAttention, Layer])
+def test_plain_forms_are_captured_by_export_with_their_bits_at_any_batch(build: Any) -> None:
+    torch.manual_seed(0)
+    int8 = qk.quantize(make_plain(build().eval()), "dynamic")
+    free = ({0: torch.export.Dim.AUTO},)
+    program = torch.export.export(int8, (torch.randn(3, 5, 16),), strict=False, dynamic_shapes=free)
+    x = torch.randn(4, 5, 16)
+    assert torch.equal(program.module()(x), int8(x))

@@ -172,6 +172,18 @@ def test_a_forward_that_is_linear_after_all_shares_the_parameters() -> None:
     assert type(new) is nn.Linear and new.weight is layer.weight and new.bias is layer.bias
 
 
+@pytest.mark.parametrize("dims", [2, 3, 4])
+def test_a_forward_that_takes_one_number_of_axes_only_is_found(dims: int) -> None:
+    class Picky(Lora):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dim() != dims:
+                raise ValueError(f"{dims} axes, please")
+            return super().forward(x)
+
+    layer, x = Picky(6, 7).eval(), torch.randn(*[5] * (dims - 1), 6)
+    close(plain(layer)(x), layer(x))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("sides", [(6, 7), (6, 6), (1, 4)])
 def test_a_transposed_weight_keeps_its_bits(sides: tuple[int, int], bias: bool) -> None:
