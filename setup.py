@@ -144,7 +144,7 @@ class NinjaBuild(build_ext):
         ]
         core = [
             s
-            for pattern in ("*.cpp", "kernels/*.cpp")
+            for pattern in ("*.cpp", "kernels/*.cpp", "steps/*.cpp")
             for s in sorted((ROOT / "csrc/cpu").glob(pattern))
         ]
         link = {

@@ -1,4 +1,4 @@
-// Runs a chained model, step by step: core/program.h says what it is.
+// Runs a chained model, step by step: core/program.h says what its bytes are, steps/ what a step does.
 //
 // The front that calls owns the memory: the program's bytes, which callers share and nothing writes; one arena a call,
 // whose slots hold values that are never alive together; inputs and outputs.
@@ -24,12 +24,13 @@ struct Program {
 
   explicit Program(const void* bytes);
   std::string_view name(const ProgramStep& step) const { return {base + step.name, size_t(step.name_bytes)}; }
+  bool is_input(int32_t v) const;
 };
 
 // Why these bytes are no program that may run, whoever wrote them; empty if they are one. Checks all but the checksum.
 std::string check_program(const void* bytes, int64_t size);
 
-// Of tokens, h is their number.
+// For tokens, h is their number.
 struct ProgramShape {
   int64_t n = 0, h = 1, w = 1, c = 0;
 };

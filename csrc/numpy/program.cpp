@@ -3,14 +3,15 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "../cpu/program.h"
 #include "../cpu/sentence.h"
+#include "../cpu/steps/step.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -76,7 +77,6 @@ class LoadedProgram {
 
   // What a call with inputs of these sizes does, step by step.
   py::list steps(const std::vector<std::vector<int64_t>>& input_sizes, int threads) const {
-    static const char* kinds[kStepKinds] = {"conv2d", "linear", "max_pool", "mean", "copy", "planar", "lookup", "layer_norm", "attention"};
     const ProgramPlan plan = planned(inputs_of(input_sizes), active_isa(), threads);
     py::list rows;
     for (int32_t i = 0; i < program_->header->steps; ++i) {
@@ -84,8 +84,8 @@ class LoadedProgram {
       const StepWork work = work_of(*program_, plan, s);
       py::dict row;
       row["name"] = std::string(program_->name(s));
-      row["kind"] = kinds[int(s.kind)];
-      row["x"] = described(plan, s.x);
+      row["kind"] = type_of(s).name;
+      row["x"] = described(plan, s.reads[0]);
       row["y"] = described(plan, s.y);
       row["macs"] = work.macs;
       row["bytes"] = work.bytes;
@@ -206,11 +206,76 @@ class LoadedProgram {
   std::vector<std::unique_ptr<Arena>> arenas_;
 };
 
+// ---- the format, as Python writes it
+
+py::list fields_of(const Field* field) {
+  py::list rows;
+  for (; field->name; ++field) {
+    py::list choices;
+    for (const char* const* name = field->choices; name && *name; ++name) choices.append(*name);
+    rows.append(py::make_tuple(field->name, field->format, field->offset, field->initial, py::tuple(choices)));
+  }
+  return rows;
+}
+
+template <class Record>
+py::dict record() {
+  py::dict d;
+  d["fields"] = fields_of(Record::fields());
+  d["bytes"] = sizeof(Record);
+  return d;
+}
+
+// Every record of the format; a field is (name, format, offset, default, names of its values).
+py::dict records() {
+  py::dict all;
+  all["header"] = record<ProgramHeader>();
+  all["value"] = record<ProgramValue>();
+  all["step"] = record<ProgramStep>();
+  return all;
+}
+
+// The kinds of steps in the order of their numbers, each with the record of its payload.
+py::dict step_kinds() {
+  py::dict all;
+  for (const StepType* type : kStepTypes) {
+    py::dict d;
+    d["fields"] = fields_of(type->payload.fields());
+    d["bytes"] = type->payload.bytes;
+    d["strided"] = type->strided;
+    all[type->name] = d;
+  }
+  return all;
+}
+
+// What C++ reads in a payload: pairs of a field's name and its number, of those of a constant two.
+py::list read_payload(const std::string& kind, const py::bytes& bytes) {
+  for (const StepType* type : kStepTypes) {
+    if (kind != type->name) continue;
+    std::vector<int64_t> aligned(size_t(type->payload.bytes / 8 + 1));
+    const std::string_view given = bytes;
+    if (int64_t(given.size()) != type->payload.bytes)
+      throw std::invalid_argument(sentence("a payload of ", kind, " has ", type->payload.bytes, " bytes, not ", given.size()));
+    std::memcpy(aligned.data(), given.data(), given.size());
+    py::list rows;
+    type->payload.read(aligned.data(), {&rows, [](void* to, const char* field, const char* part, double value) {
+      static_cast<py::list*>(to)->append(py::make_tuple(*part ? std::string(field) + "." + part : std::string(field), value));
+    }});
+    return rows;
+  }
+  throw std::invalid_argument("step kind '" + kind + "' is unknown");
+}
+
 }  // namespace
 
 void bind_program(py::module_& m) {
   using namespace pybind11::literals;
   m.attr("PROGRAM_VERSION") = kProgramVersion;
+  m.attr("PROGRAM_MAGIC") = py::bytes(ProgramMagic().bytes, sizeof ProgramMagic().bytes);
+  m.attr("MAX_BORDER") = kMaxBorder;
+  m.attr("PROGRAM_RECORDS") = records();
+  m.attr("STEP_KINDS") = step_kinds();
+  m.def("read_payload", &read_payload, "kind"_a, "payload"_a, "The fields of a step's payload, as C++ reads them.");
   py::class_<LoadedProgram>(m, "Program", "A chained model, from the bytes of a saved program; they are not copied.")
       .def(py::init<py::buffer>(), "bytes"_a)
       .def("run", &LoadedProgram::run, "inputs"_a, "threads"_a = 1, "timed"_a = false, "seconds"_a = py::none(),
