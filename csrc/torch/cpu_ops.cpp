@@ -44,8 +44,16 @@ struct Cpu {
 
 static std::string cpu_isa() { return isa_name(active_isa()); }
 
+static std::string cpu_isas() { return known_isas(); }
+
+static int64_t packed_bytes(Ints size, int64_t groups) { return weight_size(size, groups).layout().bytes(); }
+
 }  // namespace qk::cpu_ops
 
 STABLE_TORCH_LIBRARY_IMPL(qkernels, CPU, m) { qk::register_operators<qk::cpu_ops::Cpu>(m); }
 
-STABLE_TORCH_LIBRARY_IMPL(qkernels, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&qk::cpu_ops::cpu_isa)); }
+STABLE_TORCH_LIBRARY_IMPL(qkernels, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&qk::cpu_ops::cpu_isa));
+  m.impl("cpu_isas", TORCH_BOX(&qk::cpu_ops::cpu_isas));
+  m.impl("packed_bytes", TORCH_BOX((&qk::Operator<"packed_bytes", &qk::cpu_ops::packed_bytes>::call)));
+}
