@@ -67,7 +67,7 @@ void run_images(const Program& program, const ProgramPlan& plan, const ProgramIn
     for (int32_t i = 0; i < h.steps; ++i) {
       const auto start = seconds ? Clock::now() : Clock::time_point();
       const StepCall call{program, program.steps[i], part, x.data(), y.data(), arena, isa, mask_of(isa)};
-      type_of(call.step).run(call, parallel, arena + part.workspace);
+      type_of(call.step).run(call, &part.plans[size_t(part.plan_at[size_t(i)])], parallel, arena + part.workspace);
       if (seconds) seconds[i] += std::chrono::duration<double>(Clock::now() - start).count();
     }
   }

@@ -83,9 +83,10 @@ py::array linear(const py::array& x_any, const py::array& weight, const py::arra
   p.c = y.mutable_data();
   const Isa isa = isa_of(o.isa);
   const Parallel threads = checked_threads(o.threads);
-  Scratch scratch(gemm_workspace(p, isa, o.threads));
+  const GemmPlan plan = plan_linear(p, isa, o.threads);
+  Scratch scratch(plan.bytes);
   py::gil_scoped_release unlocked;
-  gemm(p, isa, threads, scratch.data());
+  gemm(p, plan, threads, scratch.data());
   return y;
 }
 
@@ -105,24 +106,63 @@ py::array linear_weight_only(const py::array& x_any, const py::array& weight, co
   return y;
 }
 
+// A convolution's arrays and its problem, all but y.
+struct ConvCall : Call {
+  Conv2dProblem p;
+
+  ConvCall(const py::array& x, const py::array& weight, const py::array& weight_scale, const MaybeArray& bias, const MaybeArray& input_scale,
+           const MaybeArray& input_zero_point, bool symmetric, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
+           const Sizes& dilation, int64_t groups, const std::string& padding_mode, const py::kwargs& kwargs)
+      : Call(x, weight, weight_scale, bias, input_scale, input_zero_point, symmetric, kwargs, true),
+        p(conv2d_problem(operands, {kernel_size, stride, padding, dilation}, groups, padding_mode.c_str(), options.epilogue)) {}
+};
+
 // x [N, H, W, C] with any strides -> y [N, OH, OW, OC].
-py::array conv2d_nhwc(const py::array& x, const py::array& weight, const py::array& weight_scale, const MaybeArray& bias, const MaybeArray& input_scale,
-                      const MaybeArray& input_zero_point, bool symmetric, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
-                      const Sizes& dilation, int64_t groups, const std::string& padding_mode, const py::kwargs& kwargs) {
-  const Call call(x, weight, weight_scale, bias, input_scale, input_zero_point, symmetric, kwargs, true);
+template <class... Arguments>
+py::array conv2d_nhwc(const Arguments&... arguments) {
+  ConvCall call(arguments...);
   const Options& o = call.options;
-  Conv2dProblem p = conv2d_problem(call.operands, {kernel_size, stride, padding, dilation}, groups, padding_mode.c_str(), o.epilogue);
+  Conv2dProblem& p = call.p;
   const py::object held = held_residual(o, p.epilogue);
   py::array y = output(o.out, {p.batch, p.oh(), p.ow(), p.oc}, p.epilogue.out_type);
   p.y = y.mutable_data();
   if (p.batch == 0) return y;
   const Isa isa = isa_of(o.isa);
   const Parallel threads = checked_threads(o.threads);
-  Scratch scratch(conv2d_workspace(p, isa, o.threads));
+  const ConvPlan plan = plan_conv2d(p, isa, o.threads);
+  Scratch scratch(plan.bytes);
   py::gil_scoped_release unlocked;
-  conv2d(p, isa, threads, scratch.data());
+  conv2d(p, plan, threads, scratch.data());
   return y;
 }
+
+// How the same call would be taken.
+template <class... Arguments>
+py::dict conv2d_plan(const Arguments&... arguments) {
+  const ConvCall call(arguments...);
+  checked_threads(call.options.threads);
+  const ConvPlan plan = plan_conv2d(call.p, isa_of(call.options.isa), call.options.threads);
+  py::list parts;
+  for (const ConvPart* part : {&plan.alone[0], &plan.alone[1], &plan.shared[0], &plan.shared[1]}) {
+    if (part->images == 0) continue;
+    py::dict d;
+    d["images"] = part->images, d["threads"] = part->threads, d["bytes"] = part->bytes;
+    py::list pieces;  // of the workspace: offset and bytes
+    for (const Piece& piece : pieces_of(call.p, plan, *part)) pieces.append(py::make_tuple(piece.name, piece.at, piece.bytes));
+    d["pieces"] = pieces;
+    parts.append(d);
+  }
+  py::dict d;
+  d["path"] = kConvPathNames[int(plan.path)];
+  d["writes_image"] = plan.writes_image, d["mask"] = int(plan.mask), d["repeat"] = plan.repeat;
+  d["each"] = plan.each, d["bytes"] = plan.bytes, d["parts"] = parts, d["text"] = shown(plan);
+  return d;
+}
+
+using ConvFunction = py::array(const py::array&, const py::array&, const py::array&, const MaybeArray&, const MaybeArray&, const MaybeArray&, const bool&,
+                               const Sizes&, const Sizes&, const Sizes&, const Sizes&, const int64_t&, const std::string&, const py::kwargs&);
+using ConvPlanFunction = py::dict(const py::array&, const py::array&, const py::array&, const MaybeArray&, const MaybeArray&, const MaybeArray&, const bool&,
+                                  const Sizes&, const Sizes&, const Sizes&, const Sizes&, const int64_t&, const std::string&, const py::kwargs&);
 
 // x [..., cols] f32, f16 or bf16; scale None finds the ranges.
 py::tuple quantize_rows(const py::array& x_any, const MaybeArray& scale, const MaybeArray& zero_point, bool per_row, bool symmetric,
@@ -254,7 +294,7 @@ py::list kernel_table() {
 
 py::dict chosen_kernel(int64_t m, int64_t n, int64_t k, int64_t groups, const std::optional<std::string>& isa, int threads) {
   check(m >= 0 && n >= 1 && k >= 1 && k <= kMaxK && groups >= 1, "m=", m, ", n=", n, ", k=", k, ", groups=", groups, " is no problem a kernel takes");
-  const GemmPlan plan = plan_packed_gemm(m, n * 4, {groups, n, k}, kernels_for(isa_of(isa), m), threads);
+  const GemmPlan plan = plan_packed_gemm(m, {groups, n, k}, kernels_for(isa_of(isa), m), threads, Epilogue());
   py::dict d;
   d["kernel"] = plan.kernels->gemm_name;
   d["isa"] = isa_name(plan.kernels->isa);
@@ -347,7 +387,10 @@ PYBIND11_MODULE(_core, m) {
         "output_zero_point, out, isa, threads.");
   m.def("linear_weight_only", &qk::linear_weight_only, "x"_a, "weight"_a, "weight_scale"_a, "bias"_a = py::none(),
         "x [M, K] float by a packed weight, in float; keywords as linear.");
-  m.def("conv2d", &qk::conv2d_nhwc, "x"_a, "weight"_a, "weight_scale"_a, "bias"_a, "input_scale"_a, "input_zero_point"_a,
+  m.def("conv2d_plan", static_cast<qk::ConvPlanFunction*>(&qk::conv2d_plan), "x"_a, "weight"_a, "weight_scale"_a, "bias"_a, "input_scale"_a,
+        "input_zero_point"_a, "symmetric"_a, "kernel_size"_a, "stride"_a, "padding"_a, "dilation"_a, "groups"_a, "padding_mode"_a,
+        "How conv2d takes these arguments: path, image, cuts of the batch, workspace; `text` to be printed.");
+  m.def("conv2d", static_cast<qk::ConvFunction*>(&qk::conv2d_nhwc), "x"_a, "weight"_a, "weight_scale"_a, "bias"_a, "input_scale"_a, "input_zero_point"_a,
         "symmetric"_a, "kernel_size"_a, "stride"_a, "padding"_a, "dilation"_a, "groups"_a, "padding_mode"_a,
         "x [N, H, W, C], any strides; padding left, right, top, bottom; keywords as linear.");
   m.def("quantize", &qk::quantize_rows, "x"_a, "scale"_a = py::none(), "zero_point"_a = py::none(), "per_row"_a = false,

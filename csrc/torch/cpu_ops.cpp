@@ -27,8 +27,9 @@ struct Cpu {
   static void run(const Tensor&, const LookupProblem& p) { qk::lookup(p, active_isa(), torch_threads()); }
   static void run(const Tensor& x, const GemmProblem& p) {
     const Parallel threads = torch_threads();
-    Scratch scratch(x, gemm_workspace(p, active_isa(), threads.threads));
-    gemm(p, active_isa(), threads, scratch.data());
+    const GemmPlan plan = plan_linear(p, active_isa(), threads.threads);
+    Scratch scratch(x, plan.bytes);
+    gemm(p, plan, threads, scratch.data());
   }
   static void run_weight_only(const Tensor& x, const WeightOnlyProblem& p) {
     const Parallel threads = torch_threads();
@@ -37,8 +38,9 @@ struct Cpu {
   }
   static void run(const Tensor& x, const Conv2dProblem& p) {
     const Parallel threads = torch_threads();
-    Scratch scratch(x, conv2d_workspace(p, active_isa(), threads.threads));
-    qk::conv2d(p, active_isa(), threads, scratch.data());
+    const ConvPlan plan = plan_conv2d(p, active_isa(), threads.threads);
+    Scratch scratch(x, plan.bytes);
+    qk::conv2d(p, plan, threads, scratch.data());
   }
 };
 

@@ -37,9 +37,9 @@ AttentionProblem problem(const StepCall& call) {
   return p;
 }
 
-int64_t workspace(const StepCall& call, int threads) { return attention_workspace(problem(call), threads); }
+int64_t plan(const StepCall& call, int threads, void*) { return attention_workspace(problem(call), threads); }
 
-void run(const StepCall& call, const Parallel& parallel, void* workspace) { attention(problem(call), call.isa, parallel, workspace); }
+void run(const StepCall& call, const void*, const Parallel& parallel, void* workspace) { attention(problem(call), call.isa, parallel, workspace); }
 
 double macs(const StepCall& call) {
   const ProgramShape& y = call.y_shape();
@@ -49,6 +49,6 @@ double macs(const StepCall& call) {
 }  // namespace
 
 const StepType attention_step{.name = "attention", .payload = kPayload<Payload>,
-                              .check = check, .shape = shape, .workspace = workspace, .run = run, .macs = macs};
+                              .check = check, .shape = shape, .plan = plan, .run = run, .macs = macs};
 
 }  // namespace qk

@@ -64,12 +64,14 @@ Conv2dProblem problem(const StepCall& call) {
   return p;
 }
 
-int64_t workspace(const StepCall& call, int threads) {
-  const Conv2dProblem p = problem(call);
-  return std::max(conv2d_workspace(p, call.isa, threads), conv2d_read_on(p, call.isa));
+int64_t plan(const StepCall& call, int threads, void* plan) {
+  const ConvPlan& made = *new (plan) ConvPlan(plan_conv2d(problem(call), call.isa, threads));
+  return std::max(made.bytes, made.read_on);
 }
 
-void run(const StepCall& call, const Parallel& parallel, void* workspace) { conv2d(problem(call), call.isa, parallel, workspace); }
+void run(const StepCall& call, const void* plan, const Parallel& parallel, void* workspace) {
+  conv2d(problem(call), *static_cast<const ConvPlan*>(plan), parallel, workspace);
+}
 
 double macs(const StepCall& call) {
   const Payload& p = call.payload<Payload>();
@@ -80,6 +82,6 @@ double macs(const StepCall& call) {
 }  // namespace
 
 const StepType conv2d_step{.name = "conv2d", .payload = kPayload<Payload>, .most_reads = 2, .strided = true,
-                           .check = check, .shape = shape, .workspace = workspace, .run = run, .macs = macs};
+                           .check = check, .shape = shape, .plan_bytes = sizeof(ConvPlan), .plan = plan, .run = run, .macs = macs};
 
 }  // namespace qk

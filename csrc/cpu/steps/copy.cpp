@@ -33,7 +33,7 @@ std::string shape(const StepCall& call, ProgramShape& y) {
   return sentence("what it joins is ", before.h, "x", before.w, " and ", y.h, "x", y.w);
 }
 
-void run(const StepCall& call, const Parallel& parallel, void*) {
+void run(const StepCall& call, const void*, const Parallel& parallel, void*) {
   const Payload& s = call.payload<Payload>();
   const ProgramShape &x = call.x_shape(), &y = call.y_shape();
   CopyProblem p;

@@ -20,7 +20,7 @@ const char* check(const StepCheck& c) {
   return check_output(p);
 }
 
-void run(const StepCall& call, const Parallel& parallel, void*) {
+void run(const StepCall& call, const void*, const Parallel& parallel, void*) {
   const Payload& s = call.payload<Payload>();
   const ProgramShape& x = call.x_shape();
   LayerNormProblem p;

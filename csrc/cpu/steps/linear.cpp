@@ -41,9 +41,11 @@ GemmProblem problem(const StepCall& call) {
   return p;
 }
 
-int64_t workspace(const StepCall& call, int threads) { return gemm_workspace(problem(call), call.isa, threads); }
+int64_t plan(const StepCall& call, int threads, void* plan) { return (new (plan) GemmPlan(plan_linear(problem(call), call.isa, threads)))->bytes; }
 
-void run(const StepCall& call, const Parallel& parallel, void* workspace) { gemm(problem(call), call.isa, parallel, workspace); }
+void run(const StepCall& call, const void* plan, const Parallel& parallel, void* workspace) {
+  gemm(problem(call), *static_cast<const GemmPlan*>(plan), parallel, workspace);
+}
 
 double macs(const StepCall& call) {
   const ProgramShape& y = call.y_shape();
@@ -53,6 +55,6 @@ double macs(const StepCall& call) {
 }  // namespace
 
 const StepType linear_step{.name = "linear", .payload = kPayload<Payload>, .most_reads = 2,
-                           .check = check, .shape = shape, .workspace = workspace, .run = run, .macs = macs};
+                           .check = check, .shape = shape, .plan_bytes = sizeof(GemmPlan), .plan = plan, .run = run, .macs = macs};
 
 }  // namespace qk

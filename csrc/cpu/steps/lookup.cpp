@@ -14,7 +14,7 @@ const char* check(const StepCheck& c) {
   return c.holds(c.payload<Payload>().table, 256) ? nullptr : "its table lies outside";
 }
 
-void run(const StepCall& call, const Parallel& parallel, void*) {
+void run(const StepCall& call, const void*, const Parallel& parallel, void*) {
   const ProgramShape& x = call.x_shape();
   const int8_t* table = call.constant<int8_t>(call.payload<Payload>().table);
   lookup({x.n * x.h * x.w * x.c, table, call.mask, call.data_as<const int8_t>(call.read(0)), call.data_as<int8_t>(call.step.y)},

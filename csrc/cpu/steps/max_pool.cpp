@@ -8,7 +8,7 @@ QK_RECORD(Payload, QK_POOL);
 
 const char* check(const StepCheck& c) { return check_pool(c, c.payload<Payload>()); }
 
-void run(const StepCall& call, const Parallel& parallel, void*) { pool2d(pool_problem<Payload>(call), call.isa, parallel); }
+void run(const StepCall& call, const void*, const Parallel& parallel, void*) { pool2d(pool_problem<Payload>(call), call.isa, parallel); }
 
 }  // namespace
 

@@ -14,7 +14,7 @@ const char* check(const StepCheck& c) {
 
 std::string shape(const StepCall&, ProgramShape&) { return {}; }
 
-void run(const StepCall& call, const Parallel& parallel, void*) {
+void run(const StepCall& call, const void*, const Parallel& parallel, void*) {
   const ProgramShape& x = call.x_shape();
   MeanProblem p;
   p.batch = x.n, p.h = x.h, p.w = x.w, p.c = x.c;

@@ -20,7 +20,7 @@ std::string shape(const StepCall& call, ProgramShape& y) {
   return {};
 }
 
-void run(const StepCall& call, const Parallel& parallel, void*) {
+void run(const StepCall& call, const void*, const Parallel& parallel, void*) {
   const ProgramShape& x = call.x_shape();
   to_planar({x.n, x.h * x.w, x.c, call.y().type, call.data(call.read(0)), call.data(call.step.y)}, parallel);
 }

@@ -90,9 +90,10 @@ struct StepType {
   const char* (*check)(const StepCheck& c);
   // The sizes of y from those of what it reads, or why it does not take them; y comes as [n, 1, 1, its channels].
   std::string (*shape)(const StepCall& call, ProgramShape& y);
-  // Bytes that it works in; null: none.
-  int64_t (*workspace)(const StepCall& call, int threads) = nullptr;
-  void (*run)(const StepCall& call, const Parallel& parallel, void* workspace);
+  // Leaves what `run` goes by in `plan`, and returns the bytes that it works in; null: nothing is planned.
+  int32_t plan_bytes = 0;
+  int64_t (*plan)(const StepCall& call, int threads, void* plan) = nullptr;
+  void (*run)(const StepCall& call, const void* plan, const Parallel& parallel, void* workspace);
   // Multiply-adds of one image or sequence; null: none. A double, since sizes are not checked before it.
   double (*macs)(const StepCall& call) = nullptr;
 };
