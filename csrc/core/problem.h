@@ -90,7 +90,7 @@ struct Pool2dProblem {
   bool count_include_pad = true;        // padding counts as real 0, that is x_zero
   int32_t x_zero = 0;
   DType type = DType::s8;
-  int8_t mask = 0;                      // what int8 x and y are XORed with; averages: 0
+  int8_t mask = 0;                      // what int8 x and y are XORed with
   const void* x = nullptr;              // [batch,h,w,c]
   void* y = nullptr;                    // [batch,oh,ow,c]
 };

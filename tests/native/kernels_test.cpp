@@ -154,7 +154,7 @@ void test_pool(uint64_t seed) {
   compare("pool2d " + std::to_string(seed), [&](Isa isa, int count) {
     std::vector<char> y = given.output();
     Pool2dProblem own = given.p;
-    own.mask = count > 1 && !own.average ? -128 : 0;
+    own.mask = count > 1 ? -128 : 0;
     const std::vector<char> x = masked({given.x.begin(), given.x.end()}, DType::s8, own.mask);
     own.x = x.data();
     own.y = y.data();
