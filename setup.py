@@ -144,8 +144,8 @@ class NinjaBuild(build_ext):
         ]
         core = [
             s
-            for pattern in ("*.cpp", "kernels/*.cpp")
-            for s in sorted((ROOT / "csrc/cpu").glob(pattern))
+            for pattern in ("cpu/*.cpp", "cpu/kernels/*.cpp", "cpu/steps/*.cpp", "front/*.cpp")
+            for s in sorted((ROOT / "csrc").glob(pattern))
         ]
         link = {
             "_C": [f"-L{torch_lib}", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"],

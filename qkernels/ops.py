@@ -16,16 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ISAS = ("scalar", "avx2", "avx512vnni", "amx", "neondot")
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what layers take
 CUDA_TILES = ("small", "medium", "tall", "large", "hopper")
 
 
 def _load_library() -> None:
-    for variable, known in (("QKERNELS_MAX_ISA", ISAS), ("QKERNELS_CUDA_TILE", CUDA_TILES)):
-        asked = os.environ.get(variable)
-        if asked and asked not in known:
-            raise ValueError(f"{variable}={asked!r} is unknown; choose one of {', '.join(known)}")
     library = Path(__file__).with_name("_C.abi3.so")
     if not library.exists():
         raise ImportError(
@@ -34,8 +29,17 @@ def _load_library() -> None:
     torch.ops.load_library(str(library))
 
 
+def _check_environment() -> None:
+    for variable, known in (("QKERNELS_MAX_ISA", ISAS), ("QKERNELS_CUDA_TILE", CUDA_TILES)):
+        asked = os.environ.get(variable)
+        if asked and asked not in known:
+            raise ValueError(f"{variable}={asked!r} is unknown; choose one of {', '.join(known)}")
+
+
 _load_library()
 _ops = torch.ops.qkernels
+ISAS = tuple(_ops.cpu_isas().split(", "))  # in order of preference
+_check_environment()
 
 
 class _InferenceOnly(torch.autograd.Function):
@@ -257,19 +261,8 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tenso
 
 
 def packed_bytes(size: torch.Size | list[int], groups: int) -> int:
-    """Length of the packed form of a weight of this canonical shape; csrc/core/layout.h."""
-    oc, c = size[0], size[1]
-    kh, kw = size[2:] if len(size) == 4 else (1, 1)
-    n = oc // groups
-    if c == 1 and groups > 1:  # depthwise: one group of oc channels
-        n, k, groups = oc, kh * kw, 1
-    else:  # narrow groups are merged until they fill a panel of 16; each kernel row is padded to 4
-        fits = min(max(16 // n, 1), groups)
-        merge = next(m for m in range(fits, 0, -1) if groups % m == 0)
-        row = c * merge * kw
-        n, k, groups = n * merge, (kh - 1) * ((row + 3) // 4 * 4) + row, groups // merge
-    n_padded = (n + 15) // 16 * 16
-    return groups * n_padded * ((k + 63) // 64 * 64 + 4) + 16
+    """Length in bytes of the packed form of a weight of this canonical shape; RuntimeError where there is none."""
+    return int(_ops.packed_bytes(list(size), groups))
 
 
 @torch.library.register_fake("qkernels::pack_weight")

@@ -8,11 +8,13 @@
 namespace qk {
 
 enum class DType : uint8_t { f32, f16, bf16, s8 };
+constexpr const char* kDTypeNames[] = {"float32", "float16", "bfloat16", "int8", nullptr};
 
 constexpr int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::s8 ? 1 : 2; }
 
 // How float activations become int8. `given`: x is int8 already, or the scales are known (static).
 enum class Range : uint8_t { given, dynamic_symmetric, dynamic_asymmetric };
+constexpr const char* kRangeNames[] = {"given", "dynamic_symmetric", "dynamic_asymmetric", nullptr};
 
 // From int32 sums to stored bytes; the contract is docs/numerics.md, the arithmetic core/epilogue.h.
 struct Epilogue {
@@ -51,6 +53,7 @@ struct GemmProblem {
 };
 
 enum class PadMode : uint8_t { zeros, reflect, replicate, circular };
+constexpr const char* kPadModeNames[] = {"zeros", "reflect", "replicate", "circular", nullptr};
 
 // y[n,oh,ow,oc], weights [OC,KH,KW,C/groups]; `zeros` pads with the zero point.
 struct Conv2dProblem {
@@ -87,7 +90,7 @@ struct Pool2dProblem {
   bool count_include_pad = true;        // padding counts as real 0, that is x_zero
   int32_t x_zero = 0;
   DType type = DType::s8;
-  int8_t mask = 0;                      // what int8 x and y are XORed with; averages: 0
+  int8_t mask = 0;                      // what int8 x and y are XORed with
   const void* x = nullptr;              // [batch,h,w,c]
   void* y = nullptr;                    // [batch,oh,ow,c]
 };

@@ -1,73 +1,67 @@
 // A chained model as one run of bytes: what a saved file holds is what runs, wherever it lies in memory.
 //
-//   ProgramHeader, ProgramValue[values], ProgramStep[steps], int32 inputs[], int32 outputs[], names, constants, extra
+//   ProgramHeader, ProgramValue[values], ProgramStep[steps], int32 inputs[], int32 outputs[], payloads, names, constants, extra
 //
 // Offsets count bytes from the start, constants begin at multiples of 64, numbers are little-endian. Batch, height,
-// width and tokens are those of the inputs of a call; everything else is fixed here. qkernels/program/format.py writes it.
+// width and tokens are those of the inputs of a call; everything else is fixed here. A step's payload is the struct of
+// its kind (cpu/steps). qkernels/program/format.py writes it.
 #pragma once
-#include "problem.h"
+#include "record.h"
 
 namespace qk {
 
-constexpr uint32_t kProgramVersion = 2;
-constexpr char kProgramMagic[9] = "qkprog\r\n";  // a transfer that changes line ends breaks it
+constexpr uint32_t kProgramVersion = 3;
+constexpr int32_t kMaxBorder = 255;              // pixels
 
-struct ProgramHeader {
-  char magic[8];
-  uint32_t version;
-  uint32_t layout;                      // kLayoutVersion of the packed weights
-  int64_t bytes;                        // of the whole program
-  uint32_t checksum;                    // CRC-32 of everything behind the header
-  int32_t values, steps, inputs, outputs, slots;
-  int64_t max_batch;                    // 0: any
-  int64_t extra;                        // offset of JSON for people and servers, up to the end; 0: none
+struct ProgramMagic {
+  char bytes[8] = {'q', 'k', 'p', 'r', 'o', 'g', '\r', '\n'};  // a transfer that changes line ends breaks it
+  void read(const FieldReader&, const char*) const {}
 };
+template <> struct FieldFormat<ProgramMagic> { static constexpr const char* format = "S8"; static constexpr double initial = 0; };
+
+// The values that a step reads, in the order of its kind; -1 behind the last.
+struct StepReads {
+  static constexpr int32_t kMost = 4;
+  int32_t value[kMost] = {-1, -1, -1, -1};
+  int32_t operator[](int i) const { return value[i]; }
+  void read(const FieldReader& reader, const char* field) const {
+    for (int32_t v : value) reader.say(reader.to, field, "", double(v));
+  }
+};
+template <> struct FieldFormat<StepReads> { static constexpr const char* format = "(4,)<i4"; static constexpr double initial = -1; };
+
+#define QK_HEADER(F)                                                                         \
+  F(ProgramMagic, magic, ProgramMagic())                                                    \
+  F(uint32_t, version, kProgramVersion)                                                      \
+  F(uint32_t, layout, 0)       /* kLayoutVersion of the packed weights */                    \
+  F(int64_t, bytes, 0)         /* of the whole program */                                    \
+  F(uint32_t, checksum, 0)     /* CRC-32 of everything behind the header */                  \
+  F(int32_t, values, 0) F(int32_t, steps, 0) F(int32_t, inputs, 0) F(int32_t, outputs, 0) F(int32_t, slots, 0) \
+  F(int64_t, max_batch, 0)     /* 0: any */                                                  \
+  F(int64_t, extra, 0)         /* offset of JSON for people and servers, up to the end; 0: none */
+QK_RECORD(ProgramHeader, QK_HEADER);
 static_assert(sizeof(ProgramHeader) == 64);
 
 // One tensor between steps: an image [n, h, w, c], tokens [n, t, c] or rows [n, c].
-struct ProgramValue {
-  int32_t slot;                         // of the arena; -1: an input or output, whose memory is the caller's
-  int32_t channels;                     // 0: features of a flattened image, known at the call
-  uint8_t rank;                         // 4, 3 or 2
-  DType type;                           // s8 or f32
-  uint8_t planar;                       // [n, c, h, w] instead; an output only
-  uint8_t nhwc_only;                    // an input that must come as [n, h, w, c]
-  int32_t border;                       // pixels of zero point on every side of an s8 image, written with it
-};
+#define QK_VALUE(F)                                                                          \
+  F(int32_t, slot, -1)         /* of the arena; -1: an input or output, whose memory is the caller's */ \
+  F(int32_t, channels, 0)      /* 0: features of a flattened image, known at the call */     \
+  F(uint8_t, rank, 0)          /* 4, 3 or 2 */                                               \
+  F(DType, type, DType::f32)   /* f32 or s8 */                                               \
+  F(uint8_t, planar, 0)        /* [n, c, h, w] instead; an output only */                    \
+  F(uint8_t, nhwc_only, 0)     /* an input that must come as [n, h, w, c] */                 \
+  F(int32_t, border, 0)        /* pixels of zero point on every side of an s8 image, written with it */
+QK_RECORD(ProgramValue, QK_VALUE);
 static_assert(sizeof(ProgramValue) == 16);
 
-enum class StepKind : int32_t {
-  conv2d,    // Conv2dProblem
-  linear,    // GemmProblem
-  max_pool,  // windows clipped to the image; s8 or f32
-  mean,      // of an image's pixels: f32 [n, 1, 1, c]
-  copy,      // every stride-th pixel of x, with a border and at a channel of y
-  planar,    // [n, h, w, c] to [n, c, h, w], or to rows [n, c*h*w]
-  lookup,    // any function of s8 to s8; `weight` is its table of 256
-  layer_norm,  // LayerNormProblem: of f32 tokens or rows; `weight` and `bias` are f32
-  attention,   // AttentionProblem: f32 [n, t, 3c] to [n, t, c]
-};
-constexpr int32_t kStepKinds = 9;
-
-struct ProgramStep {
-  StepKind kind;
-  int32_t x, residual, y;               // values; residual -1: none
-  int32_t name, name_bytes;             // offset in the program, length
-  int32_t oc, kh, kw, groups, stride_h, stride_w, dilation_h, dilation_w;
-  int32_t pad_top, pad_bottom, pad_left, pad_right, pad_mode;
-  int32_t ceil_mode;                    // max_pool
-  int32_t channel;                      // copy: of y, where x goes
-  int32_t fill;                         // copy: 1 writes what x does not cover
-  int32_t range;                        // Range of x
-  float x_scale;
-  int32_t x_zero;                       // and what copy fills with
-  float residual_scale;
-  int32_t residual_zero;
-  float lo, hi, out_inv_scale;
-  int32_t out_zero;
-  float parameter;                      // layer_norm: epsilon; attention, whose heads are `groups`: log2(e) times its scale
-  int64_t weight, weight_bytes, w_scale, bias;  // offsets in the program; bias 0: none
-};
-static_assert(sizeof(ProgramStep) == 160);
+// One step: what it reads and writes, and where its payload and name lie.
+#define QK_STEP_ROW(F)                                                                       \
+  F(int32_t, kind, 0)          /* the row of cpu/steps/steps.inc */                          \
+  F(int32_t, y, 0)             /* the value that it writes */                                \
+  F(StepReads, reads, StepReads())                                                           \
+  F(int64_t, payload, 0)       /* offset, a multiple of 8 */                                 \
+  F(int32_t, name, 0) F(int32_t, name_bytes, 0)
+QK_RECORD(ProgramStep, QK_STEP_ROW);
+static_assert(sizeof(ProgramStep) == 40);
 
 }  // namespace qk

@@ -16,6 +16,12 @@ class Workspace {
     used_ += round_up(count * int64_t(sizeof(T)), 64);
     return piece;
   }
+  // The offset of so many bytes.
+  int64_t place(int64_t bytes) {
+    const int64_t at = used_;
+    used_ += round_up(bytes, 64);
+    return at;
+  }
   int64_t used() const { return used_; }
 
  private:

@@ -45,7 +45,21 @@ void pack_rows(const GemmProblem& p, const GemmPlan& plan, const BlockPosition& 
 
 }  // namespace
 
-GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kernels& kernels, int threads) {
+static void plan_memory(const Epilogue& e, int64_t staged_item, GemmPlan& plan) {
+  Workspace w(nullptr), own(nullptr);
+  plan.panels = w.used();
+  to_whole_panels(w, e, plan.layout);
+  own.place(plan.block_rows * plan.lda);
+  plan.row_scale = own.place(plan.block_rows * int64_t(sizeof(float)));
+  plan.row_offset = own.place(plan.block_rows * int64_t(sizeof(int32_t)));
+  plan.staged = own.place(plan.block_rows * plan.block_cols * staged_item);
+  plan.rows_each = own.used();
+  plan.rows = w.place(plan.workers * plan.rows_each);
+  plan.bytes = w.used();
+}
+
+GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kernels& kernels, int threads, const Epilogue& e,
+                   int64_t staged_item) {
   GemmPlan plan;
   plan.kernels = &kernels;
   plan.layout = layout;
@@ -71,22 +85,23 @@ GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kerne
   plan.block_cols = round_up(ceil_div(layout.n, splits), 32);
   plan.col_blocks = ceil_div(layout.n, plan.block_cols);
   plan.workers = int(std::clamp<int64_t>(plan.tasks(), 1, plan.workers));
+  plan_memory(e, staged_item, plan);
   return plan;
 }
 
-GemmPlan plan_packed_gemm(int64_t m, int64_t c_bytes, const PackedLayout& layout, const Kernels& kernels, int threads) {
-  return plan_gemm({1, m, kernels.piece_rows, layout.k_padded(), c_bytes}, layout, kernels, threads);
+GemmPlan plan_packed_gemm(int64_t m, const PackedLayout& layout, const Kernels& kernels, int threads, const Epilogue& e) {
+  const int64_t c_bytes = layout.n * size_of(e.out_type);
+  return plan_gemm({1, m, kernels.piece_rows, layout.k_padded(), c_bytes}, layout, kernels, threads, e, 0);
 }
 
-int64_t gemm_workspace(const GemmProblem& p, Isa isa, int threads) {
-  return blocks_workspace(plan_packed_gemm(p.m, p.n * size_of(p.epilogue.out_type), {1, p.n, p.k}, kernels_for(isa, p.m), threads), p.epilogue, 0);
+GemmPlan plan_linear(const GemmProblem& p, Isa isa, int threads) {
+  return plan_packed_gemm(p.m, {1, p.n, p.k}, kernels_for(isa, p.m), threads, p.epilogue);
 }
 
-void gemm(const GemmProblem& p, Isa isa, const Parallel& parallel, void* workspace) {
-  const GemmPlan plan = plan_packed_gemm(p.m, p.n * size_of(p.epilogue.out_type), {1, p.n, p.k}, kernels_for(isa, p.m), parallel.threads);
+void gemm(const GemmProblem& p, const GemmPlan& plan, const Parallel& parallel, void* workspace) {
   const int64_t item = size_of(p.epilogue.out_type);
   gemm_blocks(
-      plan, p.weight, p.epilogue, 0, parallel, workspace,
+      plan, p.weight, p.epilogue, parallel, workspace,
       [&](const BlockPosition& at, const PackedRows& out, GemmBlock& block) { pack_rows(p, plan, at, out, block); },
       [&](const BlockPosition& at, const PackedRows&) -> Destination {
         return {static_cast<char*>(p.c) + (at.m0 * p.c_stride + at.n0) * item, p.c_stride};

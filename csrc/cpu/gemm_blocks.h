@@ -21,6 +21,9 @@ struct GemmPlan {
   int64_t row_blocks, col_blocks;  // of a part
   int64_t lda;               // bytes between packed rows
   int workers;
+  // The workspace: per-channel values to whole panels, then for each worker its packed rows, their scales and offsets, and a
+  // staged block of C. Offsets are bytes from its start, and from a worker's.
+  int64_t panels, rows, rows_each, row_scale, row_offset, staged, bytes;
 
   int64_t tasks() const { return layout.groups * parts * row_blocks * col_blocks; }
 };
@@ -30,8 +33,11 @@ struct RowParts {
   int64_t parts, part_rows, unit, x_bytes, c_bytes;
 };
 
-GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kernels& kernels, int threads);
-GemmPlan plan_packed_gemm(int64_t m, int64_t c_bytes, const PackedLayout& layout, const Kernels& kernels, int threads);
+// `staged_item`: bytes of an element of C where blocks of it are staged, else 0.
+GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kernels& kernels, int threads, const Epilogue& e,
+                   int64_t staged_item);
+// Rows that are packed, C [m, N] in place.
+GemmPlan plan_packed_gemm(int64_t m, const PackedLayout& layout, const Kernels& kernels, int threads, const Epilogue& e);
 
 // Rows of x as the kernel reads them, with what turns their sums back into floats.
 struct PackedRows {
@@ -53,9 +59,10 @@ struct Destination {
   int64_t gap = 0, line = 1, column = 0;
 };
 
-inline PackedRows take_packed_rows(Workspace& w, const GemmPlan& plan, int64_t staged_item) {
-  return {w.take<int8_t>(plan.block_rows * plan.lda), w.take<float>(plan.block_rows), w.take<int32_t>(plan.block_rows),
-          staged_item ? w.take<char>(plan.block_rows * plan.block_cols * staged_item) : nullptr};
+inline PackedRows packed_rows(const GemmPlan& plan, char* memory, int64_t worker) {
+  char* own = memory + plan.rows + worker * plan.rows_each;
+  return {reinterpret_cast<int8_t*>(own), reinterpret_cast<float*>(own + plan.row_scale), reinterpret_cast<int32_t*>(own + plan.row_offset),
+          own + plan.staged};
 }
 
 // Per-channel values readable to whole panels from the start of every group: copied only where they are not.
@@ -76,13 +83,6 @@ inline Epilogue to_whole_panels(Workspace& w, const Epilogue& e, const PackedLay
   out.w_scale = to_whole_panels(w, e.w_scale, layout);
   out.bias = to_whole_panels(w, e.bias, layout);
   return out;
-}
-
-inline int64_t blocks_workspace(const GemmPlan& plan, const Epilogue& e, int64_t staged_item) {
-  Workspace w(nullptr);
-  to_whole_panels(w, e, plan.layout);
-  for (int i = 0; i < plan.workers; ++i) take_packed_rows(w, plan, staged_item);
-  return w.used();
 }
 
 inline Epilogue epilogue_of_group(const Epilogue& e, const PackedLayout& layout, const int8_t* weight, int64_t group) {
@@ -108,16 +108,14 @@ inline void read_packed(const GemmPlan& plan, const PackedRows& from, int64_t ro
 // pack(BlockPosition, PackedRows, GemmBlock) fills in the block's rows of x;
 // where(BlockPosition, PackedRows) -> Destination, done(BlockPosition, PackedRows).
 template <class Pack, class Where, class Done>
-void gemm_blocks(const GemmPlan& plan, const int8_t* weight, const Epilogue& channel_epilogue, int64_t staged_item,
-                 const Parallel& parallel, void* workspace, Pack pack, Where where, Done done) {
-  Workspace memory(workspace);
-  const Epilogue whole = to_whole_panels(memory, channel_epilogue, plan.layout);
-  PackedRows rows_of[kMaxThreads];  // one a worker
-  const int workers = std::min(plan.workers, kMaxThreads);
-  for (int i = 0; i < workers; ++i) rows_of[i] = take_packed_rows(memory, plan, staged_item);
-  parallel(workers, [&](int64_t worker) {
-    const PackedRows& rows = rows_of[worker];
-    const Share tasks = share(plan.tasks(), workers, worker);
+void gemm_blocks(const GemmPlan& plan, const int8_t* weight, const Epilogue& channel_epilogue, const Parallel& parallel,
+                 void* workspace, Pack pack, Where where, Done done) {
+  char* memory = static_cast<char*>(workspace);
+  Workspace panels(memory + plan.panels);
+  const Epilogue whole = to_whole_panels(panels, channel_epilogue, plan.layout);
+  parallel(plan.workers, [&](int64_t worker) {
+    const PackedRows rows = packed_rows(plan, memory, worker);
+    const Share tasks = share(plan.tasks(), plan.workers, worker);
     GemmBlock block;
     int64_t packed = -1;  // the (group, row block) that `block` reads
     for (int64_t task = tasks.begin; task < tasks.end; ++task) {

@@ -63,6 +63,18 @@ bool parse_isa(const char* name, Isa* isa) {
   return false;
 }
 
+bool is_for_tests(Isa isa) { return isa == Isa::amx_emulated; }
+
+const char* known_isas() {
+  static const std::string all = [] {
+    std::string names;
+    for (int i = 0; i < kIsaCount; ++i)
+      if (!is_for_tests(Isa(i))) names += (names.empty() ? "" : ", ") + std::string(kNames[i]);
+    return names;
+  }();
+  return all.c_str();
+}
+
 bool isa_available(Isa isa) {
   if (isa == Isa::scalar || isa == Isa::amx_emulated) return true;
 #if defined(__x86_64__)
@@ -95,9 +107,8 @@ Isa active_isa() {
     const char* limit = std::getenv("QKERNELS_MAX_ISA");
     if (!limit || !*limit) return best_isa();
     Isa wanted;
-    if (!parse_isa(limit, &wanted) || wanted == Isa::amx_emulated)
-      throw std::invalid_argument("QKERNELS_MAX_ISA='" + std::string(limit) +
-                                  "' is unknown; choose one of scalar, avx2, avx512vnni, amx, neondot");
+    if (!parse_isa(limit, &wanted) || is_for_tests(wanted))
+      throw std::invalid_argument("QKERNELS_MAX_ISA='" + std::string(limit) + "' is unknown; choose one of " + known_isas());
     return best_up_to(wanted);
   }();
   return isa;

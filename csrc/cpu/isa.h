@@ -10,6 +10,8 @@ constexpr int kIsaCount = 6;
 
 const char* isa_name(Isa isa);
 bool parse_isa(const char* name, Isa* isa);
+bool is_for_tests(Isa isa);
+const char* known_isas();      // "scalar, avx2, ...": all but those for tests, in order of preference
 bool isa_available(Isa isa);   // by CPUID, XCR0 and, for AMX, the kernel's permission
 Isa best_isa();                // the best available one
 Isa active_isa();              // best_isa(), lowered by QKERNELS_MAX_ISA; throws std::invalid_argument on an unknown name

@@ -1,8 +1,9 @@
-// Runs a chained model, step by step: core/program.h says what it is.
+// Runs a chained model, step by step: core/program.h says what its bytes are, steps/ what a step does.
 //
 // The front that calls owns the memory: the program's bytes, which callers share and nothing writes; one arena a call,
 // whose slots hold values that are never alive together; inputs and outputs.
 #pragma once
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,12 +25,13 @@ struct Program {
 
   explicit Program(const void* bytes);
   std::string_view name(const ProgramStep& step) const { return {base + step.name, size_t(step.name_bytes)}; }
+  bool is_input(int32_t v) const;
 };
 
 // Why these bytes are no program that may run, whoever wrote them; empty if they are one. Checks all but the checksum.
 std::string check_program(const void* bytes, int64_t size);
 
-// Of tokens, h is their number.
+// For tokens, h is their number.
 struct ProgramShape {
   int64_t n = 0, h = 1, w = 1, c = 0;
 };
@@ -46,12 +48,14 @@ inline ProgramInput program_input(const void* data, int rank) { return {data, ra
 // Where the sizes hold the caller's axis: channels come last in tokens.
 constexpr int axis_of(int rank, int axis) { return rank == 3 && axis ? 3 - axis : axis; }
 
-// Sizes and memory of so many images at a time.
+// Sizes, memory and the plan of every step for so many images at a time.
 struct ProgramPart {
   int64_t images = 0;
   int threads = 1;
   std::vector<ProgramShape> shapes;  // of every value
   std::vector<int64_t> slots;        // their offsets in the arena
+  std::vector<int64_t> plan_at;      // where a step's plan lies
+  std::shared_ptr<char[]> plans;
   int64_t workspace = 0, bytes = 0;
 };
 

@@ -1,19 +1,15 @@
 #include "program.h"
 
-#include <pybind11/numpy.h>
-#include <pybind11/stl.h>
-
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "../cpu/program.h"
-#include "../cpu/sentence.h"
-#include "threads.h"
-
-namespace py = pybind11;
+#include "../cpu/steps/step.h"
+#include "../front/program.h"
+#include "arrays.h"
 
 namespace qk {
 namespace {
@@ -41,23 +37,23 @@ class Arena {
 class LoadedProgram {
  public:
   explicit LoadedProgram(const py::buffer& bytes) : buffer_(bytes.request()) {
-    if (!PyBuffer_IsContiguous(buffer_.view(), 'C')) throw std::invalid_argument("the program's bytes must be contiguous");
+    Array given;
     const int64_t size = buffer_.size * buffer_.itemsize;
-    if (reinterpret_cast<uintptr_t>(buffer_.ptr) % 8) throw std::invalid_argument("the program's bytes begin at an odd address");
-    if (const std::string why = check_program(buffer_.ptr, size); !why.empty()) throw std::invalid_argument("this is no program to run: " + why);
-    program_.emplace(buffer_.ptr);
+    given.data = buffer_.ptr, given.axes = 1, given.sizes = &size;
+    given.contiguous = PyBuffer_IsContiguous(buffer_.view(), 'C');
+    program_.emplace(checked_program(given));
   }
 
   py::list run(std::vector<py::array> arrays, int threads, bool timed, py::object seconds_out) {
     const Isa isa = active_isa();
     const std::vector<ProgramInput> inputs = inputs_of(arrays);
-    if (threads < 1 || threads > kMaxThreads) throw std::invalid_argument(sentence("threads=", threads, " is outside [1, ", kMaxThreads, "]"));
-    const ProgramPlan plan = planned(inputs, isa, threads);
+    const Parallel parallel = checked_threads(threads);
+    const ProgramPlan plan = checked_plan(*program_, inputs.data(), isa, threads);
     const ProgramHeader& h = *program_->header;
     py::list results;
     std::vector<void*> outputs;
     for (int32_t i = 0; i < h.outputs; ++i) {
-      py::array_t<float> y(sizes(plan, program_->outputs[i]));
+      py::array_t<float> y(sizes_of(*program_, plan, program_->outputs[i]));
       outputs.push_back(y.mutable_data());
       results.append(y);
     }
@@ -65,7 +61,7 @@ class LoadedProgram {
     {
       py::gil_scoped_release free;
       std::unique_ptr<Arena> arena = take();
-      run_program(*program_, plan, inputs.data(), outputs.data(), isa, plain_threads(threads), arena->at_least(plan.arena_bytes),
+      run_program(*program_, plan, inputs.data(), outputs.data(), isa, parallel, arena->at_least(plan.arena_bytes),
                   timed ? seconds.data() : nullptr);
       give(std::move(arena));
     }
@@ -76,16 +72,15 @@ class LoadedProgram {
 
   // What a call with inputs of these sizes does, step by step.
   py::list steps(const std::vector<std::vector<int64_t>>& input_sizes, int threads) const {
-    static const char* kinds[kStepKinds] = {"conv2d", "linear", "max_pool", "mean", "copy", "planar", "lookup", "layer_norm", "attention"};
-    const ProgramPlan plan = planned(inputs_of(input_sizes), active_isa(), threads);
+    const ProgramPlan plan = checked_plan(*program_, inputs_of(input_sizes).data(), active_isa(), threads);
     py::list rows;
     for (int32_t i = 0; i < program_->header->steps; ++i) {
       const ProgramStep& s = program_->steps[i];
       const StepWork work = work_of(*program_, plan, s);
       py::dict row;
       row["name"] = std::string(program_->name(s));
-      row["kind"] = kinds[int(s.kind)];
-      row["x"] = described(plan, s.x);
+      row["kind"] = type_of(s).name;
+      row["x"] = described(plan, s.reads[0]);
       row["y"] = described(plan, s.y);
       row["macs"] = work.macs;
       row["bytes"] = work.bytes;
@@ -95,7 +90,7 @@ class LoadedProgram {
   }
 
   int64_t arena_bytes(const std::vector<std::vector<int64_t>>& input_sizes, int threads) const {
-    return planned(inputs_of(input_sizes), active_isa(), threads).arena_bytes;
+    return checked_plan(*program_, inputs_of(input_sizes).data(), active_isa(), threads).arena_bytes;
   }
 
   py::list signature(bool inputs) const {
@@ -113,13 +108,6 @@ class LoadedProgram {
  private:
   const ProgramValue& value(int32_t v) const { return program_->values[v]; }
 
-  std::vector<int64_t> sizes(const ProgramPlan& plan, int32_t v) const {
-    const ProgramShape& s = plan.shapes[size_t(v)];
-    if (value(v).rank == 2) return {s.n, s.c};
-    if (value(v).rank == 3) return {s.n, s.h, s.c};
-    return value(v).planar ? std::vector<int64_t>{s.n, s.c, s.h, s.w} : std::vector<int64_t>{s.n, s.h, s.w, s.c};
-  }
-
   // [N, C, H, W], whatever lies in memory.
   py::object as_sent(const py::object& y, int32_t v) const {
     return value(v).rank == 4 && !value(v).planar ? y.attr("transpose")(0, 3, 1, 2) : y;
@@ -127,65 +115,38 @@ class LoadedProgram {
 
   std::string described(const ProgramPlan& plan, int32_t v) const {
     std::string text = value(v).type == DType::s8 ? "int8 [" : "float32 [";
-    const std::vector<int64_t> all = sizes(plan, v);
+    const std::vector<int64_t> all = sizes_of(*program_, plan, v);
     for (size_t i = 0; i < all.size(); ++i) text += (i ? ", " : "") + std::to_string(all[i]);
     return text + "]";
   }
 
-  void check_count(size_t given) const {
-    if (given != size_t(program_->header->inputs))
-      throw std::invalid_argument(std::to_string(given) + " inputs were given; the program takes " + std::to_string(program_->header->inputs));
-  }
-
-  static void check_axes(size_t i, int64_t axes) {
-    if (axes < 2 || axes > 4)
-      throw std::invalid_argument("input " + std::to_string(i) + " has " + std::to_string(axes) + " axes; [N, C, H, W], [N, T, C] or [N, C] is needed");
-  }
-
-  static py::array contiguous(const py::array& a) {
-    return py::array_t<float, int(py::array::c_style) | int(py::detail::npy_api::NPY_ARRAY_ALIGNED_)>(a);
-  }
-
   // Arrays as the program reads them; copied only where it does not.
   std::vector<ProgramInput> inputs_of(std::vector<py::array>& arrays) const {
-    check_count(arrays.size());
+    check_input_count(*program_, arrays.size());
     std::vector<ProgramInput> inputs;
     for (size_t i = 0; i < arrays.size(); ++i) {
       py::array& a = arrays[i];
-      if (!py::isinstance<py::array_t<float>>(a)) throw py::type_error("input " + std::to_string(i) + " has dtype " + py::str(a.dtype()).cast<std::string>() + "; float32 is needed");
-      check_axes(i, a.ndim());
-      if (a.ndim() != 4) a = contiguous(a);
-      if (a.ndim() == 4 && value(program_->inputs[i]).nhwc_only)
-        a = contiguous(a.attr("transpose")(0, 2, 3, 1)).attr("transpose")(0, 3, 1, 2);
-      if (!(a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) a = contiguous(a);
-      ProgramInput in = program_input(a.data(), int(a.ndim()));
-      for (int axis = 0; axis < a.ndim(); ++axis) {
-        const int to = axis_of(in.rank, axis);
-        in.sizes[to] = a.shape(axis), in.strides[to] = a.strides(axis) / int64_t(sizeof(float));
-      }
-      inputs.push_back(in);
+      check_input(int64_t(i), *View(a));
+      if (const View x(a, true); !input_lies(*program_, int32_t(i), *x))
+        a = a.ndim() == 4 ? contiguous(a.attr("transpose")(0, 2, 3, 1)).attr("transpose")(0, 3, 1, 2).cast<py::array>() : contiguous(a);
+      else if (x->data != a.data()) a = contiguous(a);
+      inputs.push_back(input_of(*program_, int32_t(i), *View(a)));
     }
     return inputs;
   }
 
+  // Inputs without memory.
   std::vector<ProgramInput> inputs_of(const std::vector<std::vector<int64_t>>& all) const {
-    check_count(all.size());
+    check_input_count(*program_, all.size());
     std::vector<ProgramInput> inputs;
     for (const auto& s : all) {
-      check_axes(inputs.size(), int64_t(s.size()));
-      ProgramInput in = program_input(nullptr, int(s.size()));
-      for (int axis = 0; axis < in.rank; ++axis) in.sizes[axis_of(in.rank, axis)] = s[size_t(axis)];
-      in.strides[0] = in.sizes[1] * in.sizes[2] * in.sizes[3];
-      in.strides[1] = in.sizes[2] * in.sizes[3], in.strides[2] = in.sizes[3], in.strides[3] = 1;
-      inputs.push_back(in);
+      Array x;
+      x.axes = int64_t(s.size()), x.sizes = s.data();
+      check_input(int64_t(inputs.size()), x);
+      set_contiguous_strides(x);
+      inputs.push_back(input_of(*program_, int32_t(inputs.size()), x));
     }
     return inputs;
-  }
-
-  ProgramPlan planned(const std::vector<ProgramInput>& inputs, Isa isa, int threads) const {
-    ProgramPlan plan = plan_program(*program_, inputs.data(), isa, threads);
-    if (!plan.error.empty()) throw std::invalid_argument(plan.error);
-    return plan;
   }
 
   std::unique_ptr<Arena> take() {
@@ -206,11 +167,76 @@ class LoadedProgram {
   std::vector<std::unique_ptr<Arena>> arenas_;
 };
 
+// ---- the format, as Python writes it
+
+py::list fields_of(const Field* field) {
+  py::list rows;
+  for (; field->name; ++field) {
+    py::list choices;
+    for (const char* const* name = field->choices; name && *name; ++name) choices.append(*name);
+    rows.append(py::make_tuple(field->name, field->format, field->offset, field->initial, py::tuple(choices)));
+  }
+  return rows;
+}
+
+template <class Record>
+py::dict record() {
+  py::dict d;
+  d["fields"] = fields_of(Record::fields());
+  d["bytes"] = sizeof(Record);
+  return d;
+}
+
+// Every record of the format; a field is (name, format, offset, default, names of its values).
+py::dict records() {
+  py::dict all;
+  all["header"] = record<ProgramHeader>();
+  all["value"] = record<ProgramValue>();
+  all["step"] = record<ProgramStep>();
+  return all;
+}
+
+// The kinds of steps in the order of their numbers, each with the record of its payload.
+py::dict step_kinds() {
+  py::dict all;
+  for (const StepType* type : kStepTypes) {
+    py::dict d;
+    d["fields"] = fields_of(type->payload.fields());
+    d["bytes"] = type->payload.bytes;
+    d["strided"] = type->strided;
+    all[type->name] = d;
+  }
+  return all;
+}
+
+// What C++ reads in a payload: pairs of a field's name and its number, of those of a constant two.
+py::list read_payload(const std::string& kind, const py::bytes& bytes) {
+  for (const StepType* type : kStepTypes) {
+    if (kind != type->name) continue;
+    std::vector<int64_t> aligned(size_t(type->payload.bytes / 8 + 1));
+    const std::string_view given = bytes;
+    if (int64_t(given.size()) != type->payload.bytes)
+      throw std::invalid_argument(sentence("a payload of ", kind, " has ", type->payload.bytes, " bytes, not ", given.size()));
+    std::memcpy(aligned.data(), given.data(), given.size());
+    py::list rows;
+    type->payload.read(aligned.data(), {&rows, [](void* to, const char* field, const char* part, double value) {
+      static_cast<py::list*>(to)->append(py::make_tuple(*part ? std::string(field) + "." + part : std::string(field), value));
+    }});
+    return rows;
+  }
+  throw std::invalid_argument("step kind '" + kind + "' is unknown");
+}
+
 }  // namespace
 
 void bind_program(py::module_& m) {
   using namespace pybind11::literals;
   m.attr("PROGRAM_VERSION") = kProgramVersion;
+  m.attr("PROGRAM_MAGIC") = py::bytes(ProgramMagic().bytes, sizeof ProgramMagic().bytes);
+  m.attr("MAX_BORDER") = kMaxBorder;
+  m.attr("PROGRAM_RECORDS") = records();
+  m.attr("STEP_KINDS") = step_kinds();
+  m.def("read_payload", &read_payload, "kind"_a, "payload"_a, "The fields of a step's payload, as C++ reads them.");
   py::class_<LoadedProgram>(m, "Program", "A chained model, from the bytes of a saved program; they are not copied.")
       .def(py::init<py::buffer>(), "bytes"_a)
       .def("run", &LoadedProgram::run, "inputs"_a, "threads"_a = 1, "timed"_a = false, "seconds"_a = py::none(),

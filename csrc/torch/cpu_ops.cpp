@@ -27,8 +27,9 @@ struct Cpu {
   static void run(const Tensor&, const LookupProblem& p) { qk::lookup(p, active_isa(), torch_threads()); }
   static void run(const Tensor& x, const GemmProblem& p) {
     const Parallel threads = torch_threads();
-    Scratch scratch(x, gemm_workspace(p, active_isa(), threads.threads));
-    gemm(p, active_isa(), threads, scratch.data());
+    const GemmPlan plan = plan_linear(p, active_isa(), threads.threads);
+    Scratch scratch(x, plan.bytes);
+    gemm(p, plan, threads, scratch.data());
   }
   static void run_weight_only(const Tensor& x, const WeightOnlyProblem& p) {
     const Parallel threads = torch_threads();
@@ -37,15 +38,24 @@ struct Cpu {
   }
   static void run(const Tensor& x, const Conv2dProblem& p) {
     const Parallel threads = torch_threads();
-    Scratch scratch(x, conv2d_workspace(p, active_isa(), threads.threads));
-    qk::conv2d(p, active_isa(), threads, scratch.data());
+    const ConvPlan plan = plan_conv2d(p, active_isa(), threads.threads);
+    Scratch scratch(x, plan.bytes);
+    qk::conv2d(p, plan, threads, scratch.data());
   }
 };
 
 static std::string cpu_isa() { return isa_name(active_isa()); }
 
+static std::string cpu_isas() { return known_isas(); }
+
+static int64_t packed_bytes(Ints size, int64_t groups) { return weight_size(size, groups).layout().bytes(); }
+
 }  // namespace qk::cpu_ops
 
 STABLE_TORCH_LIBRARY_IMPL(qkernels, CPU, m) { qk::register_operators<qk::cpu_ops::Cpu>(m); }
 
-STABLE_TORCH_LIBRARY_IMPL(qkernels, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&qk::cpu_ops::cpu_isa)); }
+STABLE_TORCH_LIBRARY_IMPL(qkernels, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&qk::cpu_ops::cpu_isa));
+  m.impl("cpu_isas", TORCH_BOX(&qk::cpu_ops::cpu_isas));
+  m.impl("packed_bytes", TORCH_BOX((&qk::Operator<"packed_bytes", &qk::cpu_ops::packed_bytes>::call)));
+}

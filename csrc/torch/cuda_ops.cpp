@@ -20,13 +20,13 @@ namespace qk::cuda_ops {
 using cuda::Stream;
 
 // libtorch_cuda has it; a torch without CUDA, where this library loads too, has not.
-static Stream current_stream(const char* op, int32_t device) {
+static Stream current_stream(int32_t device) {
   using Function = AOTITorchError (*)(int32_t, void**);
   static const Function function = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
     return reinterpret_cast<Function>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
   }();
-  check(function, op, "x is on cuda:", device, ", but this torch has no CUDA (libtorch_cuda.so is not loaded)");
+  check(function, "x is on cuda:", device, ", but this torch has no CUDA (libtorch_cuda.so is not loaded)");
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(function(device, &stream));
   return stream;
@@ -35,8 +35,7 @@ static Stream current_stream(const char* op, int32_t device) {
 // The device and stream of x for the time of one call.
 class Call {
  public:
-  Call(const char* op, const Tensor& x)
-      : op_(op), x_(x), guard_(x.get_device_index()), stream_(current_stream(op, x.get_device_index())) {
+  explicit Call(const Tensor& x) : x_(x), guard_(x.get_device_index()), stream_(current_stream(x.get_device_index())) {
     succeed(cuda::use_device(x.get_device_index()));
   }
   Stream stream() const { return stream_; }
@@ -46,13 +45,12 @@ class Call {
     return scratch_ ? scratch_->mutable_data_ptr() : nullptr;
   }
   void succeed(int error) const {
-    check(error == 0, op_, "CUDA error ", error, " on cuda:", x_.get_device_index(), ": ", cuda::error_text(error),
+    check(error == 0, "CUDA error ", error, " on cuda:", x_.get_device_index(), ": ", cuda::error_text(error),
           error == kNoKernelImage ? "; the kernels are built for compute capability 7.5 and above, see QKERNELS_CUDA_ARCHS in setup.py" : "");
   }
 
  private:
   static constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice
-  const char* op_;
   const Tensor& x_;
   torch::stable::accelerator::DeviceGuard guard_;
   Stream stream_;
@@ -70,7 +68,7 @@ struct Cuda {
   }
 
   static bool pack(const Tensor& x, const int8_t* weight, int64_t oc, int64_t c, int64_t kh, int64_t kw, int64_t groups, int8_t* packed) {
-    Call call("pack_weight", x);
+    Call call(x);
     auto* bad = static_cast<uint32_t*>(call.scratch(4));
     call.succeed(cuda::pack_weight(weight, oc, c, kh, kw, groups, packed, bad, call.stream()));
     uint32_t found = 0;
@@ -79,12 +77,12 @@ struct Cuda {
   }
   template <class... Sizes>
   static void unpack(const Tensor& x, const int8_t* packed, Sizes... sizes) {
-    Call call("unpack_weight", x);
+    Call call(x);
     call.succeed(cuda::unpack_weight(packed, sizes..., call.stream()));
   }
 
   static void run(const Tensor& x, const QuantizeProblem& p) {
-    Call call("quantize", x);
+    Call call(x);
     cuda::QuantizeRows q;
     q.rows = p.rows, q.cols = q.x_stride = q.q_stride = p.cols;
     q.x = p.x, q.x_type = p.x_type;
@@ -95,37 +93,37 @@ struct Cuda {
     call.succeed(cuda::quantize_rows(q, call.stream()));
   }
   static void run(const Tensor& x, const DequantizeProblem& p) {
-    Call call("dequantize", x);
+    Call call(x);
     call.succeed(cuda::dequantize_rows({p.rows, p.cols, p.rows_per_scale, p.q, p.scale, p.zero, p.y_type, p.y}, call.stream()));
   }
   static void run(const Tensor& x, const GemmProblem& p) {
-    Call call("linear", x);
-    check(p.m <= kMostRows, "linear", "x has ", p.m, " rows; ", kMostRows, " are supported on CUDA");
+    Call call(x);
+    check(p.m <= kMostRows, "x has ", p.m, " rows; ", kMostRows, " are supported on CUDA");
     call.succeed(cuda::gemm(p, call.scratch(cuda::gemm_workspace(p)), call.stream()));
   }
   static void run_weight_only(const Tensor& x, const WeightOnlyProblem& p) {
-    Call call("linear_weight_only", x);
+    Call call(x);
     call.succeed(cuda::weight_only(p, call.stream()));
   }
   static void run(const Tensor& x, const Conv2dProblem& p) {
-    Call call("conv2d", x);
+    Call call(x);
     const int64_t outputs = p.batch * p.oh() * p.ow() * p.oc;
-    check(outputs <= kMostRows, "conv2d", "the output has ", outputs, " values; ", kMostRows, " are supported on CUDA");
+    check(outputs <= kMostRows, "the output has ", outputs, " values; ", kMostRows, " are supported on CUDA");
     call.succeed(cuda::conv2d(p, call.scratch(cuda::conv2d_workspace(p)), call.stream()));
   }
   static void run(const Tensor& x, const Pool2dProblem& p) {
-    Call call("pool2d", x);
+    Call call(x);
     const int64_t outputs = p.batch * p.oh * p.ow * p.c;
-    check(outputs <= kMostRows, "pool2d", "the output has ", outputs, " values; ", kMostRows, " are supported on CUDA");
+    check(outputs <= kMostRows, "the output has ", outputs, " values; ", kMostRows, " are supported on CUDA");
     call.succeed(cuda::pool2d(p, call.stream()));
   }
   static void run(const Tensor& x, const MeanProblem& p) {
-    Call call("mean_pool2d", x);
-    check(p.batch * p.c <= kMostRows, "mean_pool2d", "x has ", p.batch * p.c, " planes; ", kMostRows, " are supported on CUDA");
+    Call call(x);
+    check(p.batch * p.c <= kMostRows, "x has ", p.batch * p.c, " planes; ", kMostRows, " are supported on CUDA");
     call.succeed(cuda::mean(p, call.stream()));
   }
   static void run(const Tensor& x, const LookupProblem& p) {
-    Call call("lookup", x);
+    Call call(x);
     call.succeed(cuda::lookup(p, call.stream()));
   }
 };

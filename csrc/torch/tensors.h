@@ -5,7 +5,7 @@
 #endif
 
 #include "../cpu/parallel.h"
-#include "arguments.h"
+#include "views.h"
 
 namespace qk {
 

@@ -21,7 +21,7 @@ from qkernels.graph.program import TorchProgram
 from qkernels.graph.tables import Lookup
 from qkernels.graph.tokens import ChainedAttention, ChainedNorm
 from qkernels.nn import MeanPool2d, QuantConv2d
-from qkernels.program.format import PAD_MODES, RANGES, Step, Value, assemble
+from qkernels.program.format import Step, Value, assemble
 
 _Lowering = Callable[["_Builder", fx.Node], None]
 
@@ -213,11 +213,9 @@ class _Builder:
         """One array a tensor, so that a weight used twice is held once."""
         return self.arrays.setdefault(id(tensor), tensor.detach().contiguous().numpy())
 
-    def add(
-        self, kind: str, node: fx.Node, x: int, y: int, residual: int = -1, **fields: Any
-    ) -> Step:
+    def add(self, kind: str, node: fx.Node, x: int, y: int, *others: int, **fields: Any) -> Step:
         name = str(node.target if node.op == "call_module" else node.name)
-        self.steps.append(Step(kind, name, x, y, residual, fields))
+        self.steps.append(Step(kind, name, x, y, others, fields))
         return self.steps[-1]
 
     # -- steps
@@ -229,15 +227,14 @@ class _Builder:
         assert isinstance(source, fx.Node)
         image = isinstance(layer, QuantConv2d)
         x = self.read(source, nhwc=False)
-        r = self.read(residual) if isinstance(residual, fx.Node) else -1
-        step = self.add("conv2d" if image else "linear", node, x, self.write(node), r)
+        others = [self.read(residual)] if isinstance(residual, fx.Node) else []
+        step = self.add("conv2d" if image else "linear", node, x, self.write(node), *others)
         step.name = module.name
         step.fields |= _epilogue(module)
         if isinstance(layer, QuantConv2d):
             step.fields |= _window(layer)
         else:
-            step.fields["kw"] = layer.in_features
-        step.fields["oc"] = layer.weight_size[0]
+            step.fields["k"] = layer.in_features
         b = layer._buffers
         step.constants = {
             "weight": self.array(layer.packed_weight),
@@ -254,8 +251,7 @@ class _Builder:
         sh, sw = stride or (kh, kw)
         self.add(
             "max_pool", node, self.read(_source(node)), self.write(node), kh=kh, kw=kw, stride_h=sh, stride_w=sw,
-            pad_top=ph, pad_bottom=ph, pad_left=pw, pad_right=pw, dilation_h=dh, dilation_w=dw,
-            ceil_mode=int(pool.ceil_mode),
+            pad_h=ph, pad_w=pw, dilation_h=dh, dilation_w=dw, ceil_mode=int(pool.ceil_mode),
         )  # fmt: skip
 
     def mean(self, node: fx.Node) -> None:
@@ -265,14 +261,14 @@ class _Builder:
         module = nodes.module_of(self.traced, node)
         assert isinstance(module, Lookup)
         step = self.add("lookup", node, self.read(_source(node)), self.write(node))
-        step.constants["weight"] = self.array(module.table)
+        step.constants["table"] = self.array(module.table)
 
     def layer_norm(self, node: fx.Node) -> None:
         norm = nodes.module_of(self.traced, node)
         assert isinstance(norm, ChainedNorm)
         step = self.add("layer_norm", node, self.read(_source(node)), self.write(node))
         step.name = norm.name
-        step.fields |= {"parameter": norm.epsilon, **_output(norm.output)}
+        step.fields |= {"epsilon": norm.epsilon, **_output(norm.output)}
         step.constants = {"weight": self.array(norm.weight), "bias": self.array(norm.bias)}
 
     def attention(self, node: fx.Node) -> None:
@@ -280,7 +276,7 @@ class _Builder:
         assert isinstance(attention, ChainedAttention)
         step = self.add("attention", node, self.read(_source(node)), self.write(node))
         step.name = attention.name
-        step.fields |= {"groups": attention.heads, "parameter": attention.exponent}
+        step.fields |= {"heads": attention.heads, "exponent": attention.exponent}
         step.fields |= _output(attention.output)
 
     def flatten(self, node: fx.Node) -> None:
@@ -302,7 +298,7 @@ class _Builder:
         format = stored(node)
         self.add(
             "copy", node, self.read(_source(node)), self.write(node), pad_left=left, pad_right=right, pad_top=top,
-            pad_bottom=bottom, channel=before, fill=1, x_zero=format[1] if format else 0,
+            pad_bottom=bottom, channel=before, fill=1, fill_value=format[1] if format else 0,
         )  # fmt: skip
 
     def join(self, node: fx.Node) -> None:
@@ -331,13 +327,11 @@ def _epilogue(module: ChainedLayer) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "lo": -math.inf if lo is None else lo,
         "hi": math.inf if hi is None else hi,
-        "range": RANGES.index("given"),
     }
     if given:
         fields["x_scale"], fields["x_zero"] = given
     else:
-        kind = "dynamic_symmetric" if layer.symmetric else "dynamic_asymmetric"
-        fields["range"] = RANGES.index(kind)
+        fields["range"] = "dynamic_symmetric" if layer.symmetric else "dynamic_asymmetric"
     if module.residual:
         fields["residual_scale"], fields["residual_zero"] = module.residual
     return fields | _output(module.output)
@@ -351,13 +345,13 @@ def _output(format: QParams | None) -> dict[str, Any]:
     return {"out_inv_scale": float(inverse), "out_zero": format[1]}
 
 
-def _window(layer: QuantConv2d) -> dict[str, int]:
+def _window(layer: QuantConv2d) -> dict[str, Any]:
     left, right, top, bottom = layer._borders
     (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
     return {
         "kh": kh, "kw": kw, "groups": layer.groups, "stride_h": sh, "stride_w": sw, "dilation_h": dh,
         "dilation_w": dw, "pad_top": top, "pad_bottom": bottom, "pad_left": left, "pad_right": right,
-        "pad_mode": PAD_MODES.index(layer.padding_mode),
+        "pad_mode": layer.padding_mode,
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,46 +14,74 @@ from numpy.typing import NDArray
 
 from qkernels.program import kernel_core
 
-MAGIC = b"qkprog\r\n"
-KINDS = (
-    "conv2d", "linear", "max_pool", "mean", "copy", "planar", "lookup", "layer_norm", "attention",
-)  # fmt: skip
-TYPES = {"float32": 0, "int8": 3}
-RANGES = ("given", "dynamic_symmetric", "dynamic_asymmetric")
-PAD_MODES = ("zeros", "reflect", "replicate", "circular")
+_CONSTANT = np.dtype([("at", "<i8"), ("bytes", "<i8")])  # where an array lies in the program
 _SIDES = ("top", "bottom", "left", "right")
-_MOST_BORDER = 255
 
-HEADER = np.dtype(
-    [
-        ("magic", "S8"), ("version", "<u4"), ("layout", "<u4"), ("bytes", "<i8"), ("checksum", "<u4"),
-        ("values", "<i4"), ("steps", "<i4"), ("inputs", "<i4"), ("outputs", "<i4"), ("slots", "<i4"),
-        ("max_batch", "<i8"), ("extra", "<i8"),
-    ]
-)  # fmt: skip
-VALUE = np.dtype(
-    [
-        ("slot", "<i4"), ("channels", "<i4"), ("rank", "u1"), ("type", "u1"), ("planar", "u1"), ("nhwc_only", "u1"),
-        ("border", "<i4"),
-    ]
-)  # fmt: skip
-_STEP_INTS = (
-    "kind", "x", "residual", "y", "name", "name_bytes", "oc", "kh", "kw", "groups", "stride_h", "stride_w",
-    "dilation_h", "dilation_w", "pad_top", "pad_bottom", "pad_left", "pad_right", "pad_mode", "ceil_mode", "channel",
-    "fill", "range",
-)  # fmt: skip
-STEP = np.dtype(
-    [(name, "<i4") for name in _STEP_INTS]
-    + [
-        ("x_scale", "<f4"), ("x_zero", "<i4"), ("residual_scale", "<f4"), ("residual_zero", "<i4"), ("lo", "<f4"),
-        ("hi", "<f4"), ("out_inv_scale", "<f4"), ("out_zero", "<i4"), ("parameter", "<f4"), ("weight", "<i8"),
-        ("weight_bytes", "<i8"), ("w_scale", "<i8"), ("bias", "<i8"),
-    ]
-)  # fmt: skip
-_DEFAULTS: dict[str, Any] = {
-    "residual": -1, "kh": 1, "kw": 1, "groups": 1, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1,
-    "x_scale": 1.0, "residual_scale": 1.0, "lo": -np.inf, "hi": np.inf, "out_inv_scale": 1.0,
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Record:
+    """One struct of the format: its fields as NumPy sees them, what they are where nobody sets them, and the names that
+    fields of few values have."""
+
+    dtype: np.dtype[Any]
+    defaults: dict[str, Any]
+    choices: dict[str, tuple[str, ...]]
+    strided: bool = (
+        False  # of a step: its image may lie anywhere or have a border, and so may what it writes
+    )
+
+    def rows(self, count: int) -> NDArray[Any]:
+        """``count`` records of defaults."""
+        rows = np.zeros(count, self.dtype)
+        for name, value in self.defaults.items():
+            rows[name] = value
+        return rows
+
+    def value(self, field: str, given: Any) -> Any:
+        """What a field holds for a name or a number; ValueError where the record has no such field or name."""
+        if field not in (self.dtype.names or ()):
+            raise ValueError(
+                f"{field!r} is unknown; choose one of {', '.join(self.dtype.names or ())}"
+            )
+        if not isinstance(given, str):
+            return given
+        names = self.choices[field]
+        if given not in names:
+            raise ValueError(f"{field}={given!r} is unknown; choose one of {', '.join(names)}")
+        return names.index(given)
+
+
+@functools.cache
+def record(name: str) -> Record:
+    """A struct of csrc/core/program.h, as the compiled core describes it: header, value or step."""
+    return _record(kernel_core.PROGRAM_RECORDS[name])
+
+
+@functools.cache
+def kinds() -> dict[str, Record]:
+    """The kinds of steps in the order of their numbers, each with its payload (csrc/cpu/steps)."""
+    return {name: _record(described) for name, described in kernel_core.STEP_KINDS.items()}
+
+
+def _record(described: dict[str, Any]) -> Record:
+    names, formats, offsets, defaults, choices = [], [], [], {}, {}
+    for name, format, offset, default, values in described["fields"]:
+        constant = format == "constant"
+        names.append(name)
+        formats.append(_CONSTANT if constant else np.dtype(format))
+        offsets.append(offset)
+        if not constant and np.dtype(format).kind != "S":
+            defaults[name] = default
+        if values:
+            choices[name] = values
+    layout = {
+        "names": names,
+        "formats": formats,
+        "offsets": offsets,
+        "itemsize": described["bytes"],
+    }
+    dtype = np.dtype(layout) if names else np.dtype([])  # type: ignore[call-overload]
+    return Record(dtype, defaults, choices, described.get("strided", False))
 
 
 @dataclass
@@ -71,15 +100,20 @@ class Value:
 
 @dataclass
 class Step:
-    """One step; ``fields`` are those of the C++ struct that differ from their defaults."""
+    """One step. ``others``: the values that it reads beside ``x``. ``fields``: those of its payload that differ from
+    their defaults. ``constants``: the arrays of its payload."""
 
     kind: str
     name: str
     x: int
     y: int
-    residual: int = -1
+    others: tuple[int, ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
-    constants: dict[str, NDArray[Any]] = field(default_factory=dict)  # weight, w_scale, bias
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.x, *self.others)
 
 
 def assemble(
@@ -89,51 +123,66 @@ def assemble(
     outputs: Sequence[int],
     max_batch: int | None = None,
 ) -> NDArray[np.uint8]:
-    """The program as bytes. Equal constant arrays (the same object) are held once."""
-    table = np.zeros(len(steps), STEP)
+    """The program as bytes. Equal constant arrays (the same object) are held once.
+
+    Raises ValueError for a field that its kind of step does not have.
+    """
     _give_borders(values, steps)
     slots = _share_slots(values, steps)
-    used = HEADER.itemsize + _up(len(values) * VALUE.itemsize, 8) + table.nbytes
-    used += 4 * (len(inputs) + len(outputs))
-    names = [step.name.encode() for step in steps]
-    for row, step, name in zip(table, steps, names, strict=True):
-        row["kind"], row["x"], row["y"] = KINDS.index(step.kind), step.x, step.y
-        for key, value in (_DEFAULTS | step.fields | {"residual": step.residual}).items():
-            row[key] = value
-        row["name"], row["name_bytes"] = used, len(name)
-        used += len(name)
-    places: dict[int, int] = {}
-    constants: list[tuple[int, NDArray[Any]]] = []
-    for row, step in zip(table, steps, strict=True):
-        for key, array in step.constants.items():
-            if id(array) not in places:
-                places[id(array)] = used = _up(used, 64)
-                constants.append((used, array))
-                used += array.nbytes
-            row[key] = places[id(array)]
-        if "weight" in step.constants:
-            row["weight_bytes"] = step.constants["weight"].nbytes
-
-    data = np.zeros(_up(used, 64), np.uint8)
+    table = _Table(len(values), steps, len(inputs) + len(outputs))
+    data = np.zeros(_up(table.used, 64), np.uint8)
     header = _header(data)
     counts = (len(values), len(steps), len(inputs), len(outputs), max(slots, default=-1) + 1)
-    header["magic"], header["version"] = MAGIC, kernel_core.PROGRAM_VERSION
+    header["magic"], header["version"] = kernel_core.PROGRAM_MAGIC, kernel_core.PROGRAM_VERSION
     header["layout"], header["bytes"] = kernel_core.LAYOUT_VERSION, data.nbytes
     for key, count in zip(("values", "steps", "inputs", "outputs", "slots"), counts, strict=True):
         header[key] = count
     header["max_batch"] = max_batch or 0
-    _write_tables(data, values, slots, table, inputs, outputs)
-    for row, name in zip(table, names, strict=True):
-        data[row["name"] : row["name"] + len(name)] = np.frombuffer(name, np.uint8)
-    for at, array in constants:
+    _write_tables(data, values, slots, table.rows, inputs, outputs)
+    for at, array in table.pieces:
         data[at : at + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
     header["checksum"] = checksum(data)
     return data
 
 
+class _Table:
+    """The rows of steps, and the bytes behind the tables with their offsets: payloads, names, constants."""
+
+    def __init__(self, values: int, steps: Sequence[Step], ends: int) -> None:
+        self.rows = record("step").rows(len(steps))
+        self.pieces: list[tuple[int, NDArray[Any]]] = []
+        self.used = record("header").dtype.itemsize + _up(
+            values * record("value").dtype.itemsize, 8
+        )
+        self.used += self.rows.nbytes + 4 * ends
+        numbers = {kind: i for i, kind in enumerate(kinds())}
+        payloads = [kinds()[step.kind].rows(1) for step in steps]
+        for row, step, payload in zip(self.rows, steps, payloads, strict=True):
+            row["kind"], row["y"] = numbers[step.kind], step.y
+            row["reads"][: len(step.reads)] = step.reads
+            for key, value in step.fields.items():
+                payload[key] = kinds()[step.kind].value(key, value)
+            row["payload"] = self.put(payload, 8)
+        for row, step in zip(self.rows, steps, strict=True):
+            name = np.frombuffer(step.name.encode(), np.uint8)
+            row["name"], row["name_bytes"] = self.put(name, 1), len(name)
+        places: dict[int, int] = {}
+        for step, payload in zip(steps, payloads, strict=True):
+            for key, array in step.constants.items():
+                if id(array) not in places:
+                    places[id(array)] = self.put(array, 64)
+                payload[key] = (places[id(array)], array.nbytes)
+
+    def put(self, array: NDArray[Any], align: int) -> int:
+        at = _up(self.used, align)
+        self.pieces.append((at, array))
+        self.used = at + array.nbytes
+        return at
+
+
 def checksum(data: NDArray[np.uint8]) -> int:
     """CRC-32 of everything behind the header."""
-    return zlib.crc32(data[HEADER.itemsize :].data)
+    return zlib.crc32(data[record("header").dtype.itemsize :].data)
 
 
 def stored_checksum(data: NDArray[np.uint8]) -> int:
@@ -171,7 +220,8 @@ def read_extra(data: NDArray[np.uint8]) -> dict[str, Any]:
 
 
 def _header(data: NDArray[np.uint8]) -> Any:
-    return data[: HEADER.itemsize].view(HEADER)[0]
+    header = record("header").dtype
+    return data[: header.itemsize].view(header)[0]
 
 
 def _up(n: int, to: int) -> int:
@@ -186,11 +236,11 @@ def _write_tables(
     inputs: Sequence[int],
     outputs: Sequence[int],
 ) -> None:
-    at = HEADER.itemsize
-    rows = data[at : at + len(values) * VALUE.itemsize].view(VALUE)
+    at, kind = record("header").dtype.itemsize, record("value")
+    rows = data[at : at + len(values) * kind.dtype.itemsize].view(kind.dtype)
     for row, value, slot in zip(rows, values, slots, strict=True):
         row["slot"], row["channels"], row["rank"] = slot, value.channels, value.rank
-        row["type"], row["planar"] = TYPES[value.dtype], value.planar
+        row["type"], row["planar"] = kind.value("type", value.dtype), value.planar
         row["nhwc_only"], row["border"] = value.nhwc_only, value.border
     at += _up(rows.nbytes, 8)
     data[at : at + table.nbytes] = table.view(np.uint8).reshape(-1)
@@ -205,19 +255,19 @@ def _give_borders(values: Sequence[Value], steps: Sequence[Step]) -> None:
     others = set[int]()
     for step in steps:
         readers.setdefault(step.x, []).append(step)
-        others |= {step.residual} | (set() if step.kind == "conv2d" else {step.x, step.y})
+        others |= {*step.others, *(() if kinds()[step.kind].strided else (step.x, step.y))}
     for v, value in enumerate(values):
         read = readers.get(v, [])
-        zeros = all(step.fields.get("pad_mode", 0) == PAD_MODES.index("zeros") for step in read)
+        zeros = all(step.fields.get("pad_mode", "zeros") == "zeros" for step in read)
         if v not in others and zeros and value.dtype == "int8" and not value.callers:
             sides = [step.fields.get(f"pad_{side}", 0) for step in read for side in _SIDES]
             most = max(sides, default=0)
-            value.border = most if most <= _MOST_BORDER else 0
+            value.border = most if most <= kernel_core.MAX_BORDER else 0
 
 
 def _share_slots(values: Sequence[Value], steps: Sequence[Step]) -> list[int]:
     """A slot for every value of the arena: one that is free by then and wastes or grows least, else a new one."""
-    last = {v: i for i, step in enumerate(steps) for v in (step.x, step.residual, step.y)}
+    last = {v: i for i, step in enumerate(steps) for v in (*step.reads, step.y)}
     slots, sizes, free = [-1] * len(values), list[int](), set[int]()
     for i, step in enumerate(steps):
         if not values[step.y].callers and slots[step.y] < 0:
@@ -229,7 +279,7 @@ def _share_slots(values: Sequence[Value], steps: Sequence[Step]) -> list[int]:
             free.discard(fits)
             sizes[fits] = max(sizes[fits], size)
             slots[step.y] = fits
-        for v in {step.x, step.residual, step.y}:
-            if v >= 0 and slots[v] >= 0 and last[v] == i:
+        for v in {*step.reads, step.y}:
+            if slots[v] >= 0 and last[v] == i:
                 free.add(slots[v])
     return slots

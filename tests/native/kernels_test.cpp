@@ -73,8 +73,10 @@ void test_gemm(const char* name, uint64_t seed, bool weight_only_form, Sizes siz
     own.c = c.data();
     const Masked in(count, given);
     in.put_into(own);
-    std::vector<char> scratch = scratch_of(weight_only_form ? weight_only_workspace(own, count) : gemm_workspace(own, isa, count));
-    (weight_only_form ? weight_only : gemm)(own, isa, threads(count), aligned(scratch));
+    const GemmPlan plan = plan_linear(own, isa, count);
+    std::vector<char> scratch = scratch_of(weight_only_form ? weight_only_workspace(own, count) : plan.bytes);
+    if (weight_only_form) weight_only(own, isa, threads(count), aligned(scratch));
+    else gemm(own, plan, threads(count), aligned(scratch));
     return masked(c, given.o.out_type, in.mask);
   });
 }
@@ -87,8 +89,9 @@ void test_conv2d(const char* name, uint64_t seed, Sizes sizes = Sizes::any) {
     own.y = y.data();
     const Masked in(count, given);
     in.put_into(own);
-    std::vector<char> scratch = scratch_of(conv2d_workspace(own, isa, count));
-    conv2d(own, isa, threads(count), aligned(scratch));
+    const ConvPlan plan = plan_conv2d(own, isa, count);
+    std::vector<char> scratch = scratch_of(plan.bytes);
+    conv2d(own, plan, threads(count), aligned(scratch));
     return masked(y, given.o.out_type, in.mask);
   });
 }
@@ -132,14 +135,16 @@ void test_borders(uint64_t seed) {
     own.x_type = own.epilogue.out_type = DType::s8, own.range = Range::given, own.pad_mode = PadMode::zeros;
     own.y_nhwc = true, own.x_padded = !bare, own.y_border = bare ? 0 : y_border, own.x_mask = in.mask;
     const int64_t border = bare ? 0 : std::max({own.pad_top, own.pad_bottom, own.pad_left, own.pad_right}) + more;
-    const std::vector<char> x = with_border(given, own, border, in.mask, conv2d_read_on(own, isa));
+    const int64_t read_on = plan_conv2d(own, isa, count).read_on;  // the same whatever the strides
+    const std::vector<char> x = with_border(given, own, border, in.mask, read_on);
     own.x_strides[1] = 1, own.x_strides[3] = own.c, own.x_strides[2] = (own.w + 2 * border) * own.c;
     own.x_strides[0] = (own.h + 2 * border) * own.x_strides[2];
     own.x = x.data() + border * (own.x_strides[2] + own.c);
     std::vector<char> y(size_t(own.batch * own.y_image()), 0x5a);
     own.y = y.data() + own.y_border * (own.y_row() + own.oc);
-    std::vector<char> scratch = scratch_of(conv2d_workspace(own, isa, count));
-    conv2d(own, isa, threads(count), aligned(scratch));
+    const ConvPlan plan = plan_conv2d(own, isa, count);
+    std::vector<char> scratch = scratch_of(plan.bytes);
+    conv2d(own, plan, threads(count), aligned(scratch));
     return masked(without_border(y, own), DType::s8, in.mask);
   });
 }
@@ -149,7 +154,7 @@ void test_pool(uint64_t seed) {
   compare("pool2d " + std::to_string(seed), [&](Isa isa, int count) {
     std::vector<char> y = given.output();
     Pool2dProblem own = given.p;
-    own.mask = count > 1 && !own.average ? -128 : 0;
+    own.mask = count > 1 ? -128 : 0;
     const std::vector<char> x = masked({given.x.begin(), given.x.end()}, DType::s8, own.mask);
     own.x = x.data();
     own.y = y.data();

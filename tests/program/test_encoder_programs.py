@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from program_bytes import seal, tables
+from program_bytes import payload, seal, tables, tables_end
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +19,6 @@ import qkernels as qk
 from qkernels import models, reference
 from qkernels.graph.tokens import ChainedAttention
 from qkernels.program import Program
-from qkernels.program.format import HEADER, STEP, VALUE
 from qkernels.reference import Epilogue
 
 WIDTH, TOKENS = 24, 7
@@ -213,12 +213,12 @@ def test_an_input_that_is_no_tokens_is_named(
         program.steps((1, 2**40, 24))
 
 
-def forged(program: Program, step: int, **fields: float) -> np.ndarray:
-    """The program with some fields of a step changed and its checksum made good."""
+def forged(program: Program, step: int, **fields: Any) -> np.ndarray:
+    """The program with some fields of a step's row or payload changed and its checksum made good."""
     data = program.data.copy()
-    _, _, rows = tables(data)
+    row, own = tables(data)[2][step], payload(data, step)
     for name, value in fields.items():
-        rows[step][name] = value
+        (row if name in row.dtype.names else own)[name] = value
     seal(data)
     return data
 
@@ -226,22 +226,22 @@ def forged(program: Program, step: int, **fields: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("kind", "fields", "sentence"),
     [
-        ("layer_norm", {"parameter": -1.0}, "epsilon is not finite"),
-        ("layer_norm", {"parameter": np.nan}, "epsilon is not finite"),
-        ("layer_norm", {"weight": 2**40}, "weight or bias lies outside"),
-        ("layer_norm", {"bias": 0}, "weight or bias lies outside"),
-        ("layer_norm", {"weight_bytes": 92}, "weight or bias lies outside"),
+        ("layer_norm", {"epsilon": -1.0}, "epsilon is not finite"),
+        ("layer_norm", {"epsilon": np.nan}, "epsilon is not finite"),
+        ("layer_norm", {"weight": (2**40, 96)}, "weight or bias lies outside"),
+        ("layer_norm", {"bias": (0, 0)}, "weight or bias lies outside"),
+        ("layer_norm", {"weight": (2**10, 92)}, "weight or bias lies outside"),
         ("layer_norm", {"out_inv_scale": np.inf}, "no scale or zero point"),
         ("attention", {"out_zero": 128}, "no scale or zero point"),
-        ("attention", {"parameter": 0.0}, "factor of its scores"),
-        ("attention", {"groups": 0}, "heads do not divide"),
-        ("attention", {"groups": 5}, "heads do not divide"),
-        ("attention", {"x": 0}, "not three times as wide"),
-        ("attention", {"residual": 0}, "it takes no residual"),
+        ("attention", {"exponent": 0.0}, "factor of its scores"),
+        ("attention", {"heads": 0}, "heads do not divide"),
+        ("attention", {"heads": 5}, "heads do not divide"),
+        ("attention", {"reads": (0, -1, -1, -1)}, "not three times as wide"),
+        ("attention", {"reads": (1, 0, -1, -1)}, "reads more values than its kind"),
     ],
 )
 def test_a_forged_step_is_refused(
-    saved: tuple[Path, Tensor], kind: str, fields: dict[str, float], sentence: str
+    saved: tuple[Path, Tensor], kind: str, fields: dict[str, Any], sentence: str
 ) -> None:
     program = Program.load(saved[0] / "model.qkp")
     kinds = [step["kind"] for step in program.steps((1, 3, 24))]
@@ -253,8 +253,7 @@ def test_forged_tables_of_an_encoder_are_refused_or_run_within_their_memory(
     saved: tuple[Path, Tensor],
 ) -> None:
     program = Program.load(saved[0] / "model.qkp")
-    header, _, _ = tables(program.data)
-    end = int(HEADER.itemsize + header["values"] * VALUE.itemsize + header["steps"] * STEP.itemsize)
+    end = tables_end(program.data)
     random, refused = np.random.default_rng(0), 0
     for _ in range(1500):
         data = program.data.copy()

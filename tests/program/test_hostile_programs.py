@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from program_bytes import seal, tables
-from torch import Tensor
+from program_bytes import payload, seal, tables
+from torch import Tensor, nn
 
-from qkernels import _core, ops  # noqa: F401
+import qkernels as qk
+from qkernels import _core, models, ops  # noqa: F401
 from qkernels.program import Program
-from qkernels.program.format import Step, Value, assemble
+from qkernels.program.format import Step, Value, assemble, kinds
 
 
 def image(channels: int = 1, dtype: str = "float32", **how: Any) -> Value:
@@ -53,7 +54,7 @@ def test_an_input_that_is_added_lies_as_the_step_reads_it() -> None:
     weight = _core.pack_weight(np.ones((1, 1, 1, 1), np.int8))
     constants = {"weight": weight, "w_scale": np.ones(1, np.float32)}
     values = [image(callers=True, nhwc_only=True), image(callers=True)]
-    step = Step("conv2d", "conv", 0, 1, residual=0, fields={"oc": 1}, constants=constants)
+    step = Step("conv2d", "conv", 0, 1, others=(0,), constants=constants)
     data = assemble(values, [step], [0], [1])
     x = np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2)
     assert np.isfinite(Program(data)(np.broadcast_to(x[:1], (5, 1, 2, 2)))).all()
@@ -75,7 +76,7 @@ def test_an_input_without_memory_for_it_is_an_exception() -> None:
     weight = _core.pack_weight(np.ones((1, 3), np.int8))
     constants = {"weight": weight, "w_scale": np.ones(1, np.float32)}
     values = [Value(3, 2, "float32", callers=True), Value(1, 2, "float32", callers=True)]
-    step = Step("linear", "linear", 0, 1, fields={"oc": 1, "kw": 3}, constants=constants)
+    step = Step("linear", "linear", 0, 1, fields={"k": 3}, constants=constants)
     program = Program(assemble(values, [step], [0], [1]))
     with pytest.raises(MemoryError):
         program(np.broadcast_to(np.float32(0), (2**46, 3)))
@@ -95,3 +96,64 @@ def test_the_operator_of_torch_checks_the_bytes_that_it_is_given() -> None:
         run(bad)
     with pytest.raises(RuntimeError, match="aligned to 64"):
         run(data, torch.zeros(1 << 12, dtype=torch.uint8)[1:])
+
+
+class Everything(nn.Module):
+    """Images through every kind of step that images know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.pool, self.deep = nn.MaxPool2d(3, 2, 1), nn.Conv2d(12, 12, 3, 1, 1, groups=12)
+        self.mean, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.pool(torch.cat([torch.relu(self.a(x)), self.b(x)], 1))
+        y = torch.relu(self.deep(y) + y)
+        return y, self.head(torch.flatten(self.mean(y), 1))
+
+
+def whole(model: nn.Module, x: Tensor) -> tuple[Program, np.ndarray]:
+    int8, _ = qk.quantize(model.eval(), {"activation": "static"}, lambda m: m(x))
+    program = qk.compile(int8, x, exact=False).program
+    assert program is not None
+    return program.program, x.numpy()
+
+
+EXTREMES = [-(2**31), -129, -1, 0, 1, 2, 3, 17, 255, 2**16, 2**31 - 1, np.nan, np.inf, 1e-45, 1e38]
+
+
+def forgeries(data: np.ndarray, step: int) -> Any:
+    """The program with each field of a step's payload set to each extreme, its checksum made good."""
+    fields = payload(data, step).dtype
+    for name in fields.names or ():
+        for part in fields[name].names or (None,):
+            for value in EXTREMES:
+                forged = data.copy()
+                place = payload(forged, step) if part is None else payload(forged, step)[name]
+                kind = place.dtype[part or name]
+                if kind.kind != "f" and not np.isfinite(value):
+                    continue
+                limits = None if kind.kind == "f" else np.iinfo(kind)
+                place[part or name] = (
+                    value if limits is None else int(min(max(value, limits.min), limits.max))
+                )
+                seal(forged)
+                yield forged
+
+
+def test_every_forged_field_of_every_payload_is_refused_or_runs_within_its_memory() -> None:
+    torch.manual_seed(0)
+    images = whole(Everything(), torch.randn(2, 3, 9, 9))
+    tokens = whole(models.TransformerEncoder(24, 1, heads=2), torch.randn(2, 5, 24))
+    seen, refused = set[str](), 0
+    for program, x in (images, tokens):
+        for i, row in enumerate(tables(program.data)[2]):
+            seen.add(list(kinds())[row["kind"]])
+            for forged in forgeries(program.data, i):
+                try:
+                    Program(forged)(x)
+                except (ValueError, MemoryError):
+                    refused += 1
+    assert seen == set(kinds()), "a kind whose payload nobody forges"
+    assert refused > 1000

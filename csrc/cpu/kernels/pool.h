@@ -75,13 +75,14 @@ QK_INLINE void store_some(int8_t* p, typename V::I v, int64_t count) {
 template <class V>
 QK_INLINE void average_pixel(const Pool2dProblem& p, const int8_t* x, const Taps& t, int64_t window, int8_t* y) {
   const int64_t inside = t.rows * t.columns, count = p.count_include_pad ? window : inside;
+  const auto mask = V::set1i(p.mask);
   for (int64_t c = 0; c < p.c; c += V::width) {
     auto total = V::set1i(int32_t((count - inside) * p.x_zero));
     for (int64_t i = 0; i < t.rows; ++i)
       for (int64_t j = 0; j < t.columns; ++j)
-        total = V::addi(total, load_some<V>(x + (i * t.row_step * p.w + j * t.column_step) * p.c + c, p.c - c));
+        total = V::addi(total, V::xori(load_some<V>(x + (i * t.row_step * p.w + j * t.column_step) * p.c + c, p.c - c), mask));
     total = V::round(V::mul(V::to_float(total), V::set1(1.0f / float(count))));
-    store_some<V>(y + c, total, p.c - c);
+    store_some<V>(y + c, V::xori(total, mask), p.c - c);
   }
 }
 

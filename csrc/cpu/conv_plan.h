@@ -1,0 +1,72 @@
+// How a convolution is taken: the path, what of x is written as int8 before it, how the batch and the output are cut, and
+// where everything lies in the workspace. A pure function of sizes, types and strides; no pointer is looked at.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "gemm_blocks.h"
+
+namespace qk {
+
+enum class ConvPath : uint8_t {
+  in_place,   // a GEMM over output pixels whose rows are read from the image where it lies
+  packed,     // a GEMM over output pixels whose rows are gathered block by block
+  depthwise,  // kernels/depthwise.h
+};
+constexpr const char* kConvPathNames[] = {"in_place", "packed", "depthwise"};
+
+// Some images that go through all steps together. Offsets are bytes of the workspace of one such run.
+struct ConvPart {
+  int64_t images = 0;            // 0: there is no such part
+  int threads = 1;
+  GemmPlan gemm;                 // unless depthwise
+  int workers = 1;               // of the depthwise kernel
+  int64_t strip = 0;             // its lines that are staged together before they become planes; 0: none
+  int64_t scale = 0, zero = 0;   // dynamic: one an image
+  int64_t image = 0;             // the int8 image, where it is written
+  int64_t lines = 0;             // a line a worker before its channels are repeated
+  int64_t panels = 0;            // depthwise: w_scale and bias to whole panels
+  int64_t kernel = 0, kernel_bytes = 0;  // depthwise: what the kernel keeps, a worker
+  int64_t staged = 0, staged_bytes = 0;  // depthwise: a strip, a worker
+  int64_t rest = 0;              // what the GEMM works in
+  int64_t bytes = 0;
+};
+
+struct ConvPlan {
+  const Kernels* kernels = nullptr;
+  PackedLayout layout{1, 1, 1};
+  ConvPath path = ConvPath::packed;
+
+  // The int8 image that the path reads: x itself, or a copy with its border written out.
+  bool writes_image = false;
+  int8_t mask = 0;               // what its bytes are XORed with
+  int64_t repeat = 1;            // depthwise with a multiplier: how often each channel of x is written
+  int64_t row = 0, image = 0;    // bytes from one line, and one image, to the next
+  bool slack = false;            // bytes behind the last pixel may be read
+  int64_t read_on = 0;           // so many, by the path or whoever plans a padded x
+
+  // K of a GEMM: pieces are whole kernel rows (`together`), or single taps.
+  bool together = false;
+  int64_t channels = 0;          // of one of the layout's groups
+
+  // The batch: `each` images for every worker alone, then the rest for all together; at most `at_once` at a time, so that
+  // there is a part of that many, and one of what is left.
+  int threads = 1;
+  int64_t each = 0;
+  ConvPart alone[2], shared[2];
+  int64_t bytes_each = 0, bytes = 0;  // of the workspace: of a worker alone; of the call
+
+  bool depthwise() const { return path == ConvPath::depthwise; }
+};
+
+ConvPlan plan_conv2d(const Conv2dProblem& p, Isa isa, int threads);
+std::string shown(const ConvPlan& plan);  // one line a fact
+
+// What lies in the workspace of a part, in order.
+struct Piece {
+  const char* name;
+  int64_t at, bytes;
+};
+std::vector<Piece> pieces_of(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part);
+
+}  // namespace qk

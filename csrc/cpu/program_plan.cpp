@@ -1,0 +1,170 @@
+// What follows from the sizes of a call's inputs: the sizes of every value, memory, and how the batch is cut.
+#include <algorithm>
+#include <cstddef>
+
+#include "dispatch.h"
+#include "steps/step.h"
+
+namespace qk {
+namespace {
+
+constexpr int64_t kCacheBytes = 8 << 20;     // of values that images at a time may take
+constexpr int64_t kWorkPerThread = 1 << 20;  // multiply-adds below which another thread costs more than it gives
+constexpr int64_t kReadOn = 64;              // bytes behind a value, as kernels may
+
+// Bytes of a value with its border.
+int64_t bytes_of(const ProgramValue& v, const ProgramShape& s) {
+  return s.n * (s.h + 2 * v.border) * (s.w + 2 * v.border) * s.c * size_of(v.type);
+}
+
+std::string check_input(const Program& program, int32_t i, const ProgramInput& input, int64_t batch) {
+  const ProgramValue& value = program.values[program.inputs[i]];
+  const int64_t* size = input.sizes;
+  std::ostringstream got;
+  got << "input " << i << " is [" << size[0] << ", ";
+  if (input.rank == 3) got << size[2] << ", ";
+  got << size[1];
+  if (input.rank == 4) got << ", " << size[2] << ", " << size[3];
+  got << "]; ";
+  const char *before = value.rank == 3 ? "[N, T, " : "[N, ", *after = value.rank == 4 ? ", H, W]" : "]";
+  if (input.rank != value.rank || size[1] != value.channels) return sentence(got.str(), before, value.channels, after, " is needed");
+  if (size[2] < 1 || size[3] < 1) return sentence(got.str(), "only the batch may be empty");
+  if (program.header->max_batch && size[0] > program.header->max_batch)
+    return sentence(got.str(), "the program was made for batches of at most ", program.header->max_batch);
+  if (size[0] != batch) return sentence(got.str(), "the first input has a batch of ", batch);
+  return {};
+}
+
+// A step of a call that is being planned.
+StepCall planned(const Program& program, const ProgramStep& step, const ProgramPart& part, const ProgramInput* inputs, Isa isa) {
+  return {program, step, part, inputs, nullptr, nullptr, isa, mask_of(isa)};
+}
+
+// The sizes of a step's y, or why it does not take x.
+std::string set_shape(const StepCall& call, ProgramPart& part) {
+  const StepType& type = type_of(call.step);
+  const ProgramValue& value = call.y();
+  ProgramShape y{call.x_shape().n, 1, 1, value.channels};
+  if (std::string why = type.shape(call, y); !why.empty()) return why;
+  if (double(y.n) * double(y.h + 2 * value.border) * double(y.w + 2 * value.border) * double(y.c) > kMaxElements) return too_large(call);
+  part.shapes[size_t(call.step.y)] = y;
+  return type.macs && double(y.n) * type.macs(call) > kMaxWork ? too_large(call) : std::string();
+}
+
+// Shapes of all values for `images` of the batch; empty where it is right, else why not.
+std::string set_shapes(const Program& program, const ProgramInput* inputs, int64_t images, ProgramPart& part) {
+  const ProgramHeader& h = *program.header;
+  part.images = images;
+  part.shapes.assign(size_t(h.values), {});
+  for (int32_t i = 0; i < h.inputs; ++i) {
+    const int64_t* size = inputs[i].sizes;
+    part.shapes[size_t(program.inputs[i])] = {images, size[2], size[3], size[1]};
+  }
+  double bytes = 0;
+  for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) {
+    const std::string why = set_shape(planned(program, *s, part, inputs, Isa::scalar), part);
+    if (!why.empty()) return sentence("step ", program.name(*s), ": ", why);
+    bytes += double(bytes_of(program.values[s->y], part.shapes[size_t(s->y)]));
+    if (bytes > kMaxBytes) return sentence("step ", program.name(*s), ": the values up to it have ", bytes, " bytes, too many");
+  }
+  return {};
+}
+
+// Room for the plans of the steps, which `StepType::plan` makes there.
+void place_plans(const Program& program, ProgramPart& part) {
+  int64_t bytes = 0;
+  for (const ProgramStep* s = program.steps; s != program.steps + program.header->steps; ++s) {
+    part.plan_at.push_back(bytes);
+    bytes += round_up(type_of(*s).plan_bytes, alignof(std::max_align_t));
+  }
+  part.plans.reset(new char[size_t(bytes) + 1]);
+}
+
+void set_memory(const Program& program, const ProgramInput* inputs, Isa isa, int threads, ProgramPart& part) {
+  const ProgramHeader& h = *program.header;
+  part.threads = threads;
+  part.slots.assign(size_t(h.slots), 0);
+  place_plans(program, part);
+  int64_t workspace = 0;  // and what steps may read behind their values
+  for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) {
+    const ProgramValue& value = program.values[s->y];
+    if (value.slot >= 0) {
+      int64_t& slot = part.slots[size_t(value.slot)];
+      slot = std::max(slot, bytes_of(value, part.shapes[size_t(s->y)]));
+    }
+    if (const StepType& type = type_of(*s); type.plan)
+      workspace = std::max(workspace, type.plan(planned(program, *s, part, inputs, isa), threads, &part.plans[size_t(part.plan_at[size_t(s - program.steps)])]));
+  }
+  for (int64_t& slot : part.slots) {
+    const int64_t bytes = round_up(slot + kReadOn, 64);
+    slot = part.workspace;
+    part.workspace += bytes;
+  }
+  part.bytes = round_up(part.workspace + workspace, 64);
+}
+
+// What the values of one image or sequence take, and its multiply-adds.
+struct ImageWork {
+  int64_t bytes = 0;
+  double macs = 0;
+};
+
+ImageWork image_work(const Program& program, const ProgramInput* inputs, const ProgramPart& whole) {
+  std::vector<int64_t> slots(size_t(program.header->slots), 0);
+  ImageWork work;
+  for (int32_t i = 0; i < program.header->steps; ++i) {
+    const ProgramStep& s = program.steps[i];
+    const ProgramShape& y = whole.shapes[size_t(s.y)];
+    const ProgramValue& value = program.values[s.y];
+    if (value.slot >= 0) slots[size_t(value.slot)] = std::max(slots[size_t(value.slot)], bytes_of(value, y) / y.n);
+    if (const StepType& type = type_of(s); type.macs) work.macs += type.macs(planned(program, s, whole, inputs, Isa::scalar));
+  }
+  for (int64_t bytes : slots) work.bytes += bytes;
+  return work;
+}
+
+}  // namespace
+
+int8_t mask_of(Isa isa) { return kernels_of(isa).x_offset ? -128 : 0; }
+
+const ProgramPart& ProgramPlan::part(int64_t images, int of_threads) const {
+  return *std::find_if(parts.begin(), parts.end(), [&](const ProgramPart& p) { return p.images == images && p.threads == of_threads; });
+}
+
+ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa isa, int threads) {
+  ProgramPlan plan;
+  plan.batch = inputs[0].sizes[0];
+  plan.threads = threads;
+  for (int32_t i = 0; i < program.header->inputs; ++i) {
+    plan.error = check_input(program, i, inputs[i], plan.batch);
+    if (!plan.error.empty()) return plan;
+  }
+  ProgramPart whole;
+  plan.error = set_shapes(program, inputs, plan.batch, whole);
+  plan.shapes = whole.shapes;
+  if (!plan.error.empty() || plan.batch == 0) return plan;
+  plan.at_once = plan.batch;
+  if (inputs[0].rank != 2) {  // rows would read all weights once more
+    const ImageWork image = image_work(program, inputs, whole);
+    plan.at_once = std::clamp<int64_t>(kCacheBytes / std::max<int64_t>(image.bytes, 1), 1, plan.batch);
+    if (threads > 1 && double(plan.batch / threads) * image.macs >= double(kWorkPerThread)) plan.each = plan.batch / threads;
+  }
+  const auto add = [&](int64_t images, int of_threads) {
+    for (int64_t n : {std::min(images, plan.at_once), images % plan.at_once}) {
+      const bool known = std::any_of(plan.parts.begin(), plan.parts.end(), [&](const ProgramPart& p) { return p.images == n && p.threads == of_threads; });
+      if (n == 0 || known) continue;
+      ProgramPart part;
+      set_shapes(program, inputs, n, part);
+      set_memory(program, inputs, isa, of_threads, part);
+      int64_t& bytes = of_threads == 1 && plan.each ? plan.bytes_each : plan.arena_bytes;
+      bytes = std::max(bytes, part.bytes);
+      plan.parts.push_back(std::move(part));
+    }
+  };
+  add(plan.each, 1);
+  add(plan.batch - plan.each * threads, threads);
+  plan.arena_bytes = std::max(plan.arena_bytes, plan.each ? plan.bytes_each * threads : 0);
+  return plan;
+}
+
+}  // namespace qk
