@@ -55,10 +55,10 @@ $(STAMP)-train $(STAMP)-dev $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES
 	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[$*]'
 	touch $@
 
-# Without their dependencies: torchattacks' hold a torchvision that does not load beside a CPU torch, kserve's an older
-# protobuf, and nothing here imports either.
+# Without their dependencies: torchattacks' hold a torchvision that does not load beside a CPU torch, kserve's and
+# mlserver's an older protobuf, and nothing here needs either.
 $(STAMP)-attacks: $(STAMP)-dev
-	$(BIN)/pip install -q --no-deps -c constraints.txt torchattacks kserve
+	$(BIN)/pip install -q --no-deps -c constraints.txt torchattacks kserve mlserver
 	touch $@
 
 clean:

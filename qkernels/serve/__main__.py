@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -54,6 +55,9 @@ def serve(
     ] = 0.0,
     queue: Annotated[int, typer.Option(help="Rows that may wait; more are refused.")] = 256,
     timeout: Annotated[float, typer.Option(help="Seconds for a request.")] = 10.0,
+    keep_alive: Annotated[
+        float, typer.Option(help="Seconds that a connection may be idle.")
+    ] = 75.0,
     max_body: Annotated[float, typer.Option(help="Megabytes of a request.")] = 16.0,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate (PEM).")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
@@ -77,15 +81,25 @@ def serve(
         max_delay=max_delay / 1e3,
         queue=queue,
         timeout=timeout,
-        max_body=int(max_body * 1e6),
+        keep_alive=keep_alive,
+        max_body=_bytes(max_body),
         token=os.environ.get("QKERNELS_TOKEN"),
     )
+    for file in (certificate, key):
+        if file is not None and not file.is_file():
+            raise FileNotFoundError(f"{file}: there is no such file")
     log_to_stderr(log_level)
     listening = process.listen(host, port)
     host, port = listening.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     logger.info("running on %s://%s", "https" if certificate else "http", address)
     process.serve(settings, listening, ssl_certfile=certificate, ssl_keyfile=key)
+
+
+def _bytes(megabytes: float) -> int:
+    if not math.isfinite(megabytes):
+        raise ValueError(f"max-body={megabytes} must be a number of megabytes")
+    return int(megabytes * 1e6)
 
 
 if __name__ == "__main__":

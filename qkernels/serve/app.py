@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,12 +24,13 @@ import qkernels
 from qkernels.image_input import ImageInput
 from qkernels.serve import pictures, protocol
 from qkernels.serve.batching import Batcher, Times
+from qkernels.serve.connections import Connections, most_connections
 from qkernels.serve.current import CurrentModel
-from qkernels.serve.door import COME_BACK
+from qkernels.serve.door import COME_BACK, Headers
+from qkernels.serve.errors import RequestError
 from qkernels.serve.limits import read_body, time_limit
 from qkernels.serve.metrics import Metrics
 from qkernels.serve.model import Model
-from qkernels.serve.protocol import RequestError
 from qkernels.serve.settings import Settings
 
 logger = logging.getLogger("qkernels.serve")
@@ -72,8 +75,7 @@ def application(
         Route("/v2/health/live", server.live),
         Route("/v2/health/ready", server.ready),
         Route("/metrics", server.metrics_text),
-        Route("/classify", server.classify, methods=["POST"]),
-        Route("/classify", server.classes),
+        Route("/classify", server.classify, methods=["GET", "POST"]),
         Route("/", server.page),
     ]
     token = settings.token
@@ -109,14 +111,25 @@ class _Server:
         self._most = settings.queue + settings.workers * settings.max_batch
         self._metrics.in_flight.set_function(lambda: self._inside)
 
-    @property
-    def full(self) -> bool:
+    def refuses(self, url: bytes) -> bool:
         """Whether one more request for results is one too many: as many are inside, waiting or still being read, as
         the queue and the workers hold, or as many rows wait as may."""
         batcher = self._current.batcher
         return self._inside >= self._most or (batcher is not None and batcher.full)
 
-    def count(self, status: int) -> None:
+    def count_refused(self, url: bytes) -> None:
+        self._count(503)
+
+    def shared_headers(self, headers: Headers) -> dict[str, str]:
+        return {}
+
+    @functools.cached_property
+    def connections(self) -> Connections:
+        settings = self._settings
+        most = most_connections()
+        return Connections(self._metrics, settings.timeout, settings.keep_alive, most)
+
+    def _count(self, status: int) -> None:
         self._metrics.requests.labels(status).inc()
 
     @contextlib.asynccontextmanager
@@ -137,7 +150,7 @@ class _Server:
             {
                 "name": "qkernels",
                 "version": qkernels.__version__,
-                "extensions": ["binary_tensor_data"],
+                "extensions": ["binary_tensor_data", "classification"],
             }
         )
 
@@ -152,7 +165,10 @@ class _Server:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def metadata(self, request: Request) -> Response:
-        return JSONResponse(protocol.metadata(self._settings.name, self._batcher(request).model))
+        return JSONResponse(self._metadata(self._batcher(request).model))
+
+    def _metadata(self, model: Model) -> dict[str, Any]:
+        return protocol.metadata(self._settings.name, [model.version], model)
 
     async def model_ready(self, request: Request) -> Response:
         self._batcher(request)
@@ -179,6 +195,8 @@ class _Server:
         return await self._counted(request, self._infer)
 
     async def classify(self, request: Request) -> Response:
+        if request.method != "POST":
+            return await self.classes(request)
         return await self._counted(request, self._classify)
 
     async def _counted(
@@ -194,7 +212,7 @@ class _Server:
             response = await _failed(request, error)
         finally:
             self._inside -= 1
-        self.count(response.status_code)
+        self._count(response.status_code)
         return response
 
     async def _infer(self, request: Request) -> Response:
@@ -203,10 +221,13 @@ class _Server:
             body = await read_body(request, self._settings.max_body)
             limit.body_came = True
             asked = protocol.decode(body, request.headers.get(protocol.JSON_LENGTH), batcher.model)
+            self._compare(asked.model_name, asked.model_version, batcher.model)
             if asked.timeout is not None:
                 limit.shorten(asked.timeout)
             results = await batcher.infer(asked.inputs, limit.left)
-        answer, headers = protocol.encode(self._settings.name, batcher.model, asked, results)
+        answer, headers = protocol.encode(
+            self._settings.name, batcher.model.version, batcher.model, asked, results
+        )
         logger.debug("200", extra={"rows": len(asked.inputs[0]), "id": asked.id})
         return Response(answer, headers=headers)
 
@@ -234,14 +255,16 @@ class _Server:
     def _batcher(self, request: Request) -> Batcher:
         """Of the model and version in the address, which are compared with what is loaded and nothing else."""
         name, version = request.path_params["name"], request.path_params.get("version")
-        if name != self._settings.name:
-            raise RequestError(404, f"there is no model {name!r}; this is {self._settings.name!r}")
+        self._compare(name, None, None)
         batcher = self._loaded()
-        if version is not None and version != batcher.model.version:
-            raise RequestError(
-                404, f"there is no version {version!r}; it is {batcher.model.version!r}"
-            )
+        self._compare(name, version, batcher.model)
         return batcher
+
+    def _compare(self, name: str | None, version: str | None, model: Model | None) -> None:
+        if name is not None and name != self._settings.name:
+            raise RequestError(404, f"there is no model {name!r}; this is {self._settings.name!r}")
+        if model is not None and version is not None and version != model.version:
+            raise RequestError(404, f"there is no version {version!r}; it is {model.version!r}")
 
 
 def _image_input(model: Model) -> ImageInput:
@@ -255,12 +278,13 @@ class _BearerToken:
     """Everything but the health of the server and the page, which asks for it, needs the token."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._expected = app, b"Bearer " + token.encode()
+        self._app, self._expected = app, token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not _is_open(scope["path"]):
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
+            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            is_bearer = scheme.lower() == b"bearer"  # RFC 9110, 11.1: in any case
+            if not (is_bearer and hmac.compare_digest(given.strip(), self._expected)):
                 response = _error(401, "a bearer token is needed", {"www-authenticate": "Bearer"})
                 return await response(scope, receive, send)
         await self._app(scope, receive, send)
@@ -282,7 +306,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    sentence = f"{request.method} {request.url.path}: {error.detail}"
+    return _error(error.status_code, sentence, dict(error.headers or {}))
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -34,14 +34,18 @@ class CurrentModel:
     async def watch(self) -> None:
         """Load the model, then every new version of its file. Raises what is wrong with the first one only."""
         await self._load(self._seen())
+        trouble = ""
         while True:
             await asyncio.sleep(self._settings.watch_every)
             try:
                 if (stamp := self._seen()) != self._stamp:
                     await self._load(stamp)
+                    trouble = ""
             except Exception as error:  # whatever the new file is, the old version goes on
-                self._metrics.loads.labels("failed").inc()
-                logger.error("not reloaded, the old version goes on: %s", error)
+                if str(error) != trouble:  # once, not at every look
+                    trouble = str(error)
+                    self._metrics.loads.labels("failed").inc()
+                    logger.error("not reloaded, the old version goes on: %s", error)
 
     async def _load(self, stamp: Stamp) -> None:
         self._stamp = stamp

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from qkernels.serve.batching import QueueFull
 from qkernels.serve.deadline import Deadline
 from qkernels.serve.door import COME_BACK, FULL
-from qkernels.serve.protocol import RequestError
+from qkernels.serve.errors import RequestError
 
 
 class TimeLimit(Deadline):
@@ -44,7 +44,8 @@ def time_limit(seconds: float) -> Iterator[TimeLimit]:
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body, of at most ``limit`` bytes. Raises RequestError."""
-    if encoding := request.headers.get("content-encoding"):
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
         raise RequestError(415, f"content-encoding {encoding!r} is not taken")
     size, chunks = int(request.headers.get("content-length", "0")), list[bytes]()
     try:

@@ -49,6 +49,13 @@ class Metrics:
         self.in_flight = Gauge(
             "qkernels_requests_in_flight", "Requests that have no answer yet.", registry=r
         )
+        self.connections = Gauge("qkernels_connections", "Open connections.", registry=r)
+        self.connections_ended = Counter(
+            "qkernels_connections_ended",
+            "Connections that the server ended: idle, slow, or no room for them.",
+            ["reason"],
+            registry=r,
+        )
         self.restarts = Counter(
             "qkernels_restarts", "Serving processes that were killed before this.", registry=r
         )

@@ -21,7 +21,7 @@ from PIL import (
 
 from qkernels.image_input import ImageInput
 from qkernels.serve.batching import QueueFull
-from qkernels.serve.protocol import RequestError
+from qkernels.serve.errors import RequestError
 
 MAX_PIXELS = 25_000_000
 TOP = 5

@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 
 from qkernels.serve.app import application
-from qkernels.serve.door import Door
+from qkernels.serve.door import Door, Inside
 from qkernels.serve.settings import Settings
 
 logger = logging.getLogger("qkernels.serve")
@@ -29,9 +29,22 @@ _LAST_CALL = 0.1  # seconds in which a draining server still reads from connecti
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; connections wait in it while nobody serves."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    """A listening socket; connections wait in it while nobody serves. `::` is every address, those of IPv4 among them.
+
+    Raises OSError that names the address.
+    """
+    host = host.removeprefix("[").removesuffix("]")
+    is_v6 = ":" in host
+    both = host == "::" and socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if is_v6 else socket.AF_INET,
+            backlog=2048,
+            dualstack_ipv6=both,
+        )
+    except OSError as error:
+        raise OSError(error.errno, f"{host}, port {port}: {error.strerror or error}") from error
 
 
 def serve(settings: Settings, listening: socket.socket, **options: Any) -> None:
@@ -57,9 +70,10 @@ def serve(settings: Settings, listening: socket.socket, **options: Any) -> None:
         proxy_headers=False,
         ws="none",
         timeout_graceful_shutdown=int(settings.timeout) + 1,
+        backlog=2048,
         **options,
     )
-    server = _Server(config)
+    server = _Server(config, app.state.inside, settings.timeout)
     with contextlib.suppress(KeyboardInterrupt):
         server.run([listening])
     if failures:
@@ -117,6 +131,32 @@ def _end_with(parent: int) -> None:
 class _Server(uvicorn.Server):
     """uvicorn closes connections that look idle when it is told to end, though a request may lie in their buffers;
     here these are read first, and each answer says that it is its connection's last."""
+
+    def __init__(self, config: uvicorn.Config, inside: Inside, handshake: float) -> None:
+        super().__init__(config)
+        self._inside, self._handshake = inside, handshake
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's with sockets; a TLS handshake has as long as headers have."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(1)
+        config, loop = self.config, asyncio.get_running_loop()
+        door: Any = config.http_protocol_class
+        made = partial(door, config, self.server_state, self.lifespan.state)
+        limits: dict[str, Any] = {"ssl_handshake_timeout": self._handshake} if config.ssl else {}
+        self.servers = [
+            await loop.create_server(
+                made, sock=one, ssl=config.ssl, backlog=config.backlog, **limits
+            )
+            for one in sockets or []
+        ]
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            self._inside.connections.sweep()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.server_state.default_headers += [(b"connection", b"close")]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,12 +56,20 @@ class Served:
 
 @contextmanager
 def serving(
-    *words: object, module: tuple[str, ...] = ("qkernels.serve",), **environment: str
+    *words: object,
+    module: tuple[str, ...] = ("qkernels.serve",),
+    before: Callable[[], None] | None = None,
+    **environment: str,
 ) -> Iterator[Served]:
-    """`qkernels.serve` on a free port, once it is ready; killed afterwards, if it still runs."""
+    """`qkernels.serve` on a free port, once it is ready; killed afterwards, if it still runs. ``before``: what its
+    process does first."""
     command = [sys.executable, "-m", *module, *map(str, words), "--port", "0"]
     process = subprocess.Popen(
-        command, env=os.environ | environment, stderr=subprocess.PIPE, text=True
+        command,
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=before,
     )
     served = Served(process)
     reader = threading.Thread(target=served.read_log)

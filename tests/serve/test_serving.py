@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -153,6 +154,39 @@ def test_a_full_queue_is_refused_with_the_time_to_come_back(program: Path) -> No
         assert 'qkernels_requests_total{status="503"} 1.0' in client.get("/metrics").text
 
 
+@pytest.mark.parametrize("given", ["bearer secret", "BEARER  secret", "Bearer secret \t"])
+def test_a_secret_that_ends_in_a_newline_and_rfc_9110_s_other_spellings_are_let_in(
+    program: Path, given: str
+) -> None:
+    settings = Settings(program, "small", sizes=((1, 3, 8, 8),), token="secret\n")
+    with TestClient(application(settings)) as client:
+        assert client.get("/v2", headers={"authorization": given}).status_code == 200
+        for wrong in ("Bearer", "Bearer secre", "Basic secret", "secret", ""):
+            assert client.get("/v2", headers={"authorization": wrong}).status_code == 401
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+@pytest.mark.parametrize("host", ["::", "[::]"])
+def test_every_address_of_ipv6_is_every_address_of_ipv4_too(program: Path, host: str) -> None:
+    with serving(program, "--size", SIZE, "--host", host) as server:
+        port = server.address.rpartition(":")[2]
+        for here in ("127.0.0.1", "[::1]"):
+            assert httpx.get(f"http://{here}:{port}/v2/health/ready", timeout=20).status_code == 200
+
+
+def test_a_file_that_goes_away_is_news_once(tmp_path: Path) -> None:
+    path = save_program(tmp_path / "small.qkp")
+    with serving(path, "--size", SIZE) as server, server.client() as client:
+        path.rename(tmp_path / "elsewhere")
+        wait_for(lambda: "the old version goes on" in server.lines[-1]["message"])
+        time.sleep(2.5)
+        assert sum("goes on" in line["message"] for line in server.lines) == 1
+        answer(client)
+        (tmp_path / "elsewhere").rename(path)
+        save_program(path, seed=1)
+        wait_for(lambda: "is ready" in server.lines[-1]["message"])
+
+
 def test_only_health_is_open_without_the_token(program: Path) -> None:
     with (
         serving(program, "--size", SIZE, QKERNELS_TOKEN="secret") as server,
@@ -177,6 +211,14 @@ def test_only_health_is_open_without_the_token(program: Path) -> None:
         (["small.qkp", "--size", SIZE, "--threads", "999"], "threads=999 is above"),
         (["broken.qkp"], "broken.qkp: this is no program"),
         (["small.qkp", "--colour", "red"], "--colour"),
+        (["small.qkp", "--size", SIZE, "--max-body", "inf"], "max-body=inf must be"),
+        (["small.qkp", "--size", SIZE, "--timeout", "nan"], "timeout=nan must be"),
+        (
+            ["small.qkp", "--size", SIZE, "--certificate", "nope.pem"],
+            "nope.pem: there is no such file",
+        ),
+        (["small.qkp", "--size", SIZE, "--name", "a/b"], "name='a/b' must be without /"),
+        (["small.qkp", "--size", SIZE, "--host", "256.1.1.1"], "256.1.1.1, port 0: "),
     ],
 )
 def test_what_cannot_be_served_is_one_sentence(
