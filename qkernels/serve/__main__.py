@@ -35,7 +35,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 @app.command()
 def serve(
-    model: Annotated[Path, typer.Argument(help="A program, or an int8 checkpoint (.safetensors).")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A program, an int8 checkpoint (.safetensors), or a folder with NAME/VERSION/model.qkp."
+        ),
+    ],
     size: Annotated[
         list[str] | None,
         typer.Option(help="Size of an input, such as 1,3,224,224; once an input, in order."),
@@ -59,6 +64,13 @@ def serve(
         float, typer.Option(help="Seconds that a connection may be idle.")
     ] = 75.0,
     max_body: Annotated[float, typer.Option(help="Megabytes of a request.")] = 16.0,
+    control: Annotated[
+        Literal["poll", "explicit"],
+        typer.Option(help="Models of a folder: as their files are, or as clients load them."),
+    ] = "poll",
+    load: Annotated[
+        list[str] | None, typer.Option(help="A model to begin with, where control is explicit.")
+    ] = None,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate (PEM).")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     log_level: Annotated[
@@ -73,7 +85,7 @@ def serve(
     workers, threads = share_cores(workers, threads)
     settings = Settings(
         path=model,
-        name=name or model.stem,
+        name=(model.stem if name is None else name) if not model.is_dir() else (name or ""),
         sizes=tuple(parse_size(text) for text in size or ()),
         workers=workers,
         threads=threads,
@@ -83,6 +95,8 @@ def serve(
         timeout=timeout,
         keep_alive=keep_alive,
         max_body=_bytes(max_body),
+        control=control,
+        loads=tuple(load or ()),
         token=os.environ.get("QKERNELS_TOKEN"),
     )
     for file in (certificate, key):

@@ -10,7 +10,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,14 +25,17 @@ import qkernels
 from qkernels.image_input import ImageInput
 from qkernels.serve import pictures, protocol
 from qkernels.serve.batching import Batcher, Times
+from qkernels.serve.config import model_config
 from qkernels.serve.connections import Connections, most_connections
-from qkernels.serve.current import CurrentModel
-from qkernels.serve.door import COME_BACK, Headers
-from qkernels.serve.errors import RequestError
+from qkernels.serve.door import Headers
+from qkernels.serve.errors import RequestError, bad
 from qkernels.serve.limits import read_body, time_limit
 from qkernels.serve.metrics import Metrics
 from qkernels.serve.model import Model
+from qkernels.serve.repository import Repository, Served, Version
 from qkernels.serve.settings import Settings
+
+T = TypeVar("T")
 
 logger = logging.getLogger("qkernels.serve")
 
@@ -52,14 +56,14 @@ def application(
     settings: Settings,
     failed: Callable[[BaseException], None] = _log_failure,
     restarts: int = 0,
-    current: CurrentModel | None = None,
+    repository: Callable[[Settings, Metrics], Repository] = Repository,
 ) -> Starlette:
-    """An ASGI application that loads the model when it starts; ``failed`` is told why it could not.
+    """An ASGI application that loads its models when it starts; ``failed`` is told why it could not load the only one.
 
-    ``restarts``, for the metrics: how many processes served before this one and were killed. ``current``: who loads and
-    batches instead, where that is another engine's part.
+    ``restarts``, for the metrics: how many processes served before this one and were killed. ``repository``: what loads
+    and batches instead, where that is another engine's part.
     """
-    server = _Server(settings, failed, restarts, current)
+    server = _Server(settings, failed, restarts, repository)
     model = "/v2/models/{name}"
     routes = [
         route
@@ -67,17 +71,26 @@ def application(
         for route in (
             Route(base + "/infer", server.infer, methods=["POST"]),
             Route(base + "/ready", server.model_ready),
+            Route(base + "/config", server.config),
+            Route(base + "/stats", server.stats),
             Route(base, server.metadata),
         )
     ]
+    change = "/v2/repository/models/{name}"
     routes += [
         Route("/v2", server.about),
         Route("/v2/health/live", server.live),
         Route("/v2/health/ready", server.ready),
+        Route("/v2/models/stats", server.all_stats),
+        Route("/v2/repository/index", server.index, methods=["POST"]),
+        Route(change + "/load", server.load, methods=["POST"]),
+        Route(change + "/unload", server.unload, methods=["POST"]),
         Route("/metrics", server.metrics_text),
         Route("/classify", server.classify, methods=["GET", "POST"]),
+        Route("/classify/{name}", server.classify, methods=["GET", "POST"]),
         Route("/", server.page),
     ]
+    routes.sort(key=lambda route: "{" in route.path)  # /v2/models/stats is no model
     token = settings.token
     guard = [] if token is None else [Middleware(_BearerToken, token=token)]
     app = Starlette(
@@ -101,24 +114,32 @@ class _Server:
         settings: Settings,
         failed: Callable[[BaseException], None],
         restarts: int,
-        current: CurrentModel | None,
+        repository: Callable[[Settings, Metrics], Repository],
     ) -> None:
         self._settings, self._failed = settings, failed
         self._metrics = Metrics(restarts)
-        self._current = current or CurrentModel(settings, self._metrics)
+        self._nobody = Served("", self._metrics.of(""))
+        self._repository = repository(settings, self._metrics)
         self._decoder = pictures.Decoder(settings.queue)
-        self._inside = 0  # requests for results that have no answer yet
-        self._most = settings.queue + settings.workers * settings.max_batch
-        self._metrics.in_flight.set_function(lambda: self._inside)
 
     def refuses(self, url: bytes) -> bool:
-        """Whether one more request for results is one too many: as many are inside, waiting or still being read, as
-        the queue and the workers hold, or as many rows wait as may."""
-        batcher = self._current.batcher
-        return self._inside >= self._most or (batcher is not None and batcher.full)
+        served = self._addressed(url)
+        return served is not None and served.is_full()
 
     def count_refused(self, url: bytes) -> None:
-        self._count(503)
+        (self._addressed(url) or self._nobody).metrics.answered(503)
+
+    def _addressed(self, url: bytes) -> Served | None:
+        """The model that requests at this address are for, if it is one of those that are loaded."""
+        for base in (b"/v2/models/", b"/classify/"):
+            if url.startswith(base):
+                name = url[len(base) :].partition(b"/")[0]
+                return self._repository.get(unquote(name.decode("latin-1")))
+        return self._only() if url.startswith(b"/classify") else None
+
+    def _only(self) -> Served | None:
+        every = list(self._repository)
+        return every[0] if len(every) == 1 else None
 
     def shared_headers(self, headers: Headers) -> dict[str, str]:
         return {}
@@ -129,16 +150,13 @@ class _Server:
         most = most_connections()
         return Connections(self._metrics, settings.timeout, settings.keep_alive, most)
 
-    def _count(self, status: int) -> None:
-        self._metrics.requests.labels(status).inc()
-
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        watching = asyncio.create_task(self._current.watch())
+        watching = asyncio.create_task(self._repository.watch())
         watching.add_done_callback(self._watched)
         yield
         watching.cancel()
-        self._current.close()
+        self._repository.close()
         self._decoder.close()
 
     def _watched(self, task: asyncio.Task[None]) -> None:
@@ -150,7 +168,7 @@ class _Server:
             {
                 "name": "qkernels",
                 "version": qkernels.__version__,
-                "extensions": ["binary_tensor_data", "classification"],
+                "extensions": protocol.EXTENSIONS,
             }
         )
 
@@ -158,32 +176,148 @@ class _Server:
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        ready = self._current.batcher is not None
+        ready = self._repository.is_ready
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def metrics_text(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def metadata(self, request: Request) -> Response:
-        return JSONResponse(self._metadata(self._batcher(request).model))
-
-    def _metadata(self, model: Model) -> dict[str, Any]:
-        return protocol.metadata(self._settings.name, [model.version], model)
+        served, _, batcher = self._asked(request)
+        return JSONResponse(protocol.metadata(served.name, served.numbers(), batcher.model))
 
     async def model_ready(self, request: Request) -> Response:
-        self._batcher(request)
-        return JSONResponse({"name": self._settings.name, "ready": True})
+        served, *_ = self._asked(request)
+        return JSONResponse({"name": served.name, "ready": True})
+
+    async def config(self, request: Request) -> Response:
+        served, _, batcher = self._asked(request)
+        return JSONResponse(model_config(served.name, served.numbers(), batcher))
+
+    async def stats(self, request: Request) -> Response:
+        served, version, batcher = self._asked(request)
+        shown = batcher.statistics.shown(served.name, version.number)
+        return JSONResponse({"model_stats": [shown]})
+
+    async def all_stats(self, request: Request) -> Response:
+        shown = [
+            version.batcher.statistics.shown(served.name, version.number)
+            for served in self._repository
+            for version in served.versions.values()
+            if version.batcher is not None
+        ]
+        return JSONResponse({"model_stats": shown})
+
+    async def index(self, request: Request) -> Response:
+        asked = await self._message(request, protocol.IndexRequest)
+        with time_limit(self._settings.timeout) as limit:
+            limit.body_came = True
+            rows = await self._repository.index()
+        return JSONResponse([row for row in rows if row["state"] == "READY" or not asked.ready])
+
+    async def load(self, request: Request) -> Response:
+        asked = await self._message(request, protocol.LoadRequest)
+        if given := sorted(asked.parameters or {}):
+            raise bad(f"a model is loaded as the repository has it: {given[0]!r} is not taken")
+        with time_limit(self._settings.timeout) as limit:
+            limit.body_came = True
+            await self._repository.load(request.path_params["name"])
+        return JSONResponse({})
+
+    async def unload(self, request: Request) -> Response:
+        await self._message(request, protocol.UnloadRequest)
+        with time_limit(self._settings.timeout) as limit:
+            limit.body_came = True
+            await self._repository.unload(request.path_params["name"])
+        return JSONResponse({})
+
+    async def _message(self, request: Request, kind: type[T]) -> T:
+        with time_limit(self._settings.timeout):
+            body = await read_body(request, self._settings.max_body)
+        return protocol.decode_as(kind, body or b"{}")
 
     async def page(self, request: Request) -> Response:
         return Response(_PAGE, media_type="text/html", headers=_PAGE_HEADERS)
 
-    async def classes(self, request: Request) -> Response:
-        model = self._loaded().model
-        image_input = _image_input(model)
+    async def infer(self, request: Request) -> Response:
+        return await self._counted(request, self._infer)
+
+    async def classify(self, request: Request) -> Response:
+        if request.method != "POST":
+            return await self._classes(request)
+        return await self._counted(request, self._classify)
+
+    async def _counted(
+        self, request: Request, answer: Callable[[Request, Served], Awaitable[Response]]
+    ) -> Response:
+        served, began = self._nobody, time.perf_counter()
+        try:
+            served = self._named(request)
+            served.inside += 1
+            try:
+                response = await answer(request, served)
+            finally:
+                served.inside -= 1
+        except RequestError as error:
+            response = await _refused(request, error)
+        except Exception as error:
+            response = await _failed(request, error)
+        seconds = time.perf_counter() - began
+        served.metrics.request_seconds.observe(seconds)
+        served.metrics.answered(response.status_code)
+        return response
+
+    async def _infer(self, request: Request, served: Served) -> Response:
+        version = served.find(request.path_params.get("version"))
+        batcher, began = version.loaded, time.perf_counter()
+        try:
+            with time_limit(batcher.settings.timeout) as limit:
+                body = await read_body(request, self._settings.max_body)
+                limit.body_came = True
+                read = time.perf_counter()
+                asked = protocol.decode(
+                    body, request.headers.get(protocol.JSON_LENGTH), batcher.model
+                )
+                served.compare(asked.model_name, asked.model_version, version)
+                if asked.timeout is not None:
+                    limit.shorten(asked.timeout)
+                decoded = time.perf_counter()
+                results = await batcher.infer(asked.inputs, limit.left)
+            computed = time.perf_counter()
+            answer, headers = protocol.encode(
+                served.name, version.number, batcher.model, asked, results
+            )
+        except Exception:
+            batcher.statistics.fail.add(time.perf_counter() - began)
+            raise
+        batcher.statistics.answered(began, read, decoded, computed)
+        logger.debug("200", extra={"rows": len(asked.inputs[0]), "id": asked.id})
+        return Response(answer, headers=headers)
+
+    async def _classify(self, request: Request, served: Served) -> Response:
+        version, times = served.find(None), Times()
+        batcher = version.loaded
+        image_input = _image_input(batcher.model)
+        with time_limit(batcher.settings.timeout) as limit:
+            body = await read_body(request, self._settings.max_body)
+            limit.body_came = True
+            began = time.perf_counter()
+            x = await self._decoder(body, image_input)
+            decode = time.perf_counter() - began
+            (logits,) = await batcher.infer([x], limit.left, times)
+        answer = pictures.answer(served.name, version.number, image_input, logits[0])
+        seconds = {"decode": decode, "queue": times.queue, "compute": times.compute}
+        answer["milliseconds"] = {name: round(1e3 * value, 3) for name, value in seconds.items()}
+        return JSONResponse(answer)
+
+    async def _classes(self, request: Request) -> Response:
+        served = self._named(request)
+        version = served.find(None)
+        image_input = _image_input(version.loaded.model)
         return JSONResponse(
             {
-                "model_name": self._settings.name,
-                "model_version": model.version,
+                "model_name": served.name,
+                "model_version": version.number,
                 "classes": image_input.classes,
                 "size": image_input.size,
                 "max_pixels": pictures.MAX_PIXELS,
@@ -191,80 +325,21 @@ class _Server:
             }
         )
 
-    async def infer(self, request: Request) -> Response:
-        return await self._counted(request, self._infer)
+    def _named(self, request: Request) -> Served:
+        """The model in the address, or the only one. Raises RequestError(404)."""
+        name = request.path_params.get("name")
+        if name is not None:
+            return self._repository.find(name)
+        if (only := self._only()) is None:
+            there = ", ".join(f"/classify/{served.name}" for served in self._repository)
+            raise RequestError(404, f"there are several models: {there}")
+        return only
 
-    async def classify(self, request: Request) -> Response:
-        if request.method != "POST":
-            return await self.classes(request)
-        return await self._counted(request, self._classify)
-
-    async def _counted(
-        self, request: Request, answer: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        self._inside += 1
-        try:
-            with self._metrics.request_seconds.time():
-                response = await answer(request)
-        except RequestError as error:
-            response = await _refused(request, error)
-        except Exception as error:
-            response = await _failed(request, error)
-        finally:
-            self._inside -= 1
-        self._count(response.status_code)
-        return response
-
-    async def _infer(self, request: Request) -> Response:
-        batcher = self._batcher(request)
-        with time_limit(self._settings.timeout) as limit:
-            body = await read_body(request, self._settings.max_body)
-            limit.body_came = True
-            asked = protocol.decode(body, request.headers.get(protocol.JSON_LENGTH), batcher.model)
-            self._compare(asked.model_name, asked.model_version, batcher.model)
-            if asked.timeout is not None:
-                limit.shorten(asked.timeout)
-            results = await batcher.infer(asked.inputs, limit.left)
-        answer, headers = protocol.encode(
-            self._settings.name, batcher.model.version, batcher.model, asked, results
-        )
-        logger.debug("200", extra={"rows": len(asked.inputs[0]), "id": asked.id})
-        return Response(answer, headers=headers)
-
-    async def _classify(self, request: Request) -> Response:
-        batcher, times = self._loaded(), Times()
-        model, image_input = batcher.model, _image_input(batcher.model)
-        with time_limit(self._settings.timeout) as limit:
-            body = await read_body(request, self._settings.max_body)
-            limit.body_came = True
-            began = time.perf_counter()
-            x = await self._decoder(body, image_input)
-            decode = time.perf_counter() - began
-            (logits,) = await batcher.infer([x], limit.left, times)
-        answer = pictures.answer(self._settings.name, model.version, image_input, logits[0])
-        seconds = {"decode": decode, "queue": times.queue, "compute": times.compute}
-        answer["milliseconds"] = {name: round(1e3 * value, 3) for name, value in seconds.items()}
-        return JSONResponse(answer)
-
-    def _loaded(self) -> Batcher:
-        batcher = self._current.batcher
-        if batcher is None:
-            raise RequestError(503, f"model {self._settings.name!r} is being loaded", COME_BACK)
-        return batcher
-
-    def _batcher(self, request: Request) -> Batcher:
-        """Of the model and version in the address, which are compared with what is loaded and nothing else."""
-        name, version = request.path_params["name"], request.path_params.get("version")
-        self._compare(name, None, None)
-        batcher = self._loaded()
-        self._compare(name, version, batcher.model)
-        return batcher
-
-    def _compare(self, name: str | None, version: str | None, model: Model | None) -> None:
-        if name is not None and name != self._settings.name:
-            raise RequestError(404, f"there is no model {name!r}; this is {self._settings.name!r}")
-        if model is not None and version is not None and version != model.version:
-            raise RequestError(404, f"there is no version {version!r}; it is {model.version!r}")
+    def _asked(self, request: Request) -> tuple[Served, Version, Batcher]:
+        """The model and version in the address, which are compared with what is loaded and nothing else."""
+        served = self._repository.find(request.path_params["name"])
+        version = served.find(request.path_params.get("version"))
+        return served, version, version.loaded
 
 
 def _image_input(model: Model) -> ImageInput:

@@ -17,8 +17,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from qkernels.serve.connections import Connections
+from qkernels.serve.errors import COME_BACK
 
-FULL, COME_BACK = "too many requests are waiting", {"retry-after": "1"}
+FULL = "too many requests are waiting"
 MAX_HEAD = (
     64 << 10
 )  # bytes until the headers are complete; of trailers and of what frames chunks as well
@@ -82,6 +83,8 @@ class _Last:
     def close(self) -> None:
         if self._is_over or not self._door.is_in_body or self._transport.is_closing():
             self._transport.close()
+            if self._transport.get_write_buffer_size():
+                self._door.pause_writing()  # it closes when all is read, which may be never
             return
         self._is_over = True
         if self._transport.can_write_eof():
@@ -203,11 +206,12 @@ class Door(HttpToolsProtocol):
 
     def give_up(self) -> None:
         """The time is up for its headers, for its client to read, or for what follows the last answer."""
-        self._reads_since = math.inf
-        if self._thrown is not None or self.flow.write_paused or self.is_in_body:
-            self.transport.abort()
-        else:
+        is_reading = self._is_in_head and self._reads_since <= self._writes_since
+        self._reads_since = self._writes_since = math.inf
+        if is_reading and self._thrown is None and not self.transport.is_closing():
             self._stop(408, "the headers did not come in time")
+        else:
+            self.transport.abort()
 
     def pause_writing(self) -> None:
         self._writes_since = self.loop.time()

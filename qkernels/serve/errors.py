@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+COME_BACK = {"retry-after": "1"}
+
 
 class RequestError(Exception):
     """An answer other than 200, with the sentence that goes out."""

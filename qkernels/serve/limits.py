@@ -9,8 +9,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from qkernels.serve.batching import QueueFull
 from qkernels.serve.deadline import Deadline
-from qkernels.serve.door import COME_BACK, FULL
-from qkernels.serve.errors import RequestError
+from qkernels.serve.door import FULL
+from qkernels.serve.errors import COME_BACK, RequestError
 
 
 class TimeLimit(Deadline):

@@ -6,7 +6,7 @@ https://github.com/kserve/open-inference-protocol, and Triton Inference Server's
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -73,6 +73,20 @@ class _Message(_Strict, frozen=True):
     parameters: _RequestParameters | None = None
 
 
+class IndexRequest(_Strict, frozen=True):
+    """Of the repository's index: only the models that are ready, or all."""
+
+    ready: bool | None = None
+
+
+class LoadRequest(_Strict, frozen=True):
+    parameters: dict[str, Any] | None = None
+
+
+class UnloadRequest(_Strict, frozen=True):
+    parameters: dict[str, Any] | None = None  # unload_dependents: there are none
+
+
 _decoder = msgspec.json.Decoder(_Message)
 
 
@@ -113,6 +127,17 @@ def decode(body: bytes, json_length: str | None, model: Model) -> Request:
     timeout = parameters.timeout / 1e6 if parameters.timeout else None
     name, version = message.model_name, message.model_version
     return Request(message.id, inputs, outputs, timeout, name or None, version or None)
+
+
+T = TypeVar("T")
+
+
+def decode_as(kind: type[T], body: bytes) -> T:
+    """Raises RequestError(400)."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad(f"the request is not as the protocol has it: {error}") from error
 
 
 def refuse_sequence(start: bool | None, end: bool | None) -> None:

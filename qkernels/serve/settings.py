@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from qkernels.cores import usable_cores
-from qkernels.input_size import Size
+from qkernels.input_size import Size, parse_size
 
 _NAME = re.compile(r"[^/\x00-\x1f\x7f]+")
 _LEAST = {
@@ -18,7 +21,11 @@ _LEAST = {
 
 @dataclass(frozen=True)
 class Settings:
-    """``sizes``: [N, C, H, W] or [N, C] of each input, whose N is only an example; none: they follow from the file.
+    """``path``: a model's file, or a folder of models, whose ``name`` is "": each of them has its own, and may have
+    settings of its own beside its versions. ``control``: whether models are loaded and let go as their files are, or as
+    clients ask, after those of ``loads``.
+
+    ``sizes``: [N, C, H, W] or [N, C] of each input, whose N is only an example; none: they follow from the file.
 
     ``workers`` calls run at a time, each on ``threads`` threads. ``queue``: rows that may wait for them.
     ``max_delay``, ``timeout``: seconds a batch waits to fill up, and a request has in all, its headers before that.
@@ -27,7 +34,7 @@ class Settings:
     """
 
     path: Path
-    name: str
+    name: str = ""
     sizes: tuple[Size, ...] = ()
     workers: int = 1
     threads: int = 1
@@ -38,18 +45,31 @@ class Settings:
     keep_alive: float = 75.0  # above the 60 of most load balancers, which would meet a reset
     max_body: int = 16 << 20
     token: str | None = None
-    watch_every: float = 1.0  # seconds between two looks at the file
+    watch_every: float = 1.0  # seconds between two looks at the files
+    control: Literal["poll", "explicit"] = "poll"
+    loads: tuple[str, ...] = ()
+    is_folder: bool = field(init=False, default=False)
+
+    @property
+    def polls(self) -> bool:
+        return self.control == "poll"
 
     def __post_init__(self) -> None:
-        for field, low in _LEAST.items():
-            value = getattr(self, field)
+        for name, low in _LEAST.items():
+            value = getattr(self, name)
             if not math.isfinite(value):
-                raise ValueError(f"{field}={value} must be a finite number")
+                raise ValueError(f"{name}={value} must be a finite number")
             if value < low:
-                raise ValueError(f"{field}={value} must be at least {low}")
+                raise ValueError(f"{name}={value} must be at least {low}")
         if self.token is not None:
             object.__setattr__(self, "token", checked_token(self.token))
-        if not _NAME.fullmatch(self.name):
+        object.__setattr__(self, "is_folder", self.path.is_dir())
+        if self.is_folder and (self.name or self.sizes):
+            what = "name" if self.name else "size"
+            raise ValueError(
+                f"{what} is of one model: in the folder {self.path} each has its own, and sizes in NAME/settings.json"
+            )
+        if not self.is_folder and not _NAME.fullmatch(self.name):
             raise ValueError(f"name={self.name!r} must be without / and control characters")
         if self.queue < self.max_batch:
             raise ValueError(
@@ -59,6 +79,31 @@ class Settings:
             raise ValueError(
                 f"workers={self.workers} x threads={self.threads} is above the {cores} cores that this process may use"
             )
+
+
+class _Own(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """NAME/settings.json of a repository, in the words and units of the flags."""
+
+    size: tuple[str, ...] = ()
+    max_batch: int | None = None
+    max_delay: float | None = None
+    queue: int | None = None
+    timeout: float | None = None
+
+
+def own_settings(settings: Settings, path: Path) -> Settings:
+    """With what the file of a model says otherwise. Raises ValueError that names the file, and OSError."""
+    try:
+        own = msgspec.json.decode(path.read_bytes(), type=_Own)
+        changed = {
+            name: value for name, value in msgspec.structs.asdict(own).items() if value is not None
+        }
+        changed["sizes"] = tuple(parse_size(text) for text in changed.pop("size", ()))
+        if own.max_delay is not None:
+            changed["max_delay"] = own.max_delay / 1e3
+        return replace(settings, path=path, name=path.parent.name, **changed)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def checked_token(text: str) -> str:

@@ -261,6 +261,26 @@ def test_requests_that_pile_up_on_one_connection_take_no_memory_and_stop_nobody_
         assert memory_mb(served) < before + 16
 
 
+def test_what_a_client_has_not_read_does_not_keep_its_connection_open(patient: Served) -> None:
+    ask = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    connections = []
+    for count in range(1, 60, 4):  # some of which end below what makes the server wait
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        host, port = patient.address.split(":")
+        connection.connect((host, int(port)))
+        connection.sendall(ask * count + b"no HTTP\r\n\r\n")
+        connections.append(connection)
+    with patient.client() as client:
+        client.headers["authorization"] = "Bearer secret"
+        until = time.monotonic() + 60
+        while "qkernels_connections 1.0" not in client.get("/metrics").text:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    for connection in connections:
+        connection.close()
+
+
 @pytest.mark.parametrize("size", [2_000_000, 30_000_000])
 def test_a_body_that_is_too_large_is_told_so_to_who_sends_all_of_it_first(
     served: Served, size: int
