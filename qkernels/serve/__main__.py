@@ -50,6 +50,10 @@ def serve(
     port: Annotated[
         int, typer.Option(help="0: any free one, which the log names.", min=0, max=65535)
     ] = 8080,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(help="For gRPC, if it is wanted; 0: any free one.", min=0, max=65535),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Calls at a time, else 1.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Of a call, else what cores are left.")
@@ -82,7 +86,11 @@ def serve(
     $QKERNELS_TOKEN, where it is set, is the bearer token to ask for. SIGTERM answers what waits, then ends it; a
     serving process that is killed is replaced.
     """
+    for file in (certificate, key):
+        if file is not None and not file.is_file():
+            raise FileNotFoundError(f"{file}: there is no such file")
     workers, threads = share_cores(workers, threads)
+    by_grpc = None if grpc_port is None else process.reserve(host, grpc_port)
     settings = Settings(
         path=model,
         name=(model.stem if name is None else name) if not model.is_dir() else (name or ""),
@@ -97,16 +105,16 @@ def serve(
         max_body=_bytes(max_body),
         control=control,
         loads=tuple(load or ()),
+        grpc=None if by_grpc is None else (by_grpc[0], certificate, key),
         token=os.environ.get("QKERNELS_TOKEN"),
     )
-    for file in (certificate, key):
-        if file is not None and not file.is_file():
-            raise FileNotFoundError(f"{file}: there is no such file")
     log_to_stderr(log_level)
     listening = process.listen(host, port)
     host, port = listening.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     logger.info("running on %s://%s", "https" if certificate else "http", address)
+    if by_grpc is not None:
+        logger.info("running gRPC on %s", by_grpc[0])
     process.serve(settings, listening, ssl_certfile=certificate, ssl_keyfile=key)
 
 

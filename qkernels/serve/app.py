@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hmac
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from starlette.applications import Starlette
@@ -28,12 +27,14 @@ from qkernels.serve.batching import Batcher, Times
 from qkernels.serve.config import model_config
 from qkernels.serve.connections import Connections, most_connections
 from qkernels.serve.door import Headers
-from qkernels.serve.errors import RequestError, bad
-from qkernels.serve.limits import read_body, time_limit
+from qkernels.serve.errors import RequestError
+from qkernels.serve.inference import Answered, counted, infer, status_of
+from qkernels.serve.limits import TimeLimit, read_body, time_limit
 from qkernels.serve.metrics import Metrics
 from qkernels.serve.model import Model
 from qkernels.serve.repository import Repository, Served, Version
 from qkernels.serve.settings import Settings
+from qkernels.serve.token import is_let_in
 
 T = TypeVar("T")
 
@@ -154,10 +155,27 @@ class _Server:
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         watching = asyncio.create_task(self._repository.watch())
         watching.add_done_callback(self._watched)
+        grpc = None
+        if self._settings.grpc is not None:
+            grpc = await self._start_grpc(*self._settings.grpc)
         yield
         watching.cancel()
+        if grpc is not None:
+            grpc.watching.cancel()
+            await grpc.stop(self._settings.timeout)
         self._repository.close()
         self._decoder.close()
+
+    async def _start_grpc(self, address: str, certificate: Path | None, key: Path | None) -> Any:
+        from qkernels.serve import grpc  # which is not there unless it is asked for
+
+        files = (certificate, key)
+        tls = (
+            [file.read_bytes() if file is not None else b"" for file in files]
+            if certificate
+            else None
+        )
+        return await grpc.start(self._settings, self._repository, self._nobody, address, tls)
 
     def _watched(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -195,39 +213,28 @@ class _Server:
         return JSONResponse(model_config(served.name, served.numbers(), batcher))
 
     async def stats(self, request: Request) -> Response:
-        served, version, batcher = self._asked(request)
-        shown = batcher.statistics.shown(served.name, version.number)
-        return JSONResponse({"model_stats": [shown]})
+        path = request.path_params
+        shown = self._repository.statistics(path["name"], path.get("version"))
+        return JSONResponse({"model_stats": shown})
 
     async def all_stats(self, request: Request) -> Response:
-        shown = [
-            version.batcher.statistics.shown(served.name, version.number)
-            for served in self._repository
-            for version in served.versions.values()
-            if version.batcher is not None
-        ]
-        return JSONResponse({"model_stats": shown})
+        return JSONResponse({"model_stats": self._repository.statistics()})
 
     async def index(self, request: Request) -> Response:
         asked = await self._message(request, protocol.IndexRequest)
-        with time_limit(self._settings.timeout) as limit:
-            limit.body_came = True
-            rows = await self._repository.index()
-        return JSONResponse([row for row in rows if row["state"] == "READY" or not asked.ready])
+        with time_limit(self._settings.timeout, has_body=True):
+            return JSONResponse(await self._repository.index(bool(asked.ready)))
 
     async def load(self, request: Request) -> Response:
         asked = await self._message(request, protocol.LoadRequest)
-        if given := sorted(asked.parameters or {}):
-            raise bad(f"a model is loaded as the repository has it: {given[0]!r} is not taken")
-        with time_limit(self._settings.timeout) as limit:
-            limit.body_came = True
+        protocol.refuse_parameters(asked.parameters or {})
+        with time_limit(self._settings.timeout, has_body=True):
             await self._repository.load(request.path_params["name"])
         return JSONResponse({})
 
     async def unload(self, request: Request) -> Response:
         await self._message(request, protocol.UnloadRequest)
-        with time_limit(self._settings.timeout) as limit:
-            limit.body_came = True
+        with time_limit(self._settings.timeout, has_body=True):
             await self._repository.unload(request.path_params["name"])
         return JSONResponse({})
 
@@ -250,49 +257,32 @@ class _Server:
     async def _counted(
         self, request: Request, answer: Callable[[Request, Served], Awaitable[Response]]
     ) -> Response:
-        served, began = self._nobody, time.perf_counter()
-        try:
-            served = self._named(request)
-            served.inside += 1
-            try:
-                response = await answer(request, served)
-            finally:
-                served.inside -= 1
-        except RequestError as error:
-            response = await _refused(request, error)
-        except Exception as error:
-            response = await _failed(request, error)
-        seconds = time.perf_counter() - began
-        served.metrics.request_seconds.observe(seconds)
-        served.metrics.answered(response.status_code)
-        return response
+        async def refuse(error: Exception) -> tuple[int, Response]:
+            told = _refused if isinstance(error, RequestError) else _failed
+            return status_of(error), await told(request, error)
+
+        return await counted(
+            self._nobody,
+            functools.partial(self._named, request),
+            functools.partial(answer, request),
+            refuse,
+        )
 
     async def _infer(self, request: Request, served: Served) -> Response:
-        version = served.find(request.path_params.get("version"))
-        batcher, began = version.loaded, time.perf_counter()
-        try:
-            with time_limit(batcher.settings.timeout) as limit:
-                body = await read_body(request, self._settings.max_body)
-                limit.body_came = True
-                read = time.perf_counter()
-                asked = protocol.decode(
-                    body, request.headers.get(protocol.JSON_LENGTH), batcher.model
-                )
-                served.compare(asked.model_name, asked.model_version, version)
-                if asked.timeout is not None:
-                    limit.shorten(asked.timeout)
-                decoded = time.perf_counter()
-                results = await batcher.infer(asked.inputs, limit.left)
-            computed = time.perf_counter()
-            answer, headers = protocol.encode(
-                served.name, version.number, batcher.model, asked, results
+        async def read(limit: TimeLimit, model: Model) -> protocol.Request:
+            body = await read_body(request, self._settings.max_body)
+            limit.body_is_here()
+            return protocol.decode(body, request.headers.get(protocol.JSON_LENGTH), model)
+
+        def encode(answered: Answered) -> Response:
+            asked = answered.request
+            body, headers = protocol.encode(
+                served.name, answered.version.number, answered.model, asked, answered.results
             )
-        except Exception:
-            batcher.statistics.fail.add(time.perf_counter() - began)
-            raise
-        batcher.statistics.answered(began, read, decoded, computed)
-        logger.debug("200", extra={"rows": len(asked.inputs[0]), "id": asked.id})
-        return Response(answer, headers=headers)
+            logger.debug("200", extra={"rows": len(asked.inputs[0]), "id": asked.id})
+            return Response(body, headers=headers)
+
+        return await infer(served, request.path_params.get("version"), read, encode)
 
     async def _classify(self, request: Request, served: Served) -> Response:
         version, times = served.find(None), Times()
@@ -300,7 +290,7 @@ class _Server:
         image_input = _image_input(batcher.model)
         with time_limit(batcher.settings.timeout) as limit:
             body = await read_body(request, self._settings.max_body)
-            limit.body_came = True
+            limit.body_is_here()
             began = time.perf_counter()
             x = await self._decoder(body, image_input)
             decode = time.perf_counter() - began
@@ -353,13 +343,12 @@ class _BearerToken:
     """Everything but the health of the server and the page, which asks for it, needs the token."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._expected = app, token.encode()
+        self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not _is_open(scope["path"]):
-            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-            is_bearer = scheme.lower() == b"bearer"  # RFC 9110, 11.1: in any case
-            if not (is_bearer and hmac.compare_digest(given.strip(), self._expected)):
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not is_let_in(given, self._token):
                 response = _error(401, "a bearer token is needed", {"www-authenticate": "Bearer"})
                 return await response(scope, receive, send)
         await self._app(scope, receive, send)

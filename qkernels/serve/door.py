@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
+import struct
 from typing import Any, Protocol
 
 import httptools
@@ -65,7 +67,6 @@ class _Last:
 
     def __init__(self, transport: Any, door: Door) -> None:
         self._transport, self._door = transport, door
-        self.abort = transport.abort
         self.pause_reading, self.get_extra_info = (
             transport.pause_reading,
             transport.get_extra_info,
@@ -76,6 +77,13 @@ class _Last:
     def write(self, data: bytes) -> None:
         if not self._transport.is_closing():  # uvloop raises instead of throwing it away
             self._transport.write(data)
+
+    def abort(self) -> None:
+        """With a reset: else the system would keep what the client does not read, and the client would not notice."""
+        self._transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        self._transport.abort()
 
     def is_closing(self) -> bool:
         return self._is_over or bool(self._transport.is_closing())

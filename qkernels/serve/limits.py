@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from starlette.requests import ClientDisconnect, Request
@@ -14,11 +15,16 @@ from qkernels.serve.errors import COME_BACK, RequestError
 
 
 class TimeLimit(Deadline):
-    """Of a request; ``body_came``: whose fault it is when the time is up."""
+    """Of a request; ``came``: when its body was there, by `time.perf_counter`, or None, which says whose fault it is
+    when the time is up."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
-        self.seconds, self.body_came = seconds, False
+        self.seconds = seconds
+        self.came: float | None = None
+
+    def body_is_here(self) -> None:
+        self.came = time.perf_counter()
 
     def shorten(self, seconds: float) -> None:
         """To so many from the start, where they are fewer."""
@@ -28,15 +34,17 @@ class TimeLimit(Deadline):
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[TimeLimit]:
+def time_limit(seconds: float, has_body: bool = False) -> Iterator[TimeLimit]:
     """Around the making of an answer; that it takes too long, or the queue is full, becomes a RequestError."""
     try:
         with TimeLimit(seconds) as limit:
+            if has_body:
+                limit.body_is_here()
             yield limit
     except QueueFull:
         raise RequestError(503, FULL, COME_BACK) from None
     except TimeoutError:
-        if limit.body_came:
+        if limit.came is not None:
             raise RequestError(504, f"no answer within {limit.seconds:g} s") from None
         sentence = f"the body did not come within {seconds:g} s"
         raise RequestError(408, sentence, {"connection": "close"}) from None

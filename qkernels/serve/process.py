@@ -47,6 +47,23 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(error.errno, f"{host}, port {port}: {error.strerror or error}") from error
 
 
+def reserve(host: str, port: int) -> tuple[str, socket.socket]:
+    """An address where nobody listens yet, and the socket that holds it: a child after the other may listen there.
+
+    Raises OSError that names the address.
+    """
+    with listen(host, port) as free:  # nobody else does, who would get a share of the connections
+        port = free.getsockname()[1]
+        family = free.family
+    host = host.removeprefix("[").removesuffix("]")
+    held = socket.socket(family, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+    held.bind((host, port))
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}", held
+
+
 def serve(settings: Settings, listening: socket.socket, **options: Any) -> None:
     """Serve in a child process until a signal; ``options``: of `uvicorn.Config`, such as its TLS.
 

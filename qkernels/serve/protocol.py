@@ -5,6 +5,7 @@ https://github.com/kserve/open-inference-protocol, and Triton Inference Server's
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -242,6 +243,12 @@ def _given(inputs: list[_Input], raw: bytes) -> list[Given]:
     if at < len(raw):
         raise bad(f"{len(raw) - at} bytes behind the JSON belong to no input")
     return given
+
+
+def refuse_parameters(given: Iterable[str]) -> None:
+    """Of a request to load: a configuration or files, which would be another model. Raises RequestError(400)."""
+    if names := sorted(given):
+        raise bad(f"a model is loaded as the repository has it: {names[0]!r} is not taken")
 
 
 def refuse_shared_memory(name: str, region: Any) -> None:

@@ -189,7 +189,19 @@ class Repository:
                 self._retire(served, version)
             self._models.pop(name, None)
 
-    async def index(self) -> list[dict[str, str]]:
+    def statistics(
+        self, name: str | None = None, number: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Of the loaded versions, of one model or of all. Raises RequestError(404)."""
+        every = self if name is None else [self.find(name)]
+        return [
+            version.loaded.statistics.shown(served.name, version.number)
+            for served in every
+            for version in (served.versions.values() if number is None else [served.find(number)])
+            if version.batcher is not None
+        ]
+
+    async def index(self, only_ready: bool = False) -> list[dict[str, str]]:
         """Name, version, state and reason of whatever is in the repository."""
         try:
             seen = await self._seen()
@@ -207,7 +219,7 @@ class Repository:
             for number in versions
             if name not in self._models
         ]
-        return rows
+        return [row for row in rows if row["state"] == "READY" or not only_ready]
 
     def close(self) -> None:
         self._workers.close()

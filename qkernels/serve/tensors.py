@@ -86,6 +86,11 @@ def _array(given: Given, tensor: Tensor, model: Model) -> NDArray[np.float32]:
 
 def _values(given: Given, dtype: np.dtype[Any]) -> NDArray[Any]:
     if isinstance(given.data, (bytes, memoryview)):
+        needed = dtype.itemsize * math.prod(given.shape)
+        if len(given.data) != needed:
+            raise bad(
+                f"input {given.name!r}: its shape needs {needed} bytes, {len(given.data)} came"
+            )
         return np.frombuffer(given.data, dtype)
     try:
         values = np.asarray(given.data)

@@ -188,6 +188,7 @@ def test_models_are_loaded_and_unloaded_as_clients_ask(
     explicit: Served, folder: Path, programs: list[Path]
 ) -> None:
     client = triton.InferenceServerClient(explicit.address)
+    wait_for(client.is_server_ready)
     assert states(explicit) == {
         ("a", "1"): "READY",
         ("a", "2"): "READY",
