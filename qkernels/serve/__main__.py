@@ -46,6 +46,9 @@ def serve(
         typer.Option(help="Size of an input, such as 1,3,224,224; once an input, in order."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model, else that of its file.")] = None,
+    unix: Annotated[
+        Path | None, typer.Option(help="A UNIX socket to listen on, instead of host and port.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(help="0: any free one, which the log names.", min=0, max=65535)
@@ -74,6 +77,10 @@ def serve(
     ] = "poll",
     load: Annotated[
         list[str] | None, typer.Option(help="A model to begin with, where control is explicit.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Whose web pages may ask (CORS), such as https://a.org; *: all."),
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate (PEM).")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
@@ -105,14 +112,14 @@ def serve(
         max_body=_bytes(max_body),
         control=control,
         loads=tuple(load or ()),
+        origins=tuple(allow_origin or ()),
         grpc=None if by_grpc is None else (by_grpc[0], certificate, key),
         token=os.environ.get("QKERNELS_TOKEN"),
     )
     log_to_stderr(log_level)
-    listening = process.listen(host, port)
-    host, port = listening.getsockname()[:2]
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    logger.info("running on %s://%s", "https" if certificate else "http", address)
+    listening = process.listen(host, port) if unix is None else process.listen_at(unix)
+    scheme = "https" if certificate else "http"
+    logger.info("running on %s://%s", scheme, process.shown(listening))
     if by_grpc is not None:
         logger.info("running gRPC on %s", by_grpc[0])
     process.serve(settings, listening, ssl_certfile=certificate, ssl_keyfile=key)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -22,11 +24,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import qkernels
 from qkernels.image_input import ImageInput
-from qkernels.serve import pictures, protocol
+from qkernels.serve import endpoints, forms, pictures, protocol
 from qkernels.serve.batching import Batcher, Times
 from qkernels.serve.config import model_config
 from qkernels.serve.connections import Connections, most_connections
 from qkernels.serve.door import Headers
+from qkernels.serve.encodings import compressed
+from qkernels.serve.endpoints import ENDPOINTS, OPEN
 from qkernels.serve.errors import RequestError
 from qkernels.serve.inference import Answered, counted, infer, status_of
 from qkernels.serve.limits import TimeLimit, read_body, time_limit
@@ -35,6 +39,7 @@ from qkernels.serve.model import Model
 from qkernels.serve.repository import Repository, Served, Version
 from qkernels.serve.settings import Settings
 from qkernels.serve.token import is_let_in
+from qkernels.serve.traces import REQUEST_ID, echoed, traced
 
 T = TypeVar("T")
 
@@ -65,37 +70,11 @@ def application(
     and batches instead, where that is another engine's part.
     """
     server = _Server(settings, failed, restarts, repository)
-    model = "/v2/models/{name}"
-    routes = [
-        route
-        for base in (model, model + "/versions/{version}")
-        for route in (
-            Route(base + "/infer", server.infer, methods=["POST"]),
-            Route(base + "/ready", server.model_ready),
-            Route(base + "/config", server.config),
-            Route(base + "/stats", server.stats),
-            Route(base, server.metadata),
-        )
-    ]
-    change = "/v2/repository/models/{name}"
-    routes += [
-        Route("/v2", server.about),
-        Route("/v2/health/live", server.live),
-        Route("/v2/health/ready", server.ready),
-        Route("/v2/models/stats", server.all_stats),
-        Route("/v2/repository/index", server.index, methods=["POST"]),
-        Route(change + "/load", server.load, methods=["POST"]),
-        Route(change + "/unload", server.unload, methods=["POST"]),
-        Route("/metrics", server.metrics_text),
-        Route("/classify", server.classify, methods=["GET", "POST"]),
-        Route("/classify/{name}", server.classify, methods=["GET", "POST"]),
-        Route("/", server.page),
-    ]
-    routes.sort(key=lambda route: "{" in route.path)  # /v2/models/stats is no model
-    token = settings.token
-    guard = [] if token is None else [Middleware(_BearerToken, token=token)]
+    guard = [] if settings.token is None else [Middleware(_BearerToken, token=settings.token)]
+    if settings.origins:
+        guard.insert(0, Middleware(CORSMiddleware, **_cors(settings.origins)))
     app = Starlette(
-        routes=routes,
+        routes=_routes(server),
         middleware=guard,
         lifespan=server.lifespan,
         exception_handlers={
@@ -107,6 +86,37 @@ def application(
     app.router.redirect_slashes = False  # an address is right or 404
     app.state.inside = server  # for a door in front
     return app
+
+
+def _routes(server: _Server) -> list[Route]:
+    """Of all endpoints; one that is a name goes before those that have one in its place."""
+    by_path: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
+    for endpoint in ENDPOINTS:
+        by_path.setdefault(endpoint.path, {})[endpoint.method] = getattr(server, endpoint.name)
+    routes = []
+    for path in sorted(by_path, key=lambda path: "{" in path):
+        answers = by_path[path]
+        if len(answers) == 1:
+            (answer,) = answers.values()
+        else:
+            answer = functools.partial(_by_method, answers)
+        routes.append(Route(path, answer, methods=list(answers)))
+    return routes
+
+
+async def _by_method(
+    answers: dict[str, Callable[[Request], Awaitable[Response]]], request: Request
+) -> Response:
+    return await answers.get(request.method, answers["GET"])(request)  # HEAD is asked as GET
+
+
+def _cors(origins: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "allow_origins": origins,
+        "allow_methods": ["GET", "POST"],
+        "allow_headers": ["*"],
+        "expose_headers": [protocol.JSON_LENGTH, "retry-after", REQUEST_ID],
+    }
 
 
 class _Server:
@@ -143,7 +153,15 @@ class _Server:
         return every[0] if len(every) == 1 else None
 
     def shared_headers(self, headers: Headers) -> dict[str, str]:
-        return {}
+        origins = self._settings.origins
+        if not origins:
+            return {}
+        origin = dict(headers).get(b"origin", b"").decode("latin-1")
+        if "*" in origins:
+            return {"access-control-allow-origin": "*"}
+        return (
+            {"access-control-allow-origin": origin, "vary": "Origin"} if origin in origins else {}
+        )
 
     @functools.cached_property
     def connections(self) -> Connections:
@@ -214,11 +232,14 @@ class _Server:
 
     async def stats(self, request: Request) -> Response:
         path = request.path_params
-        shown = self._repository.statistics(path["name"], path.get("version"))
+        shown = self._repository.statistics(path.get("name"), path.get("version"))
         return JSONResponse({"model_stats": shown})
 
-    async def all_stats(self, request: Request) -> Response:
-        return JSONResponse({"model_stats": self._repository.statistics()})
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(endpoints.openapi())
+
+    async def docs(self, request: Request) -> Response:
+        return Response(endpoints.page(), media_type="text/html", headers=_PAGE_HEADERS)
 
     async def index(self, request: Request) -> Response:
         asked = await self._message(request, protocol.IndexRequest)
@@ -250,8 +271,6 @@ class _Server:
         return await self._counted(request, self._infer)
 
     async def classify(self, request: Request) -> Response:
-        if request.method != "POST":
-            return await self._classes(request)
         return await self._counted(request, self._classify)
 
     async def _counted(
@@ -261,12 +280,14 @@ class _Server:
             told = _refused if isinstance(error, RequestError) else _failed
             return status_of(error), await told(request, error)
 
-        return await counted(
+        response = await counted(
             self._nobody,
             functools.partial(self._named, request),
             functools.partial(answer, request),
             refuse,
         )
+        response.headers.update(echoed(request.headers))
+        return response
 
     async def _infer(self, request: Request, served: Served) -> Response:
         async def read(limit: TimeLimit, model: Model) -> protocol.Request:
@@ -274,33 +295,45 @@ class _Server:
             limit.body_is_here()
             return protocol.decode(body, request.headers.get(protocol.JSON_LENGTH), model)
 
-        def encode(answered: Answered) -> Response:
+        def encode(answered: Answered) -> tuple[bytes, dict[str, str]]:
             asked = answered.request
-            body, headers = protocol.encode(
+            if logger.isEnabledFor(logging.DEBUG):
+                extra = {"rows": len(asked.inputs[0])} | traced(request.headers, asked.id)
+                logger.debug("200", extra=extra)
+            return protocol.encode(
                 served.name, answered.version.number, answered.model, asked, answered.results
             )
-            logger.debug("200", extra={"rows": len(asked.inputs[0]), "id": asked.id})
-            return Response(body, headers=headers)
 
-        return await infer(served, request.path_params.get("version"), read, encode)
+        version = request.path_params.get("version")
+        body, headers = await infer(served, version, read, encode)
+        body, more = await compressed(body, request.headers.get("accept-encoding", ""))
+        return Response(body, headers=headers | more)
 
     async def _classify(self, request: Request, served: Served) -> Response:
-        version, times = served.find(None), Times()
+        version = served.find(None)
         batcher = version.loaded
         image_input = _image_input(batcher.model)
         with time_limit(batcher.settings.timeout) as limit:
             body = await read_body(request, self._settings.max_body)
             limit.body_is_here()
-            began = time.perf_counter()
-            x = await self._decoder(body, image_input)
+            asked = forms.asked(
+                body,
+                request.headers.get("content-type", ""),
+                request.query_params.get("top_k"),
+                batcher.model.max_batch,
+            )
+            began, times = time.perf_counter(), Times()
+            x = [await self._decoder(picture, image_input) for picture in asked.pictures]
             decode = time.perf_counter() - began
-            (logits,) = await batcher.infer([x], limit.left, times)
-        answer = pictures.answer(served.name, version.number, image_input, logits[0])
+            (logits,) = await batcher.infer([np.concatenate(x)], limit.left, times)
         seconds = {"decode": decode, "queue": times.queue, "compute": times.compute}
+        found = [pictures.best(image_input, row, asked.top_k) for row in logits]
+        answer: dict[str, Any] = {"model_name": served.name, "model_version": version.number}
+        answer |= {"pictures": found} if asked.is_list else found[0]
         answer["milliseconds"] = {name: round(1e3 * value, 3) for name, value in seconds.items()}
         return JSONResponse(answer)
 
-    async def _classes(self, request: Request) -> Response:
+    async def classes(self, request: Request) -> Response:
         served = self._named(request)
         version = served.find(None)
         image_input = _image_input(version.loaded.model)
@@ -346,16 +379,12 @@ class _BearerToken:
         self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _is_open(scope["path"]):
+        if scope["type"] == "http" and scope["path"] not in OPEN:
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not is_let_in(given, self._token):
                 response = _error(401, "a bearer token is needed", {"www-authenticate": "Bearer"})
                 return await response(scope, receive, send)
         await self._app(scope, receive, send)
-
-
-def _is_open(path: str) -> bool:
-    return path == "/" or path.startswith("/v2/health/")
 
 
 def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
@@ -364,7 +393,8 @@ def _error(status: int, sentence: str, headers: dict[str, str] | None = None) ->
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    logger.debug("%d %s", error.status, error, extra={"path": request.url.path})
+    extra = {"path": request.url.path} | traced(request.headers)
+    logger.debug("%d %s", error.status, error, extra=extra)
     return _error(error.status, str(error), error.headers)
 
 
@@ -375,5 +405,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    logger.error("a request failed", exc_info=error, extra={"path": request.url.path})
+    extra = {"path": request.url.path} | traced(request.headers)
+    logger.error("a request failed", exc_info=error, extra=extra)
     return _error(500, "the server failed; its log says why")

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from qkernels.serve.batching import QueueFull
 from qkernels.serve.deadline import Deadline
 from qkernels.serve.door import FULL
+from qkernels.serve.encodings import check_encoding, expanded
 from qkernels.serve.errors import COME_BACK, RequestError
 
 
@@ -51,10 +52,8 @@ def time_limit(seconds: float, has_body: bool = False) -> Iterator[TimeLimit]:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body, of at most ``limit`` bytes. Raises RequestError."""
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.strip().lower() not in ("", "identity"):
-        raise RequestError(415, f"content-encoding {encoding!r} is not taken")
+    """The whole body, of at most ``limit`` bytes, compressed or not. Raises RequestError."""
+    is_compressed = check_encoding(request.headers.get("content-encoding", ""))
     size, chunks = int(request.headers.get("content-length", "0")), list[bytes]()
     try:
         if size <= limit:
@@ -68,4 +67,5 @@ async def read_body(request: Request, limit: int) -> bytes:
         raise RequestError(499, "the client went") from None
     if size > limit:
         raise RequestError(413, f"the body is larger than {limit} bytes", {"connection": "close"})
-    return b"".join(chunks)
+    body = b"".join(chunks)
+    return await expanded(body, limit) if is_compressed else body

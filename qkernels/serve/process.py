@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import gc
 import logging
 import os
@@ -13,6 +14,7 @@ import socket
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -45,6 +47,36 @@ def listen(host: str, port: int) -> socket.socket:
         )
     except OSError as error:
         raise OSError(error.errno, f"{host}, port {port}: {error.strerror or error}") from error
+
+
+def listen_at(path: Path) -> socket.socket:
+    """A listening UNIX socket; one that nobody listens on any more is replaced. Raises OSError that names it."""
+    with socket.socket(socket.AF_UNIX) as other:
+        try:
+            other.connect(str(path))
+        except ConnectionRefusedError:
+            if path.is_socket():
+                path.unlink()
+        except OSError:
+            pass  # there is none, or it is something else, which is told below
+        else:
+            raise OSError(errno.EADDRINUSE, f"{path}: somebody listens there")
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        listening.bind(str(path))
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: {error.strerror or error}") from error
+    listening.listen(2048)
+    return listening
+
+
+def shown(listening: socket.socket) -> str:
+    """Its address, as in a URL."""
+    name = listening.getsockname()
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def reserve(host: str, port: int) -> tuple[str, socket.socket]:

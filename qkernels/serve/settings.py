@@ -30,8 +30,8 @@ class Settings:
     ``workers`` calls run at a time, each on ``threads`` threads. ``queue``: rows that may wait for them.
     ``max_delay``, ``timeout``: seconds a batch waits to fill up, and a request has in all, its headers before that.
     ``keep_alive``: seconds that a connection may be idle. ``max_body``: bytes. ``token``: white space around it is none
-    of it, since files with secrets end in a newline. ``grpc``: the address for it, and the files of its TLS certificate
-    and key.
+    of it, since files with secrets end in a newline. ``origins``: whose pages may ask (CORS), "*": all. ``grpc``: the
+    address for it, and the files of its TLS certificate and key.
     """
 
     path: Path
@@ -49,6 +49,7 @@ class Settings:
     watch_every: float = 1.0  # seconds between two looks at the files
     control: Literal["poll", "explicit"] = "poll"
     loads: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     grpc: tuple[str, Path | None, Path | None] | None = None
     is_folder: bool = field(init=False, default=False)
 
