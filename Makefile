@@ -6,7 +6,7 @@ STAMP := $(VENV)/.stamp
 BUILD_TOOLS := torch numpy ninja pybind11 setuptools wheel
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint sanitize bench bench-serving soak clean
+.PHONY: demo test lint sanitize bench bench-serving soak proto clean
 
 demo: $(STAMP)-train
 	$(BIN)/qkernels pipeline
@@ -55,11 +55,17 @@ $(STAMP)-train $(STAMP)-dev $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES
 	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[$*]'
 	touch $@
 
-# Without their dependencies: torchattacks' hold a torchvision that does not load beside a CPU torch, kserve's an older
-# protobuf, and nothing here imports either.
+# Without their dependencies: torchattacks' hold a torchvision that does not load beside a CPU torch, kserve's and
+# mlserver's an older protobuf, and nothing here needs either.
 $(STAMP)-attacks: $(STAMP)-dev
-	$(BIN)/pip install -q --no-deps -c constraints.txt torchattacks kserve
+	$(BIN)/pip install -q --no-deps -c constraints.txt torchattacks kserve mlserver
 	touch $@
+
+# What qkernels/serve/grpc has of its .proto, by a protoc of the oldest protobuf that it shall run with.
+proto:
+	$(PYTHON) -m venv build/protoc
+	build/protoc/bin/pip install -q 'grpcio-tools==1.81.1' 'protobuf<7'
+	build/protoc/bin/python -m grpc_tools.protoc -I qkernels/serve/grpc --python_out=qkernels/serve/grpc --pyi_out=qkernels/serve/grpc inference.proto
 
 clean:
 	rm -rf build dist *.egg-info qkernels/*.so $(STAMP)-*

@@ -27,5 +27,5 @@ def open_onnx(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
 
 
 if __name__ == "__main__":
-    with mock.patch("qkernels.serve.current.open_model", open_onnx):
+    with mock.patch("qkernels.serve.repository.open_model", open_onnx):
         main(sys.argv[1:])

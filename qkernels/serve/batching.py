@@ -6,13 +6,15 @@ import asyncio
 import math
 import time
 from collections import deque
-from concurrent.futures import Executor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from qkernels.serve.metrics import Metrics
+from qkernels.serve.metrics import ModelMetrics
 from qkernels.serve.model import Arrays, Model
 from qkernels.serve.settings import Settings
+from qkernels.serve.statistics import Statistics
+from qkernels.serve.workers import Workers
 
 
 class QueueFull(Exception):
@@ -39,6 +41,15 @@ class _Waiting:
         return len(self.inputs[0])
 
 
+@dataclass
+class _Ran:
+    """A batch, the seconds of its computation, and what came of it."""
+
+    batch: list[_Waiting]
+    seconds: float
+    results: list[Arrays] | Exception
+
+
 class Batcher:
     """A queue before a model; all methods belong to the event loop's thread.
 
@@ -47,27 +58,29 @@ class Batcher:
     """
 
     def __init__(
-        self, model: Model, settings: Settings, executor: Executor, metrics: Metrics
+        self, model: Model, settings: Settings, workers: Workers, metrics: ModelMetrics
     ) -> None:
-        self.model = model
-        self._settings, self._executor, self._metrics = settings, executor, metrics
+        self.model, self.settings = model, settings
+        self.statistics = Statistics()
+        self.used = 0.0
+        self._workers, self._metrics = workers, metrics
         self._waiting: deque[_Waiting] = deque()
         self._rows = 0  # of all that wait
         self._row_seconds = 0.0  # that a row has kept the workers for, lately
-        self._running = 0
-        self._looking = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
     def full(self) -> bool:
         """Whether no row more may wait."""
-        return self._is_full(1, self._settings.timeout)
+        return self._is_full(1, self.settings.timeout)
 
     def _is_full(self, rows: int, seconds: float) -> bool:
         """A request that would not be answered in its time is worth less than one that is refused at once: computed
         just too late, such requests would take all of the workers' time, and none would be answered."""
-        return self._rows + rows > self._settings.queue or self._rows * self._row_seconds > seconds
+        if self._rows + rows > self.settings.queue:
+            return True
+        return self._rows * self._row_seconds * self._workers.contenders() > seconds
 
     async def infer(
         self, inputs: Arrays, seconds: float = math.inf, times: Times | None = None
@@ -82,9 +95,7 @@ class Batcher:
         waiting = _Waiting(inputs, self._loop.create_future(), time.perf_counter())
         self._waiting.append(waiting)
         self._count(waiting.rows)
-        if not self._looking:  # once for all that arrive together
-            self._looking = True
-            self._loop.call_soon(self._start)
+        self._workers.ask(self)
         try:
             results = await waiting.future
         except asyncio.CancelledError:
@@ -97,29 +108,28 @@ class Batcher:
             times.compute = time.perf_counter() - waiting.started
         return results
 
-    def _start(self) -> None:
-        """Start the batches that are due, and come back for one that will be."""
-        self._looking = False
-        while self._waiting and self._running < self._settings.workers:
-            left = self._waiting[0].arrived + self._settings.max_delay - time.perf_counter()
-            if self._rows < self.model.max_batch and left > 0:
-                if self._timer is None:
-                    self._timer = self._loop.call_later(left, self._due)
-                return
-            batch = self._take()
-            started = time.perf_counter()
-            for waiting in batch:
-                waiting.started = started
-                self._metrics.queue_seconds.observe(started - waiting.arrived)
-            self._running += 1
-            run = self._loop.run_in_executor(self._executor, self._run, batch)
-            run.add_done_callback(partial(self._finish, batch, started))
+    def take(self) -> Callable[[], _Ran] | None:
+        """For the workers: the batch that is due; one that will be asks again then."""
+        if not self._waiting:
+            return None
+        left = self._waiting[0].arrived + self.settings.max_delay - time.perf_counter()
+        if self._rows < self.model.max_batch and left > 0:
+            if self._timer is None:
+                self._timer = self._loop.call_later(left, self._due)
+            return None
+        batch = self._next_batch()
+        started = time.perf_counter()
+        for waiting in batch:
+            waiting.started = started
+            self._metrics.queue_seconds.observe(started - waiting.arrived)
+            self.statistics.queue.add(started - waiting.arrived)
+        return partial(self._run, batch)
 
     def _due(self) -> None:
         self._timer = None
-        self._start()
+        self._workers.ask(self)
 
-    def _take(self) -> list[_Waiting]:
+    def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
         rows = 0
         while self._waiting and rows + self._waiting[0].rows <= self.model.max_batch:
@@ -132,24 +142,28 @@ class Batcher:
         self._rows += rows
         self._metrics.queue_rows.inc(rows)
 
-    def _run(self, batch: list[_Waiting]) -> list[Arrays]:
+    def _run(self, batch: list[_Waiting]) -> _Ran:
         """In a worker's thread."""
-        self._metrics.batch_rows.observe(sum(waiting.rows for waiting in batch))
-        with self._metrics.compute_seconds.time():
-            return self.model.run_together([waiting.inputs for waiting in batch])
+        began = time.perf_counter()
+        results: list[Arrays] | Exception
+        try:
+            results = self.model.run_together([waiting.inputs for waiting in batch])
+        except Exception as error:
+            results = error
+        return _Ran(batch, time.perf_counter() - began, results)
 
-    def _finish(
-        self, batch: list[_Waiting], started: float, run: asyncio.Future[list[Arrays]]
-    ) -> None:
-        self._running -= 1
-        row_seconds = (time.perf_counter() - started) / sum(waiting.rows for waiting in batch)
-        self._row_seconds += 0.2 * (row_seconds / self._settings.workers - self._row_seconds)
-        error = run.exception()
-        for i, waiting in enumerate(batch):
+    def finish(self, run: asyncio.Future[_Ran], seconds: float) -> None:
+        """For the workers, which were kept for ``seconds``."""
+        ran = run.result()
+        rows = sum(waiting.rows for waiting in ran.batch)
+        self._row_seconds += 0.2 * (seconds / rows / self._workers.count - self._row_seconds)
+        self._metrics.batch_rows.observe(rows)
+        self._metrics.compute_seconds.observe(ran.seconds)
+        self.statistics.ran(rows, len(ran.batch), ran.seconds)
+        for i, waiting in enumerate(ran.batch):
             if waiting.future.done():  # its client went, or its time was up
                 continue
-            if error is None:
-                waiting.future.set_result(run.result()[i])
+            if isinstance(ran.results, Exception):
+                waiting.future.set_exception(ran.results)
             else:
-                waiting.future.set_exception(error)
-        self._start()
+                waiting.future.set_result(ran.results[i])

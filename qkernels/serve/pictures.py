@@ -21,10 +21,9 @@ from PIL import (
 
 from qkernels.image_input import ImageInput
 from qkernels.serve.batching import QueueFull
-from qkernels.serve.protocol import RequestError
+from qkernels.serve.errors import RequestError
 
 MAX_PIXELS = 25_000_000
-TOP = 5
 # Naming the plugins keeps Pillow from importing all it has.
 _FORMATS = tuple(
     plugin.format
@@ -71,15 +70,13 @@ def decode(body: bytes, image_input: ImageInput) -> NDArray[np.float32]:
     return image_input.normalised(pixels[None])
 
 
-def answer(
-    name: str, version: str, image_input: ImageInput, logits: NDArray[np.float32]
-) -> dict[str, Any]:
+def best(image_input: ImageInput, logits: NDArray[np.float32], top_k: int) -> dict[str, Any]:
     """The most probable classes, by the softmax of the model's output [classes]."""
     shares = np.exp(logits.astype(np.float64) - logits.max())
     shares /= shares.sum()
-    best = np.argsort(-shares, kind="stable")[:TOP]
-    top = [{"label": image_input.classes[i], "probability": float(shares[i])} for i in best]
-    return {"model_name": name, "model_version": version, **top[0], "top": top}
+    order = np.argsort(-shares, kind="stable")[:top_k]
+    top = [{"label": image_input.classes[i], "probability": float(shares[i])} for i in order]
+    return {**top[0], "top": top}
 
 
 def _opened(body: bytes) -> Image.Image:
@@ -89,7 +86,7 @@ def _opened(body: bytes) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _too_large() from None
     except UnidentifiedImageError as error:
-        form = "; it is a form, of which the picture alone is needed" if body[:2] == b"--" else ""
+        form = "; it is a form, which its content-type must say" if body[:2] == b"--" else ""
         raise RequestError(415, f"the body is no PNG, JPEG or WebP picture{form}") from error
     except Exception as error:
         raise _damaged(error) from error

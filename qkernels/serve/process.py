@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import gc
 import logging
 import os
@@ -13,12 +14,13 @@ import socket
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from qkernels.serve.app import application
-from qkernels.serve.door import Door
+from qkernels.serve.door import Door, Inside
 from qkernels.serve.settings import Settings
 
 logger = logging.getLogger("qkernels.serve")
@@ -29,9 +31,69 @@ _LAST_CALL = 0.1  # seconds in which a draining server still reads from connecti
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; connections wait in it while nobody serves."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    """A listening socket; connections wait in it while nobody serves. `::` is every address, those of IPv4 among them.
+
+    Raises OSError that names the address.
+    """
+    host = host.removeprefix("[").removesuffix("]")
+    is_v6 = ":" in host
+    both = host == "::" and socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if is_v6 else socket.AF_INET,
+            backlog=2048,
+            dualstack_ipv6=both,
+        )
+    except OSError as error:
+        raise OSError(error.errno, f"{host}, port {port}: {error.strerror or error}") from error
+
+
+def listen_at(path: Path) -> socket.socket:
+    """A listening UNIX socket; one that nobody listens on any more is replaced. Raises OSError that names it."""
+    with socket.socket(socket.AF_UNIX) as other:
+        try:
+            other.connect(str(path))
+        except ConnectionRefusedError:
+            if path.is_socket():
+                path.unlink()
+        except OSError:
+            pass  # there is none, or it is something else, which is told below
+        else:
+            raise OSError(errno.EADDRINUSE, f"{path}: somebody listens there")
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        listening.bind(str(path))
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: {error.strerror or error}") from error
+    listening.listen(2048)
+    return listening
+
+
+def shown(listening: socket.socket) -> str:
+    """Its address, as in a URL."""
+    name = listening.getsockname()
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reserve(host: str, port: int) -> tuple[str, socket.socket]:
+    """An address where nobody listens yet, and the socket that holds it: a child after the other may listen there.
+
+    Raises OSError that names the address.
+    """
+    with listen(host, port) as free:  # nobody else does, who would get a share of the connections
+        port = free.getsockname()[1]
+        family = free.family
+    host = host.removeprefix("[").removesuffix("]")
+    held = socket.socket(family, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+    held.bind((host, port))
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}", held
 
 
 def serve(settings: Settings, listening: socket.socket, **options: Any) -> None:
@@ -57,9 +119,10 @@ def serve(settings: Settings, listening: socket.socket, **options: Any) -> None:
         proxy_headers=False,
         ws="none",
         timeout_graceful_shutdown=int(settings.timeout) + 1,
+        backlog=2048,
         **options,
     )
-    server = _Server(config)
+    server = _Server(config, app.state.inside, settings.timeout)
     with contextlib.suppress(KeyboardInterrupt):
         server.run([listening])
     if failures:
@@ -117,6 +180,32 @@ def _end_with(parent: int) -> None:
 class _Server(uvicorn.Server):
     """uvicorn closes connections that look idle when it is told to end, though a request may lie in their buffers;
     here these are read first, and each answer says that it is its connection's last."""
+
+    def __init__(self, config: uvicorn.Config, inside: Inside, handshake: float) -> None:
+        super().__init__(config)
+        self._inside, self._handshake = inside, handshake
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's with sockets; a TLS handshake has as long as headers have."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(1)
+        config, loop = self.config, asyncio.get_running_loop()
+        door: Any = config.http_protocol_class
+        made = partial(door, config, self.server_state, self.lifespan.state)
+        limits: dict[str, Any] = {"ssl_handshake_timeout": self._handshake} if config.ssl else {}
+        self.servers = [
+            await loop.create_server(
+                made, sock=one, ssl=config.ssl, backlog=config.backlog, **limits
+            )
+            for one in sockets or []
+        ]
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            self._inside.connections.sweep()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.server_state.default_headers += [(b"connection", b"close")]

@@ -1,46 +1,55 @@
-"""Requests and answers of the Open Inference Protocol v2, with its binary-tensor extension.
+"""Requests and answers of the Open Inference Protocol v2 over HTTP, with binary tensors and classification.
 
-https://github.com/kserve/open-inference-protocol, and "Binary Tensor Data Extension" of Triton Inference Server.
+https://github.com/kserve/open-inference-protocol, and Triton Inference Server's extensions of it.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from qkernels.serve import tensors
+from qkernels.serve.errors import RequestError, bad
 from qkernels.serve.model import Arrays, Model, Tensor
+from qkernels.serve.tensors import Given
 
 JSON_LENGTH = "inference-header-content-length"  # of the JSON before the raw tensors
+EXTENSIONS = [
+    "binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics",
+]  # fmt: skip
 
-
-class RequestError(Exception):
-    """An answer other than 200, with the sentence that goes out."""
-
-    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.headers = status, headers or {}
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What is not known is refused, not ignored."""
+    """What is not known is refused, not ignored. null is as good as absent."""
 
 
-class _RequestParameters(_Strict, frozen=True):
-    timeout: Annotated[int, msgspec.Meta(ge=1)] | None = None  # microseconds
-    binary_data_output: bool = False
+class _Parameters(msgspec.Struct, frozen=True):
+    """What is not known is a hint, a trace or another server's, and changes nothing in the answer."""
 
 
-class _InputParameters(_Strict, frozen=True):
-    binary_data_size: Annotated[int, msgspec.Meta(ge=0)] | None = None
+class _RequestParameters(_Parameters, frozen=True):
+    timeout: Count | None = None  # microseconds; 0: none
+    binary_data_output: bool | None = None
+    sequence_start: bool | None = None
+    sequence_end: bool | None = None
 
 
-class _OutputParameters(_Strict, frozen=True):
+class _InputParameters(_Parameters, frozen=True):
+    binary_data_size: Count | None = None
+    shared_memory_region: Any = None
+
+
+class _OutputParameters(_Parameters, frozen=True):
     binary_data: bool | None = None
+    classification: Count | None = None
+    shared_memory_region: Any = None
 
 
 class _Input(_Strict, frozen=True):
@@ -48,77 +57,106 @@ class _Input(_Strict, frozen=True):
     shape: list[int]
     datatype: str
     data: list[Any] | None = None
-    parameters: _InputParameters = _InputParameters()
+    parameters: _InputParameters | None = None
 
 
 class _Output(_Strict, frozen=True):
     name: str
-    parameters: _OutputParameters = _OutputParameters()
+    parameters: _OutputParameters | None = None
 
 
 class _Message(_Strict, frozen=True):
     inputs: list[_Input]
     id: str | None = None
-    outputs: list[_Output] = []
-    parameters: _RequestParameters = _RequestParameters()
+    model_name: str | None = None
+    model_version: str | None = None
+    outputs: list[_Output] | None = None
+    parameters: _RequestParameters | None = None
+
+
+class IndexRequest(_Strict, frozen=True):
+    """Of the repository's index: only the models that are ready, or all."""
+
+    ready: bool | None = None
+
+
+class LoadRequest(_Strict, frozen=True):
+    parameters: dict[str, Any] | None = None
+
+
+class UnloadRequest(_Strict, frozen=True):
+    parameters: dict[str, Any] | None = None  # unload_dependents: there are none
 
 
 _decoder = msgspec.json.Decoder(_Message)
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """One output of an answer: which of the model's, as raw bytes or in JSON, and of how many classes, if of those."""
+
+    index: int
+    is_binary: bool = False
+    classes: int = 0
+
+
+@dataclass(frozen=True)
 class Request:
-    """``inputs``: in the model's order, of one batch. ``outputs``: (which of the model's, as raw bytes)."""
+    """``inputs``: in the model's order, of one batch. ``timeout``: seconds."""
 
     id: str | None
     inputs: Arrays
-    outputs: list[tuple[int, bool]]
-    timeout: float | None  # seconds
+    outputs: list[Wanted]
+    timeout: float | None
+    model_name: str | None = None
+    model_version: str | None = None
 
 
 def decode(body: bytes, json_length: str | None, model: Model) -> Request:
     """Raises RequestError(400) that names what is wrong."""
     head, raw = _split(body, json_length)
+    if json_length is not None and not head:
+        return _raw(raw, model)
     try:
         message = _decoder.decode(head)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _bad(f"the request is not as the protocol has it: {error}") from error
-    arrays = _arrays(message.inputs, raw, model)
-    if len({len(array) for array in arrays}) != 1:
-        raise _bad(f"the inputs differ in their batch: {[len(array) for array in arrays]}")
-    timeout = message.parameters.timeout
-    return Request(
-        message.id, arrays, _outputs(message, model), None if timeout is None else timeout / 1e6
-    )
+        raise bad(f"the request is not as the protocol has it: {error}") from error
+    parameters = message.parameters or _RequestParameters()
+    refuse_sequence(parameters.sequence_start, parameters.sequence_end)
+    inputs = tensors.arrays(_given(message.inputs, raw), model)
+    outputs = _outputs(message.outputs or [], bool(parameters.binary_data_output), model)
+    timeout = parameters.timeout / 1e6 if parameters.timeout else None
+    name, version = message.model_name, message.model_version
+    return Request(message.id, inputs, outputs, timeout, name or None, version or None)
+
+
+T = TypeVar("T")
+
+
+def decode_as(kind: type[T], body: bytes) -> T:
+    """Raises RequestError(400)."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad(f"the request is not as the protocol has it: {error}") from error
+
+
+def refuse_sequence(start: bool | None, end: bool | None) -> None:
+    """Requests that belong together would need a state; each is answered alone. Raises RequestError(400)."""
+    if bool(start) != bool(end):
+        raise bad("the model keeps no state: a sequence of several requests is not taken")
 
 
 def encode(
-    name: str, model: Model, request: Request, results: Arrays
+    name: str, version: str, model: Model, request: Request, results: Arrays
 ) -> tuple[bytes, dict[str, str]]:
     """The body of an answer, and its headers."""
     described, raw = [], []
-    for index, binary in request.outputs:
-        values = np.ascontiguousarray(results[index])
-        output: dict[str, Any] = {
-            "name": model.outputs[index].name,
-            "datatype": "FP32",
-            "shape": values.shape,
-        }
-        if binary:
-            raw.append(values.tobytes())
-            output["parameters"] = {"binary_data_size": values.nbytes}
-        elif np.isfinite(values).all():
-            output["data"] = values.ravel().tolist()
-        else:
-            raise _bad(
-                f"output {output['name']!r} has values that JSON has not: ask for binary_data"
-            )
+    for wanted in request.outputs:
+        output, binary = _encoded(wanted, model, results[wanted.index])
         described.append(output)
-    answer: dict[str, Any] = {
-        "model_name": name,
-        "model_version": model.version,
-        "outputs": described,
-    }
+        raw += binary
+    answer: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": described}
     if request.id is not None:
         answer["id"] = request.id
     head = msgspec.json.encode(answer)
@@ -128,21 +166,35 @@ def encode(
     return b"".join([head, *raw]), headers
 
 
-def metadata(name: str, model: Model) -> dict[str, Any]:
-    def described(tensors: tuple[Tensor, ...]) -> list[dict[str, Any]]:
-        return [{"name": t.name, "datatype": "FP32", "shape": [-1, *t.size]} for t in tensors]
+def metadata(name: str, versions: list[str], model: Model) -> dict[str, Any]:
+    def described(ends: tuple[Tensor, ...]) -> list[dict[str, Any]]:
+        return [{"name": t.name, "datatype": "FP32", "shape": [-1, *t.size]} for t in ends]
 
     return {
         "name": name,
-        "versions": [model.version],
+        "versions": versions,
         "platform": model.platform,
         "inputs": described(model.inputs),
         "outputs": described(model.outputs),
     }
 
 
-def _bad(sentence: str) -> RequestError:
-    return RequestError(400, sentence)
+def classified(values: NDArray[np.float32], classes: int, model: Model) -> NDArray[np.object_]:
+    """The ``classes`` largest of each row, as "value:index" or "value:index:label" [N, classes]."""
+    flat = values.reshape(len(values), -1)
+    best = np.argsort(-flat, axis=1, kind="stable")[:, :classes]
+    labels = model.image_input.classes if model.image_input is not None else None
+    rows = [
+        [f"{row[i]:f}:{i}" + (f":{labels[i]}" if labels else "") for i in order]
+        for row, order in zip(flat, best, strict=True)
+    ]
+    return np.array(rows, object)
+
+
+def as_bytes(texts: NDArray[np.object_]) -> bytes:
+    """BYTES elements as the protocol has them: each with its length, in four bytes, before it."""
+    every = [text.encode() for text in texts.ravel()]
+    return b"".join(len(text).to_bytes(4, "little") + text for text in every)
 
 
 def _split(body: bytes, json_length: str | None) -> tuple[bytes, bytes]:
@@ -150,82 +202,101 @@ def _split(body: bytes, json_length: str | None) -> tuple[bytes, bytes]:
         return body, b""
     digits = json_length.isascii() and json_length.isdigit() and len(json_length) < 20
     if not digits or int(json_length) > len(body):
-        raise _bad(f"{JSON_LENGTH} is {json_length!r}; the body has {len(body)} bytes")
+        raise bad(f"{JSON_LENGTH} is {json_length!r}; the body has {len(body)} bytes")
     return body[: int(json_length)], body[int(json_length) :]
 
 
-def _arrays(inputs: list[_Input], raw: bytes, model: Model) -> Arrays:
-    wanted = {tensor.name: tensor for tensor in model.inputs}
-    found: dict[str, NDArray[np.float32]] = {}
-    at = 0
-    for given in inputs:
-        if given.name not in wanted:
-            raise _bad(f"there is no input {given.name!r}; the model takes {', '.join(wanted)}")
-        if given.name in found:
-            raise _bad(f"input {given.name!r} is given twice")
-        count = _checked_count(given, wanted[given.name], model.max_batch)
-        if given.parameters.binary_data_size is None:
-            array = _from_json(given, count)
+def _raw(raw: bytes, model: Model) -> Request:
+    """A request without JSON: the bytes are those of the only input, as many rows as there are."""
+    if len(model.inputs) != 1:
+        raise bad(f"raw bytes without JSON are for a model of one input, not {len(model.inputs)}")
+    (tensor,) = model.inputs
+    row = tensors.raw_size("FP32", tensor.size)
+    if len(raw) % row:
+        raise bad(f"{len(raw)} bytes came; a row of input {tensor.name!r} has {row}")
+    given = Given(tensor.name, "FP32", [len(raw) // row, *tensor.size], raw)
+    outputs = [Wanted(i, is_binary=True) for i in range(len(model.outputs))]
+    return Request(None, tensors.arrays([given], model), outputs, None)
+
+
+def _given(inputs: list[_Input], raw: bytes) -> list[Given]:
+    given, at, view = list[Given](), 0, memoryview(raw)
+    for one in inputs:
+        parameters = one.parameters or _InputParameters()
+        refuse_shared_memory(one.name, parameters.shared_memory_region)
+        said = parameters.binary_data_size
+        if said is None and one.data is None:
+            raise bad(f"input {one.name!r} has neither data nor binary_data_size")
+        if said is not None:
+            if one.data is not None:
+                raise bad(f"input {one.name!r} has both data and binary_data_size")
+            needed = tensors.raw_size(one.datatype, one.shape)
+            part: Any = view[at : at + said]
+            if needed > 0 and (said != needed or len(part) != said):
+                raise bad(
+                    f"input {one.name!r}: its shape needs {needed} bytes, binary_data_size is {said}, {len(part)} came"
+                )
+            at += said
         else:
-            array = _from_bytes(given, count, raw[at : at + 4 * count])
-            at += 4 * count
-        if not np.isfinite(array).all():
-            raise _bad(f"input {given.name!r} holds NaN, infinity or a number beyond FP32")
-        found[given.name] = array.reshape(given.shape)
-    if at != len(raw):
-        raise _bad(f"{len(raw) - at} bytes behind the JSON belong to no input")
-    if missing := [name for name in wanted if name not in found]:
-        raise _bad(f"input {missing[0]!r} is missing")
-    return [found[name] for name in wanted]
+            part = one.data
+        given.append(Given(one.name, one.datatype, one.shape, part))
+    if at < len(raw):
+        raise bad(f"{len(raw) - at} bytes behind the JSON belong to no input")
+    return given
 
 
-def _checked_count(given: _Input, tensor: Tensor, max_batch: int) -> int:
-    """How many values the input has."""
-    if given.datatype != "FP32":
-        raise _bad(f"input {given.name!r} has datatype {given.datatype!r}; FP32 is needed")
-    rows = given.shape[0] if given.shape else 0
-    if tuple(given.shape[1:]) != tensor.size or not 1 <= rows <= max_batch:
-        needed = ", ".join(["N", *map(str, tensor.size)])
-        raise _bad(
-            f"input {given.name!r} has shape {given.shape}; [{needed}] with N from 1 to {max_batch} is needed"
-        )
-    return math.prod(given.shape)
+def refuse_parameters(given: Iterable[str]) -> None:
+    """Of a request to load: a configuration or files, which would be another model. Raises RequestError(400)."""
+    if names := sorted(given):
+        raise bad(f"a model is loaded as the repository has it: {names[0]!r} is not taken")
 
 
-def _from_bytes(given: _Input, count: int, raw: bytes) -> NDArray[np.float32]:
-    if given.data is not None:
-        raise _bad(f"input {given.name!r} has both data and binary_data_size")
-    said = given.parameters.binary_data_size
-    if said != 4 * count or len(raw) != said:
-        raise _bad(
-            f"input {given.name!r}: its shape needs {4 * count} bytes, binary_data_size is {said}, {len(raw)} came"
-        )
-    return np.frombuffer(raw, "<f4")
+def refuse_shared_memory(name: str, region: Any) -> None:
+    if region is not None:
+        raise bad(f"{name!r} is in the shared memory {region!r}, which is not taken")
 
 
-def _from_json(given: _Input, count: int) -> NDArray[np.float32]:
-    if given.data is None:
-        raise _bad(f"input {given.name!r} has neither data nor binary_data_size")
-    try:
-        values = np.asarray(given.data)
-    except ValueError:  # rows of several lengths
-        values = np.asarray(None)
-    if values.dtype.kind not in "iuf":
-        raise _bad(f"the data of input {given.name!r} are not numbers, flat or nested as its shape")
-    if values.shape not in ((count,), tuple(given.shape)):
-        raise _bad(
-            f"the data of input {given.name!r} have shape {list(values.shape)}, not {given.shape} or [{count}]"
-        )
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32)
+def _outputs(asked: list[_Output], is_binary: bool, model: Model) -> list[Wanted]:
+    if not asked:
+        return [Wanted(i, is_binary) for i in range(len(model.outputs))]
+    wanted = []
+    for one in asked:
+        parameters = one.parameters or _OutputParameters()
+        refuse_shared_memory(one.name, parameters.shared_memory_region)
+        own = parameters.binary_data
+        index = output_index(one.name, model)
+        classes = parameters.classification or 0
+        wanted.append(Wanted(index, is_binary if own is None else own, classes))
+    if len({one.index for one in wanted}) < len(wanted):
+        raise bad("an output is asked for twice")
+    return wanted
 
 
-def _outputs(message: _Message, model: Model) -> list[tuple[int, bool]]:
-    binary = message.parameters.binary_data_output
+def output_index(name: str, model: Model) -> int:
     names = [tensor.name for tensor in model.outputs]
-    if not message.outputs:
-        return [(i, binary) for i in range(len(names))]
-    asked = {o.name: o.parameters.binary_data for o in message.outputs}
-    if unknown := [name for name in asked if name not in names]:
-        raise _bad(f"there is no output {unknown[0]!r}; the model gives {', '.join(names)}")
-    return [(names.index(n), binary if own is None else own) for n, own in asked.items()]
+    if name not in names:
+        raise bad(f"there is no output {name!r}; the model gives {', '.join(names)}")
+    return names.index(name)
+
+
+def _encoded(
+    wanted: Wanted, model: Model, values: NDArray[np.float32]
+) -> tuple[dict[str, Any], list[bytes]]:
+    """One output as JSON, and as raw bytes behind it, if it is those."""
+    name = model.outputs[wanted.index].name
+    if wanted.classes:
+        texts = classified(values, wanted.classes, model)
+        output: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": texts.shape}
+        if not wanted.is_binary:
+            return output | {"data": texts.ravel().tolist()}, []
+        raw = as_bytes(texts)
+    else:
+        output = {"name": name, "datatype": "FP32", "shape": values.shape}
+        if not wanted.is_binary:
+            if not np.isfinite(values).all():
+                raise RequestError(
+                    400, f"output {name!r} has values that JSON has not: ask for binary_data"
+                )
+            return output | {"data": values.ravel().tolist()}, []
+        raw = np.ascontiguousarray(values).tobytes()
+    return output | {"parameters": {"binary_data_size": len(raw)}}, [raw]

@@ -10,6 +10,7 @@ import asyncio
 import math
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from starlette.applications import Starlette
 from qkernels.input_size import parse_size
 from qkernels.serve.app import application
 from qkernels.serve.batching import Times
-from qkernels.serve.current import CurrentModel
+from qkernels.serve.metrics import Metrics
 from qkernels.serve.model import Arrays, map_program
+from qkernels.serve.repository import Repository
 from qkernels.serve.settings import Settings
+from qkernels.serve.statistics import Statistics
 
 
 class Arguments(BaseModel, extra="forbid"):
@@ -69,6 +72,7 @@ class Replica:
             max_batch=arguments.max_batch,
             max_delay=arguments.max_delay / 1e3,
             queue=arguments.max_batch,  # what waits is Ray's part
+            control="explicit",
             token=os.environ.get("QKERNELS_TOKEN"),
         )
         settings = self._settings
@@ -79,7 +83,7 @@ class Replica:
         batch.set_batch_wait_timeout_s(settings.max_delay)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return application(self._settings, current=_Loaded(self))
+        return application(self._settings, repository=partial(_Loaded, self))
 
     async def predict(self, *inputs: np.ndarray) -> Arrays:
         """For a handle in Python: float32 arrays [N, ...] to the model's outputs. Raises ValueError for others."""
@@ -97,8 +101,9 @@ class _Batches:
 
     full = False  # Ray's proxy refuses what is beyond max_queued_requests
 
-    def __init__(self, replica: Any) -> None:
-        self.model, self._replica = replica.model, replica
+    def __init__(self, replica: Any, settings: Settings) -> None:
+        self.model, self.settings, self.statistics = replica.model, settings, Statistics()
+        self._replica = replica
 
     async def infer(
         self, inputs: Arrays, seconds: float = math.inf, times: Times | None = None
@@ -110,16 +115,15 @@ class _Batches:
         return results
 
 
-class _Loaded(CurrentModel):
+class _Loaded(Repository):
     """The model of a replica, which stays as it is: Ray replaces replicas."""
 
-    def __init__(self, replica: Any) -> None:
-        self.batcher: Any = _Batches(replica)
+    def __init__(self, replica: Any, settings: Settings, metrics: Metrics) -> None:
+        super().__init__(settings, metrics)
+        batches: Any = _Batches(replica, settings)
+        self.put(settings.name, batches.model.version, batches)
 
     async def watch(self) -> None:
-        pass
-
-    def close(self) -> None:
         pass
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ import httpx2 as httpx
 @dataclass
 class Served:
     process: subprocess.Popen[str]
+    ready_when: str = "is ready"
     lines: list[dict[str, Any]] = field(default_factory=list)
     listening: threading.Event = field(default_factory=threading.Event)
     ready: threading.Event = field(default_factory=threading.Event)
@@ -36,7 +37,7 @@ class Served:
             if found := re.search(r"running on (https?)://(\S+)", message):
                 self.scheme, self.address = found[1], found[2]
                 self.listening.set()
-            if "is ready" in message:
+            if self.ready_when in message:
                 self.ready.set()
 
     @property
@@ -56,14 +57,23 @@ class Served:
 
 @contextmanager
 def serving(
-    *words: object, module: tuple[str, ...] = ("qkernels.serve",), **environment: str
+    *words: object,
+    module: tuple[str, ...] = ("qkernels.serve",),
+    before: Callable[[], None] | None = None,
+    ready: str = "is ready",
+    **environment: str,
 ) -> Iterator[Served]:
-    """`qkernels.serve` on a free port, once it is ready; killed afterwards, if it still runs."""
+    """`qkernels.serve` on a free port, once its log says ``ready``; killed afterwards, if it still runs. ``before``:
+    what its process does first."""
     command = [sys.executable, "-m", *module, *map(str, words), "--port", "0"]
     process = subprocess.Popen(
-        command, env=os.environ | environment, stderr=subprocess.PIPE, text=True
+        command,
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=before,
     )
-    served = Served(process)
+    served = Served(process, ready_when=ready)
     reader = threading.Thread(target=served.read_log)
     reader.start()
     try:

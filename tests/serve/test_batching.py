@@ -7,7 +7,6 @@ import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from qkernels.serve.deadline import Deadline
 from qkernels.serve.metrics import Metrics
 from qkernels.serve.model import Arrays, Model, Tensor
 from qkernels.serve.settings import Settings
+from qkernels.serve.workers import Workers
 
 
 class Gate:
@@ -49,11 +49,12 @@ class Gate:
 async def batcher(gate: Gate, **changed: Any) -> AsyncIterator[Batcher]:
     given = Settings(Path("none"), "gate", **({"max_batch": 8, "queue": 16} | changed))
     model = Model("v", "p", (Tensor("x", (1,)),), (Tensor("y", (1,)),), given.max_batch, gate.run)
-    with ThreadPoolExecutor(given.workers) as workers:
-        try:
-            yield Batcher(model, given, workers, Metrics())
-        finally:
-            gate.open.set()
+    workers = Workers(given.workers)
+    try:
+        yield Batcher(model, given, workers, Metrics().of("gate"))
+    finally:
+        gate.open.set()
+        workers.close()
 
 
 def rows(*values: float) -> Arrays:

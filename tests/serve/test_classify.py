@@ -111,7 +111,7 @@ def test_a_client_can_ask_what_is_taken(client: httpx.Client) -> None:
 def test_a_refusal_is_an_error_in_json_and_is_counted(
     client: httpx.Client, body: bytes, status: int, sentence: str
 ) -> None:
-    counter = f'qkernels_requests_total{{status="{status}"}} '
+    counter = f'qkernels_requests_total{{model="student",status="{status}"}} '
 
     def count() -> float:
         text = client.get("/metrics").text
@@ -138,7 +138,7 @@ def test_a_picture_that_waits_too_long_is_told_so_and_leaves_the_queue(classifie
     with serving(classifier, *words) as server, server.client() as client:
         answer = client.post("/classify", content=encoded(quadrants()))
         assert answer.status_code == 504 and "no answer within 0.3 s" in answer.json()["error"]
-        assert "qkernels_queue_rows 0.0" in client.get("/metrics").text
+        assert 'qkernels_queue_rows{model="classifier"} 0.0' in client.get("/metrics").text
 
 
 def test_the_page_is_open_and_the_route_asks_for_the_token(student: Path) -> None:

@@ -35,7 +35,10 @@ def test_the_client_finds_a_server_that_is_live_and_ready(
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready("small")
     assert not client.is_model_ready("other")
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert client.get_server_metadata()["extensions"][:2] == [
+        "binary_tensor_data",
+        "classification",
+    ]
 
 
 def test_metadata_say_what_the_model_takes_and_its_version_is_an_address(
@@ -103,7 +106,8 @@ def test_several_inputs_in_any_order_and_some_of_the_outputs(two_headed: Path) -
         ({"data": [1e39] * 192}, "NaN, infinity or a number beyond FP32"),
         ({"data": None}, "neither data nor"),
         ({"data": "0"}, r"Expected `array \| null`.*inputs\[0\].data"),
-        ({"parameters": {"shared_memory_region": "a"}}, "unknown field `shared_memory_region`"),
+        ({"parameters": {"shared_memory_region": "a"}}, "in the shared memory 'a', which is not taken"),
+        ({"datatype": "UINT8"}, "no image_input"),
         ({"parameters": {"binary_data_size": 768}}, "both data and binary"),
     ],
 )  # fmt: skip
@@ -162,8 +166,9 @@ def test_nan_in_a_result_is_refused_in_json_only() -> None:
 
     model = Model("v", "p", (), (Tensor("y", (1,)),), 1, lambda x: x)
     values = [np.array([[np.nan]], np.float32)]
-    request = protocol.Request(None, [], [(0, True)], None)
-    body, headers = protocol.encode("m", model, request, values)
+    request = protocol.Request(None, [], [protocol.Wanted(0, is_binary=True)], None)
+    body, headers = protocol.encode("m", "v", model, request, values)
     assert body[int(headers[protocol.JSON_LENGTH]) :] == values[0].tobytes()
+    request = protocol.Request(None, [], [protocol.Wanted(0)], None)
     with pytest.raises(protocol.RequestError, match="ask for binary_data"):
-        protocol.encode("m", model, protocol.Request(None, [], [(0, False)], None), values)
+        protocol.encode("m", "v", model, request, values)

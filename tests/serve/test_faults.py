@@ -70,9 +70,9 @@ def test_in_overload_every_request_is_answered_or_refused_and_what_is_refused_co
     with serving(program, "--size", SIZE, "--max-batch", 4, "--queue", 8) as server:
         got = statuses(under_load(server, 64, 1.0, lambda: None))
         assert set(got) == {200, 503}
-        assert metric(server, 'qkernels_requests_total{status="200"}') == got[200]
-        assert metric(server, 'qkernels_requests_total{status="503"}') == got[503]
-        assert metric(server, "qkernels_batch_rows_sum") == got[200]
+        assert metric(server, 'qkernels_requests_total{model="small",status="200"}') == got[200]
+        assert metric(server, 'qkernels_requests_total{model="small",status="503"}') == got[503]
+        assert metric(server, 'qkernels_batch_rows_sum{model="small"}') == got[200]
 
 
 def test_as_many_requests_are_inside_as_may_wait_and_run_and_the_next_is_refused_unread(
@@ -83,7 +83,7 @@ def test_as_many_requests_are_inside_as_may_wait_and_run_and_the_next_is_refused
         inside = [socket.create_connection(address(server), timeout=20) for _ in range(4)]
         for wire in inside:
             wire.sendall(HEADERS)  # and no body
-        wait_for(lambda: metric(server, "qkernels_requests_in_flight") == 4)
+        wait_for(lambda: metric(server, 'qkernels_requests_in_flight{model="small"}') == 4)
         with socket.create_connection(address(server), timeout=20) as wire:
             for _ in range(2):  # the connection stays usable
                 wire.sendall(HEADERS)
@@ -101,7 +101,7 @@ def test_as_many_requests_are_inside_as_may_wait_and_run_and_the_next_is_refused
                 assert answer.startswith(b"HTTP/1.1 503") and b"connection: close" in answer
         for wire in inside:
             wire.close()
-        wait_for(lambda: metric(server, "qkernels_requests_in_flight") == 0)
+        wait_for(lambda: metric(server, 'qkernels_requests_in_flight{model="small"}') == 0)
         assert set(statuses(under_load(server, 1, 0.1, lambda: None))) == {200}
 
 

@@ -165,10 +165,13 @@ def test_after_all_that_nothing_is_in_flight_and_nothing_failed(
     until = time.monotonic() + 15
     while True:
         text = client.get("/metrics").text
-        if "qkernels_requests_in_flight 0.0" in text or time.monotonic() > until:
+        if 'qkernels_requests_in_flight{model="small"} 0.0' in text or time.monotonic() > until:
             break
         time.sleep(0.05)
-    assert "qkernels_requests_in_flight 0.0" in text and "qkernels_queue_rows 0.0" in text
+    assert (
+        'qkernels_requests_in_flight{model="small"} 0.0' in text
+        and 'qkernels_queue_rows{model="small"} 0.0' in text
+    )
     assert not re.search(r'requests_total\{status="5..', text)
     assert [line for line in served.lines if line["level"] == "error"] == []
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from serve_process import serving
+from stub_packages import part
 from tritonclient import http as triton
 
 from qkernels.program import Program
@@ -28,16 +26,7 @@ def manifest() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def kserve_models() -> ModuleType:
-    spec = importlib.util.find_spec("kserve")
-    if spec is None:
-        pytest.skip("kserve is not installed: pip install --no-deps kserve")
-    package = ModuleType("kserve")  # without its __init__, which wants a whole server
-    package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["kserve"] = package
-    try:
-        return importlib.import_module("kserve.models")
-    finally:
-        del sys.modules["kserve"]
+    return part("kserve.models")
 
 
 def check(value: Any, kind: str, models: ModuleType, where: str = "") -> None:

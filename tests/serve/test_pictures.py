@@ -238,13 +238,13 @@ def test_pictures_that_wait_are_bounded() -> None:
 def test_an_answer_has_the_five_best_classes_by_softmax() -> None:
     logits = np.random.default_rng(0).standard_normal(7).astype(np.float32) * 300
     classes = ImageInput(tuple("abcdefg"), (1, 1), (0.0,), (1.0,))
-    got = pictures.answer("m", "1", classes, logits)
+    got = pictures.best(classes, logits, 5)
     want = torch.from_numpy(logits).double().softmax(0)
     assert got["label"] == "abcdefg"[int(logits.argmax())] == got["top"][0]["label"]
     best = want.sort(descending=True).values[:5].tolist()
     assert [row["probability"] for row in got["top"]] == pytest.approx(best)
     two = ImageInput(("x", "y"), (1, 1), (0.0,), (1.0,))
-    assert len(pictures.answer("m", "1", two, logits[:2])["top"]) == 2
+    assert len(pictures.best(two, logits[:2], 5)["top"]) == 2
 
 
 # ---- what the file says

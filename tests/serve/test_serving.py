@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -80,7 +81,9 @@ def test_a_replaced_file_is_taken_up_and_a_broken_one_is_not(tmp_path: Path) -> 
         wait_for(lambda: "the old version goes on" in server.lines[-1]["message"])
         assert np.array_equal(answer(client), old)
         assert client.get("/v2/models/small").json()["versions"] == version
-        assert 'qkernels_loads_total{result="failed"} 1.0' in client.get("/metrics").text
+        assert (
+            'qkernels_loads_total{model="small",result="failed"} 1.0' in client.get("/metrics").text
+        )
 
         save_program(path, seed=1)
         new = Program.load(path)(X)
@@ -115,7 +118,9 @@ def test_sigterm_answers_what_has_come_and_ends_the_process(program: Path) -> No
         for thread in asking:
             thread.start()
         with server.client() as client:
-            wait_for(lambda: "qkernels_queue_rows 4.0" in client.get("/metrics").text)
+            wait_for(
+                lambda: 'qkernels_queue_rows{model="small"} 4.0' in client.get("/metrics").text
+            )
         server.process.send_signal(signal.SIGTERM)
         for thread in asking:
             thread.join()
@@ -133,7 +138,7 @@ def test_a_request_that_waits_too_long_is_told_so(program: Path) -> None:
     ):
         said = client.post("/v2/models/small/infer", json=ask)
         assert said.status_code == 504 and "0.05 s" in said.json()["error"]
-        assert "qkernels_queue_rows 0.0" in client.get("/metrics").text
+        assert 'qkernels_queue_rows{model="small"} 0.0' in client.get("/metrics").text
 
 
 def test_a_full_queue_is_refused_with_the_time_to_come_back(program: Path) -> None:
@@ -145,12 +150,48 @@ def test_a_full_queue_is_refused_with_the_time_to_come_back(program: Path) -> No
             target=lambda: httpx.post(server.url + "/v2/models/small/infer", json=slow)
         )
         waiting.start()
-        wait_for(lambda: "qkernels_queue_rows 1.0" in client.get("/metrics").text)
+        wait_for(lambda: 'qkernels_queue_rows{model="small"} 1.0' in client.get("/metrics").text)
         two = {"name": "input", "shape": [2, 3, 8, 8], "datatype": "FP32", "data": [0.0] * 384}
         refused = client.post("/v2/models/small/infer", json={"inputs": [two]})
         waiting.join()
         assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
-        assert 'qkernels_requests_total{status="503"} 1.0' in client.get("/metrics").text
+        assert (
+            'qkernels_requests_total{model="small",status="503"} 1.0' in client.get("/metrics").text
+        )
+
+
+@pytest.mark.parametrize("given", ["bearer secret", "BEARER  secret", "Bearer secret \t"])
+def test_a_secret_that_ends_in_a_newline_and_rfc_9110_s_other_spellings_are_let_in(
+    program: Path, given: str
+) -> None:
+    settings = Settings(program, "small", sizes=((1, 3, 8, 8),), token="secret\n")
+    with TestClient(application(settings)) as client:
+        assert client.get("/v2", headers={"authorization": given}).status_code == 200
+        for wrong in ("Bearer", "Bearer secre", "Basic secret", "secret", ""):
+            assert client.get("/v2", headers={"authorization": wrong}).status_code == 401
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+@pytest.mark.parametrize("host", ["::", "[::]"])
+def test_every_address_of_ipv6_is_every_address_of_ipv4_too(program: Path, host: str) -> None:
+    with serving(program, "--size", SIZE, "--host", host) as server:
+        port = server.address.rpartition(":")[2]
+        for here in ("127.0.0.1", "[::1]"):
+            assert httpx.get(f"http://{here}:{port}/v2/health/ready", timeout=20).status_code == 200
+
+
+def test_a_file_that_goes_away_is_news_once(tmp_path: Path) -> None:
+    path = save_program(tmp_path / "small.qkp")
+    with serving(path, "--size", SIZE) as server, server.client() as client:
+        path.rename(tmp_path / "elsewhere")
+        wait_for(lambda: "what is loaded goes on" in server.lines[-1]["message"])
+        time.sleep(2.5)
+        assert sum("goes on" in line["message"] for line in server.lines) == 1
+        answer(client)
+        (tmp_path / "elsewhere").rename(path)
+        save_program(path, seed=1)
+        wait_for(lambda: "is ready" in server.lines[-1]["message"])
+        assert sum("can be read again" in line["message"] for line in server.lines) == 1
 
 
 def test_only_health_is_open_without_the_token(program: Path) -> None:
@@ -177,6 +218,14 @@ def test_only_health_is_open_without_the_token(program: Path) -> None:
         (["small.qkp", "--size", SIZE, "--threads", "999"], "threads=999 is above"),
         (["broken.qkp"], "broken.qkp: this is no program"),
         (["small.qkp", "--colour", "red"], "--colour"),
+        (["small.qkp", "--size", SIZE, "--max-body", "inf"], "max-body=inf must be"),
+        (["small.qkp", "--size", SIZE, "--timeout", "nan"], "timeout=nan must be"),
+        (
+            ["small.qkp", "--size", SIZE, "--certificate", "nope.pem"],
+            "nope.pem: there is no such file",
+        ),
+        (["small.qkp", "--size", SIZE, "--name", "a/b"], "name='a/b' must be without /"),
+        (["small.qkp", "--size", SIZE, "--host", "256.1.1.1"], "256.1.1.1, port 0: "),
     ],
 )
 def test_what_cannot_be_served_is_one_sentence(
@@ -223,7 +272,7 @@ def test_a_model_that_fails_is_answered_and_logged_and_the_server_goes_on(
 
         return Opened("1", "p", ((1,),), None, run)
 
-    monkeypatch.setattr("qkernels.serve.current.open_model", failing)
+    monkeypatch.setattr("qkernels.serve.repository.open_model", failing)
     ask = {"inputs": [{"name": "input", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}]}
     with TestClient(application(Settings(program, "m"))) as client:
         wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
@@ -243,7 +292,7 @@ def test_a_server_is_live_before_it_is_ready(
         go.wait(20)
         return Opened("1", "p", ((1,),), None, lambda inputs: inputs)
 
-    monkeypatch.setattr("qkernels.serve.current.open_model", slow)
+    monkeypatch.setattr("qkernels.serve.repository.open_model", slow)
     with TestClient(application(Settings(program, "m"))) as client:
         assert client.get("/v2/health/live").status_code == 200
         for path in ("/v2/health/ready", "/v2/models/m/ready", "/v2/models/m"):

@@ -76,7 +76,15 @@ def test_workers_and_threads_share_the_cores(
         ({"workers": 0}, "workers=0 must be at least 1"),
         ({"max_delay": -1}, "max_delay=-1"),
         ({"timeout": 0}, "timeout=0"),
+        ({"timeout": 1e-9}, "timeout=1e-09 must be at least 0.001"),
+        ({"timeout": float("inf")}, "timeout=inf must be a finite number"),
+        ({"keep_alive": float("nan")}, "keep_alive=nan must be a finite number"),
+        ({"max_delay": float("inf")}, "max_delay=inf must be a finite number"),
+        ({"name": "a/b"}, "name='a/b' must be without /"),
+        ({"name": ""}, "name='' must be"),
         ({"token": ""}, "token is empty"),
+        ({"token": " \n"}, "token is empty"),
+        ({"token": "one\ntwo"}, "characters that no header can hold"),
         ({"queue": 8}, "queue=8 must hold at least one batch, max_batch=32"),
     ],
 )
@@ -85,7 +93,7 @@ def test_a_setting_that_cannot_be_is_named(
 ) -> None:
     monkeypatch.setattr(settings, "usable_cores", lambda: 6)
     with pytest.raises(ValueError, match=sentence):
-        Settings(Path("m.qkp"), "m", **changed)
+        Settings(Path("m.qkp"), **({"name": "m"} | changed))
 
 
 def test_there_is_at_least_one_core() -> None:
