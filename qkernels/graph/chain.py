@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qkernels import reports
+from qkernels.eval_mode import answering
 from qkernels.graph import tables
 from qkernels.graph import trace as nodes
 from qkernels.graph.compiled import CompiledModel
@@ -26,9 +27,14 @@ from qkernels.graph.qkv import merge_linears_
 from qkernels.graph.report import ChainReport, LayerChain
 from qkernels.graph.tokens import TokenStep, put_token_steps
 from qkernels.nn import QuantConv2d, QuantLinear
+from qkernels.outputs import output_sqnrs
 
 Format = QParams | None  # int8 of this scale, or float32
 _ANY: Any = "any"  # a reader that takes either
+_LEAST_EXACT = (
+    60.0  # dB; bits that a step of torch rounds otherwise in another memory format are nearer
+)
+_LEAST_FAST = 3.0  # int8 noise drawn anew, on random weights, is nearer
 
 
 def compile(
@@ -47,8 +53,9 @@ def compile(
     SiLU, GELU, hard-swish and their like between two layers take int8 to int8; on the CPU, layer normalization and
     attention are steps of a program, in an order of their own. Faster, and the one thing that changes a result.
     ``max_batch``: larger batches are refused; None: any batch is taken.
+    The example runs through both models, and ``report.sqnr_db`` says how near their answers are (inf: the same bits).
     Raises ValueError for a model that cannot be traced, is in training mode, is on several devices, or has no int8
-    layer.
+    layer, and where the two answers have nothing to do with each other.
     """
     examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     for i, x in enumerate(examples):
@@ -60,7 +67,34 @@ def compile(
     report = reports.report(traced, ChainReport)
     program = lower(traced, max_batch) if _device_of(model).type == "cpu" else None
     report.unfused = [node.name for node in left_to_torch(traced)]
-    return CompiledModel(traced, program, examples, report, max_batch)
+    compiled = CompiledModel(traced, program, examples, report, max_batch)
+    _check_answer(model, compiled, examples, exact)
+    return compiled
+
+
+def _check_answer(
+    model: nn.Module, compiled: CompiledModel, examples: tuple[Any, ...], exact: bool
+) -> None:
+    """Put into the report how near the answers of both models are on the example, and refuse what rounding cannot be.
+
+    Raises:
+        ValueError: they are further apart than that; the graph that was seen is not the forward that runs.
+    """
+    with answering(model):
+        levels = output_sqnrs(model(*examples), compiled(*examples))
+    compiled.report.sqnr_db = levels
+    least = _LEAST_EXACT if exact else _LEAST_FAST
+    for name, db in levels.items():
+        if not db >= least:
+            why = (
+                "so that the graph that was seen cannot be the forward that runs"
+                if exact
+                else "since its values are too small for int8 between layers; exact=True keeps the model's bits"
+            )
+            raise ValueError(
+                f"{type(model).__name__} stays un-chained: chained, its {name} keeps {db:.1f} dB of the model's own on "
+                f"the example, {why}"
+            )
 
 
 def chain(model: nn.Module, examples: tuple[Any, ...], exact: bool) -> fx.GraphModule:

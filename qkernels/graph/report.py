@@ -20,10 +20,14 @@ class LayerChain:
 
 @dataclass
 class ChainReport:
-    """``layers`` in order of execution; ``unfused`` names the steps left to torch."""
+    """``layers`` in order of execution; ``unfused`` names the steps left to torch.
+
+    ``sqnr_db``: output -> 10 log10 of its energy over that of its distance from the un-chained model's, on the example.
+    """
 
     layers: list[LayerChain] = field(default_factory=list)
     unfused: list[str] = field(default_factory=list)
+    sqnr_db: dict[str, float] = field(default_factory=dict)
 
     @property
     def chained(self) -> int:

@@ -41,13 +41,13 @@ class Lookup(nn.Module):
 
 
 def function_of(traced: fx.GraphModule, node: fx.Node) -> Callable[[Tensor], Tensor] | None:
-    """The function of one float that the node is, if it is one of those that tables are made of."""
+    """The function of one float that the node is, if it is one of those that tables are made of; it writes to none."""
     module = nodes.module_of(traced, node)
     if isinstance(module, _MODULES):
-        return module
+        return lambda x: module(x.clone())  # which may be in place
     if node.op == "call_function" and node.target in _FUNCTIONS and len(node.args) == 1:
         target: Callable[[Tensor], Tensor] = node.target
-        return lambda x: target(x, **node.kwargs)
+        return lambda x: target(x.clone(), **node.kwargs)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from typing import Any
@@ -11,7 +12,9 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
+from qkernels.eval_mode import answering
 from qkernels.nn import MeanPool2d, QuantModule
+from qkernels.plain import is_plain
 from qkernels.quantization.fold import FoldedBatchNorm
 
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -23,18 +26,20 @@ class LayerwiseTracer(fx.Tracer):
     """Leaves our layers whole: their forwards ask what they are given."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, QuantModule | FoldedBatchNorm | MeanPool2d)
+        ours = isinstance(m, QuantModule | FoldedBatchNorm | MeanPool2d) or is_plain(m)
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module, examples: tuple[Any, ...]) -> fx.GraphModule:
     """``model`` as a graph over its own submodules. Raises ValueError where torch.fx cannot follow it."""
     try:
-        graph = LayerwiseTracer().trace(model)
+        with answering(model):  # what a forward keeps of a trace must not stay in the model
+            graph = LayerwiseTracer().trace(model, _defaults(model, len(examples)))
     except Exception as error:  # whatever a forward raises when it meets a proxy
         raise ValueError(
             f"{type(model).__name__} cannot be traced, so it stays un-chained: {error}"
         ) from error
+    _drop_defaults(graph, len(examples))
     traced = fx.GraphModule(model, graph)
     with torch.no_grad():
         ShapeProp(traced).propagate(*examples)
@@ -42,6 +47,22 @@ def trace(model: nn.Module, examples: tuple[Any, ...]) -> fx.GraphModule:
         _check_in_place(traced, node)
         node.type = None  # a pickle would look for what the annotation names
     return traced
+
+
+def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
+    """The arguments of the forward that the examples leave at their defaults, which are values and no proxies."""
+    parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
+    plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return {p.name: p.default for p in plain[given:] if p.default is not p.empty}
+
+
+def _drop_defaults(graph: fx.Graph, given: int) -> None:
+    """Take out the placeholders of those arguments, and the checks that they have their defaults."""
+    for node in graph.find_nodes(op="placeholder")[given:]:
+        for user in list(node.users):
+            for check in [*user.users, user]:
+                graph.erase_node(check)
+        graph.erase_node(node)
 
 
 def rebuild(traced: fx.GraphModule) -> None:
