@@ -35,12 +35,12 @@ def trace(model: nn.Module, examples: tuple[Any, ...]) -> fx.GraphModule:
     try:
         with answering(model):  # what a forward keeps of a trace must not stay in the model
             graph = LayerwiseTracer().trace(model, _defaults(model, len(examples)))
+            _drop_defaults(graph, len(examples))
+            traced = fx.GraphModule(model, graph)
     except Exception as error:  # whatever a forward raises when it meets a proxy
         raise ValueError(
             f"{type(model).__name__} cannot be traced, so it stays un-chained: {error}"
         ) from error
-    _drop_defaults(graph, len(examples))
-    traced = fx.GraphModule(model, graph)
     with torch.no_grad():
         ShapeProp(traced).propagate(*examples)
     for node in graph.nodes:
@@ -52,8 +52,8 @@ def trace(model: nn.Module, examples: tuple[Any, ...]) -> fx.GraphModule:
 def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
     """The arguments of the forward that the examples leave at their defaults, which are values and no proxies."""
     parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
-    plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return {p.name: p.default for p in plain[given:] if p.default is not p.empty}
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {p.name: p.default for p in named[given:] if p.default is not p.empty}
 
 
 def _drop_defaults(graph: fx.Graph, given: int) -> None:

@@ -50,7 +50,9 @@ class DequantizedWeight(Tensor):
 
     @staticmethod
     def __new__(cls, layer: QuantModule) -> DequantizedWeight:
-        anchor = layer.anchor
+        anchor: Any = layer._parameters[
+            "anchor"
+        ]  # a trace puts a proxy in the place of the attribute
         weight = Tensor._make_wrapper_subclass(
             cls, layer.weight_size, dtype=anchor.dtype, device=anchor.device, requires_grad=False
         )

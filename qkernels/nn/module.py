@@ -150,7 +150,7 @@ class QuantModule(nn.Module):
         """``int8_weight * weight_scale`` in the float layer's shape and dtype."""
         codes = self.int8_weight
         scale = self.weight_scale.view(-1, *[1] * (codes.dim() - 1))
-        return (codes * scale).to(self.anchor.dtype)
+        return (codes * scale).to(self._parameters["anchor"].dtype)  # type: ignore[union-attr]
 
     def _pack(self, codes: Tensor) -> Tensor:
         """The kernels' layout of int8 codes in the float weight's shape; the inverse of `int8_weight`."""
