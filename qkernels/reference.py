@@ -57,8 +57,9 @@ def dynamic_scale(x: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor]:
         span = torch.maximum(-low, high)
         scale = torch.where(span < TINY_RANGE, 1.0, span / 127)
         return scale, torch.zeros_like(scale, dtype=torch.int32)
-    span = (high - low).clamp(max=HUGE_RANGE)
-    scale = torch.where(span < TINY_RANGE, 1.0, span / 255)
+    span = high - low
+    step = torch.where(span <= HUGE_RANGE, span / 255, high / 255 - low / 255)
+    scale = torch.where(span < TINY_RANGE, 1.0, step)
     zero = torch.round((-128 - low * (1 / scale)).clamp(-128, 127)).to(torch.int32)
     return scale, torch.where(span < TINY_RANGE, 0, zero)
 

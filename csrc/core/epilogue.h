@@ -50,10 +50,9 @@ QK_INLINE ScaleZero dynamic_scale(float lo, float hi, bool symmetric) {
   }
   lo = lo > -kHugeRange ? lo : -kHugeRange;
   hi = hi < kHugeRange ? hi : kHugeRange;
-  float range = hi - lo;
-  range = range < kHugeRange ? range : kHugeRange;
+  const float range = hi - lo;
   if (range < kTinyRange) return {1.0f, 0};
-  const float scale = range / 255.0f;
+  const float scale = range <= kHugeRange ? range / 255.0f : hi / 255.0f - lo / 255.0f;  // the difference overflows
   float zero = -128.0f - lo * (1.0f / scale);
   zero = zero > -128.0f ? zero : -128.0f;
   zero = zero < 127.0f ? zero : 127.0f;

@@ -131,3 +131,22 @@ def test_threads_do_not_change_a_byte(isa: str) -> None:
                 strict=True,
             ):
                 assert a.tobytes() == b.tobytes()
+
+
+@every_isa
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(-3e38, 3e38), (-3.4028235e38, 3.4028235e38), (-2e38, 3.3e38), (-3.4e38, 1e38)],
+)
+def test_a_range_wider_than_the_largest_float_keeps_both_of_its_ends(
+    isa: str, low: float, high: float
+) -> None:
+    x = torch.tensor([[low, low / 2, 0.0, high / 3, high]])
+    scale, zero = reference.dynamic_scale(x, symmetric=False)
+    q = reference.quantize(x, scale, zero)
+    back = (q.double() - zero) * scale.double()
+    assert float((back - x.double()).abs().max()) <= 0.51 * float(scale)
+    got = _core.quantize(x.numpy(), per_row=True, symmetric=False, isa=isa)
+    assert torch.equal(torch.from_numpy(got[0]), q)
+    assert float(got[1][0]) == float(scale)
+    assert int(got[2][0]) == int(zero)
