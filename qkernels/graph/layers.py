@@ -72,3 +72,25 @@ class Int8MaxPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kernel_size, stride, padding, dilation = self.sizes
         return ops.max_pool2d(x, kernel_size, stride, padding, dilation, self.ceil_mode)
+
+
+class Int8AvgPool2d(nn.Module):
+    """``nn.AvgPool2d`` of int8, with the scale of its input. Values that this scale saturates are saturated before the
+    mean is taken, so that a chain does not put it in by itself."""
+
+    def __init__(self, pool: nn.AvgPool2d, zero_point: int) -> None:
+        super().__init__()
+        if pool.divisor_override is not None:
+            raise ValueError(
+                f"divisor_override={pool.divisor_override} is not taken by int8 pooling"
+            )
+        self.ceil_mode, self.count_include_pad = pool.ceil_mode, pool.count_include_pad
+        self.zero_point = zero_point
+        sizes = (pool.kernel_size, pool.stride, pool.padding)
+        self.sizes = [[s, s] if isinstance(s, int) else list(s) for s in sizes]
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel_size, stride, padding = self.sizes
+        return ops.avg_pool2d(
+            x, self.zero_point, kernel_size, stride, padding, self.ceil_mode, self.count_include_pad
+        )

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from qkernels.graph import trace as nodes
-from qkernels.graph.layers import ChainedLayer, Int8MaxPool2d, QParams
+from qkernels.graph.layers import ChainedLayer, Int8AvgPool2d, Int8MaxPool2d, QParams
 from qkernels.graph.program import TorchProgram
 from qkernels.graph.tables import Lookup
 from qkernels.graph.tokens import ChainedAttention, ChainedNorm
@@ -58,7 +58,7 @@ def _is_worth_it(traced: fx.GraphModule, run: list[fx.Node]) -> bool:
 def left_to_torch(traced: fx.GraphModule) -> list[fx.Node]:
     """The steps of a lowered graph that torch computes."""
     ours = (
-        TorchProgram, ChainedLayer, ChainedNorm, ChainedAttention, Lookup, Int8MaxPool2d, MeanPool2d,
+        TorchProgram, ChainedLayer, ChainedNorm, ChainedAttention, Lookup, Int8MaxPool2d, Int8AvgPool2d, MeanPool2d,
     )  # fmt: skip
     return [
         n
@@ -102,6 +102,8 @@ def _lowering(traced: fx.GraphModule, node: fx.Node) -> _Lowering | None:
         return _Builder.attention
     if isinstance(module, nn.MaxPool2d | Int8MaxPool2d):
         return _Builder.max_pool if len(_shape(node)) == 4 and not _of_input(node) else None
+    if isinstance(module, Int8AvgPool2d):
+        return _Builder.avg_pool if len(_shape(node)) == 4 and not _of_input(node) else None
     if isinstance(module, Lookup):
         return _Builder.lookup
     if isinstance(module, MeanPool2d):
@@ -252,6 +254,16 @@ class _Builder:
         self.add(
             "max_pool", node, self.read(_source(node)), self.write(node), kh=kh, kw=kw, stride_h=sh, stride_w=sw,
             pad_h=ph, pad_w=pw, dilation_h=dh, dilation_w=dw, ceil_mode=int(pool.ceil_mode),
+        )  # fmt: skip
+
+    def avg_pool(self, node: fx.Node) -> None:
+        pool = nodes.module_of(self.traced, node)
+        assert isinstance(pool, Int8AvgPool2d)
+        (kh, kw), (sh, sw), (ph, pw) = pool.sizes
+        self.add(
+            "avg_pool", node, self.read(_source(node)), self.write(node), kh=kh, kw=kw, stride_h=sh, stride_w=sw,
+            pad_h=ph, pad_w=pw, ceil_mode=int(pool.ceil_mode), count_include_pad=int(pool.count_include_pad),
+            zero_point=pool.zero_point,
         )  # fmt: skip
 
     def mean(self, node: fx.Node) -> None:

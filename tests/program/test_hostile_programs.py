@@ -145,9 +145,25 @@ def forgeries(data: np.ndarray, step: int) -> Any:
 def test_every_forged_field_of_every_payload_is_refused_or_runs_within_its_memory() -> None:
     torch.manual_seed(0)
     images = whole(Everything(), torch.randn(2, 3, 9, 9))
+    values = [
+        image(callers=True, nhwc_only=True),
+        image(dtype="int8"),
+        image(dtype="int8"),
+        image(callers=True),
+    ]
+    constants = {
+        "weight": _core.pack_weight(np.ones((1, 1, 1, 1), np.int8)),
+        "w_scale": np.ones(1, np.float32),
+    }
+    steps = [
+        Step("conv2d", "to int8", 0, 1, constants=constants),
+        Step("avg_pool", "pool", 1, 2, fields={"kh": 2, "kw": 2}),
+        Step("conv2d", "to float", 2, 3, constants=constants),
+    ]
+    average = Program(assemble(values, steps, [0], [3])), np.ones((1, 1, 4, 4), np.float32)
     tokens = whole(models.TransformerEncoder(24, 1, heads=2), torch.randn(2, 5, 24))
     seen, refused = set[str](), 0
-    for program, x in (images, tokens):
+    for program, x in (images, average, tokens):
         for i, row in enumerate(tables(program.data)[2]):
             seen.add(list(kinds())[row["kind"]])
             for forged in forgeries(program.data, i):
