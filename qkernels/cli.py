@@ -272,8 +272,7 @@ def quantize(
         Literal["per_channel", "per_tensor"], typer.Option(help="One scale for what.")
     ] = "per_channel",
     observer: Annotated[
-        Literal["minmax", "moving_average", "percentile", "mse", "entropy", "global"],
-        typer.Option(help="How static ranges are found."),
+        str, typer.Option(help="How static ranges are found: minmax, percentile, mse, ...")
     ] = "percentile",
     equalize: Annotated[
         bool, typer.Option("--equalize", help="First give layers in a row like channel ranges.")
@@ -285,9 +284,9 @@ def quantize(
     seed: Annotated[int, typer.Option(help="Seed of the choice of images.", min=0)] = 0,
 ) -> None:
     """Turn trained float weights into an int8 checkpoint that needs nothing else to be loaded."""
+    config = QuantConfig(activation=activation, weight=weight, observer=observer)
     dataset = datasets.load(data, data_root)
     net, architecture = _open(weights, dataset, model, width)
-    config = QuantConfig(activation=activation, weight=weight, observer=observer)
     needs_data = activation == "static" or correct_bias
     batches = list(calibration_batches(dataset, images, seed)) if needs_data else None
     if equalize:

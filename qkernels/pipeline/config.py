@@ -6,11 +6,10 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qkernels.distill import TrainConfig
-
-Observer = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
+from qkernels.quantization import QuantConfig
 
 
 class PipelineConfig(BaseModel):
@@ -54,11 +53,16 @@ class PipelineConfig(BaseModel):
     precision: Literal["no", "bf16"] = Field("bf16", description="Autocast while training.")
     channels_last: bool = Field(True, description="Train in channels-last layout.")
     seed: int = Field(0, ge=0, description="Seed of weights, batches and calibration.")
-    observer: Observer = Field("percentile", description="How static int8 ranges are found.")
+    observer: str = Field("percentile", description="How static int8 ranges are found.")
     calibration_images: int = Field(512, ge=1, description="Training images they are found on.")
     variants: bool = Field(False, description="Also dynamic int8 and every other observer.")
     throughput_batch: int = Field(64, ge=1, description="Images a call when timing throughput.")
     timing_seconds: float = Field(0.5, gt=0, description="Seconds to time each model and layout.")
+
+    @field_validator("observer")
+    @classmethod
+    def _known_observer(cls, value: str) -> str:
+        return QuantConfig(observer=value).observer
 
     @classmethod
     def for_data(cls, data: str = "digits", **settings: Any) -> PipelineConfig:

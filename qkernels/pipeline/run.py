@@ -21,7 +21,7 @@ from qkernels.graph import compile
 from qkernels.machine import describe_machine
 from qkernels.measure import Speed, count_macs, count_parameters, measure_speed, paired_change
 from qkernels.pipeline.architecture import create_model, describe_architecture, describe_data
-from qkernels.pipeline.config import Observer, PipelineConfig
+from qkernels.pipeline.config import PipelineConfig
 from qkernels.pipeline.result import PipelineResult, Row
 from qkernels.quantization import (
     LayerError,
@@ -32,6 +32,7 @@ from qkernels.quantization import (
     quantize,
     save,
 )
+from qkernels.quantization.observers import observer_names
 from qkernels.reports import report
 
 TEACHER, ALONE, DISTILLED, INT8 = "teacher", "student alone", "student distilled", "student int8"
@@ -95,8 +96,7 @@ def int8_configs(config: PipelineConfig) -> dict[str, QuantConfig]:
     """Row name -> how its int8 student is made: first the one asked for, then the variants."""
     configs = {INT8: QuantConfig(observer=config.observer)}
     if config.variants:
-        observers: tuple[Observer, ...] = ("minmax", "percentile", "mse", "entropy")
-        for observer in observers:
+        for observer in observer_names(from_data=True):
             if observer != config.observer:
                 configs[f"{INT8}, {observer}"] = QuantConfig(observer=observer)
         configs[f"{INT8}, dynamic"] = QuantConfig(activation="dynamic")

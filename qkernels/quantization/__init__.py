@@ -9,6 +9,7 @@ from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.convert import quantize, quantize_
 from qkernels.quantization.cross_validation import CrossValidation, cross_validate
 from qkernels.quantization.fold import Folds, fold_batch_norm_
+from qkernels.quantization.observers import Observer, observer_names, register_observer
 from qkernels.quantization.report import LayerReport, QuantReport
 from qkernels.quantization.sensitivity import Mixed, Sensitivity, mix, scan
 from qkernels.renamed import renamed
@@ -20,6 +21,7 @@ __all__ = [
     "LayerError",
     "LayerReport",
     "Mixed",
+    "Observer",
     "QuantConfig",
     "QuantReport",
     "Sensitivity",
@@ -29,9 +31,11 @@ __all__ = [
     "layer_errors",
     "load",
     "mix",
+    "observer_names",
     "quantize",
     "quantize_",
     "read_metadata",
+    "register_observer",
     "save",
     "scan",
 ]

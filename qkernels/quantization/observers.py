@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class Observer(ABC):
         name: of the layer, for error messages.
         symmetric: whether the range is symmetric about 0 (zero point 0).
     """
+
+    from_data: ClassVar[bool] = True  # whether its range comes from the data
 
     def __init__(self, name: str = "", *, symmetric: bool = False) -> None:
         self.name = name
@@ -189,6 +191,8 @@ class Entropy(_HistogramObserver):
 class Fixed(Observer):
     """A range given beforehand; the data changes nothing."""
 
+    from_data = False
+
     def __init__(
         self, name: str = "", *, symmetric: bool = False, range: tuple[float, float] | None
     ) -> None:
@@ -238,9 +242,9 @@ def register_observer(name: str, observer: type[Observer]) -> None:
     _OBSERVERS[name] = observer
 
 
-def observer_names() -> tuple[str, ...]:
-    """What `QuantConfig.observer` may be."""
-    return tuple(_OBSERVERS)
+def observer_names(*, from_data: bool = False) -> tuple[str, ...]:
+    """What `QuantConfig.observer` may be; `from_data`: those alone that need nothing but data."""
+    return tuple(n for n, kind in _OBSERVERS.items() if kind.from_data or not from_data)
 
 
 def make_observers(layers: Mapping[str, QuantConfig]) -> dict[str, Observer]:
