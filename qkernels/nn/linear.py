@@ -75,11 +75,17 @@ class QuantLinear(QuantModule, nn.Linear):
             require_float(self, input)
         b = self._buffers  # attributes of a module cost more than the product of a small layer
         weight = (b["packed_weight"], b["weight_scale"], b["bias"])
-        if self.activation == "weight_only":
-            y = _linear_weight_only(input, *weight)
-        else:
-            given = (b["input_scale"], b["input_zero_point"])
-            y = _linear(input, *weight, *given, self.symmetric)
+        try:
+            if self.activation == "weight_only":
+                y = _linear_weight_only(input, *weight)
+            else:
+                y = _linear(input, *weight, b["input_scale"], b["input_zero_point"], self.symmetric)
+        except RuntimeError as error:
+            if input.shape[-1:] == (self.in_features,):
+                raise
+            raise RuntimeError(
+                f"QuantLinear takes [..., {self.in_features}]; its input is {list(input.shape)}"
+            ) from error
         return ops.guard(y, input) if input.requires_grad else y
 
     def scheme(self) -> dict[str, Any]:

@@ -270,5 +270,6 @@ def test_bad_arguments_get_a_sentence_that_names_them(case: int) -> None:
 def test_a_wrong_input_shape_is_told_apart() -> None:
     with pytest.raises(RuntimeError, match=r"\[N, 6, H, W\].*\[2, 5, 4, 4\]"):
         conv()(torch.randn(2, 5, 4, 4))
-    with pytest.raises(RuntimeError, match="K=36"):
-        linear()(torch.randn(2, 36))
+    for kind in LINEAR_KINDS:
+        with pytest.raises(RuntimeError, match=r"\[\.\.\., 37\]; its input is \[2, 36\]"):
+            linear(**kind)(torch.randn(2, 36))
