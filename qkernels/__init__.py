@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qkernels import nn, ops
+    from qkernels.export import export_onnx
     from qkernels.graph import compile
     from qkernels.nn import QuantConv2d, QuantLinear
     from qkernels.quantization import QuantConfig, QuantReport, load, quantize, quantize_, save
@@ -17,33 +18,27 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "QuantConfig",
-    "QuantConv2d",
-    "QuantLinear",
-    "QuantReport",
-    "compile",
-    "load",
-    "nn",
-    "ops",
-    "quantize",
-    "quantize_",
-    "report",
-    "save",
-]
+_HOMES = {  # name -> the module it is loaded from
+    "QuantConfig": "quantization",
+    "QuantConv2d": "nn",
+    "QuantLinear": "nn",
+    "QuantReport": "quantization",
+    "compile": "graph",
+    "export_onnx": "export",
+    "load": "quantization",
+    "quantize": "quantization",
+    "quantize_": "quantization",
+    "report": "reports",
+    "save": "quantization",
+}
+__all__ = ["nn", "ops", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("nn", "ops"):
         return importlib.import_module(f"qkernels.{name}")
-    if name == "report":
-        return importlib.import_module("qkernels.reports").report
-    if name == "compile":
-        return importlib.import_module("qkernels.graph").compile
-    if name in ("QuantConv2d", "QuantLinear"):
-        return getattr(importlib.import_module("qkernels.nn"), name)
-    if name in __all__:
-        return getattr(importlib.import_module("qkernels.quantization"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"qkernels.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'qkernels' has no attribute {name!r}")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.onnx.ops import symbolic
 
-from qkernels.nn import QuantConv2d, QuantLinear
+from qkernels.nn import QuantLinear
+from qkernels.nn.convolution import borders
 from qkernels.nn.module import QuantModule
 from qkernels.nn.registry import spec_of_int8
 
@@ -60,20 +63,56 @@ class QdqLinear(_QdqLayer):
         return y if self.bias is None else y + self.bias
 
 
-class QdqConv2d(_QdqLayer):
-    def __init__(self, layer: QuantConv2d) -> None:
+class QdqConvolution(_QdqLayer):
+    """A convolution over one, two or three axes."""
+
+    def __init__(self, layer: Any) -> None:
         super().__init__(layer, layer.int8_weight, axis=0)
         self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
-        self.borders, self.padding_mode = layer._borders, layer.padding_mode
+        self.borders = borders(layer.padding, layer.kernel_size, layer.dilation)
+        self.padding_mode = layer.padding_mode
+        self.convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[layer.int8_weight.dim() - 3]
 
     def forward(self, x: Tensor) -> Tensor:
         x, weight = self.input_and_weight(x)
-        left, right, top, bottom = self.borders
-        padding = (top, left)
-        if self.padding_mode != "zeros" or (left, top) != (right, bottom):
+        padding = tuple(before for before, _ in self.borders)
+        if self.padding_mode != "zeros" or any(a != b for a, b in self.borders):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x, padding = F.pad(x, self.borders, mode), (0, 0)
-        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+            widths = [
+                width for pair in reversed(self.borders) for width in pair
+            ]  # the last axis first
+            x, padding = F.pad(x, widths, mode), (0,) * len(padding)
+        return self.convolve(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+class QdqConvTranspose(_QdqLayer):
+    """A transposed convolution over one or two axes; its output channels are axis 1 of the weight."""
+
+    def __init__(self, layer: Any) -> None:
+        if layer.groups > 1:
+            raise ValueError(
+                f"a transposed convolution of {layer.groups} groups has a scale for each of {layer.out_channels} "
+                "channels, which lie along no axis of its weight: QDQ has no words for it"
+            )
+        super().__init__(layer, layer.int8_weight, axis=1)
+        self.window = (layer.stride, layer.padding, layer.output_padding, 1, layer.dilation)
+        two = layer.int8_weight.dim() == 4
+        self.convolve: Any = F.conv_transpose2d if two else F.conv_transpose1d
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, weight = self.input_and_weight(x)
+        return self.convolve(x, weight, self.bias, *self.window)
+
+
+class QdqEmbedding(_QdqLayer):
+    """Rows of an int8 table with a scale a row."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer, layer.int8_weight, axis=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        index, weight = self.input_and_weight(x)
+        return F.embedding(index, weight)
 
 
 def to_qdq(name: str, layer: QuantModule) -> nn.Module:

@@ -78,6 +78,46 @@ def test_a_layer_returns_the_same_but_for_rounding(name: str, tmp_path: Path) ->
         assert off(run(tmp_path / "m.onnx", y, fused=False), model(y)) < 1e-3
 
 
+MORE_KINDS = {
+    "Conv1d": (lambda: nn.Conv1d(3, 8, 5, stride=2, padding=2, groups=1), (3, 21)),
+    "Conv1d, circular": (lambda: nn.Conv1d(4, 8, 3, padding=1, padding_mode="circular", groups=2), (4, 9)),
+    "Conv3d": (lambda: nn.Conv3d(3, 4, 3, padding=(1, 0, 2)), (3, 5, 6, 7)),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(3, 5, 4, stride=2, padding=1), (3, 9)),
+    "ConvTranspose2d": (
+        lambda: nn.ConvTranspose2d(3, 5, 3, stride=2, padding=1, output_padding=1, dilation=2), (3, 6, 5),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MORE_KINDS)
+def test_the_other_convolutions_return_the_same_but_for_rounding(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    build, size = MORE_KINDS[name]
+    x = images(2, *size)
+    model = quantized(nn.Sequential(build()), x, activation="static")
+    export_onnx(model, x, tmp_path / "m.onnx")
+    for batch in (1, 5):
+        y = images(batch, *size, seed=batch)
+        assert off(run(tmp_path / "m.onnx", y, fused=False), model(y)) < 1e-3
+
+
+def test_a_table_of_words_is_int8_in_the_file_and_gives_the_same_rows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    index = torch.randint(0, 500, (2, 6))
+    model = quantized(nn.Sequential(nn.Embedding(500, 64), nn.Linear(64, 4)), index)
+    export_onnx(model, index, tmp_path / "m.onnx")
+    other = torch.randint(0, 500, (5, 6))
+    assert off(run(tmp_path / "m.onnx", other, fused=False), model(other)) < 1e-3
+    assert (tmp_path / "m.onnx").stat().st_size < 500 * 64 * 2
+
+
+def test_a_grouped_transposed_convolution_is_refused_with_its_reason(tmp_path: Path) -> None:
+    x = images(2, 4, 5, 5)
+    model = quantized(nn.Sequential(nn.ConvTranspose2d(4, 6, 2, groups=2)), x)
+    with pytest.raises(ValueError, match="2 groups"):
+        export_onnx(model, x, tmp_path / "m.onnx")
+
+
 def test_weights_are_int8_with_a_scale_a_channel(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = images(2, 3, 9, 9)

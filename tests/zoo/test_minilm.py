@@ -43,7 +43,9 @@ def model() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Tensor]:
-    tokenizer = pytest.importorskip("tokenizers").Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    tokenizer = pytest.importorskip("tokenizers").Tokenizer.from_file(
+        str(FOLDER / "tokenizer.json")
+    )
     tokenizer.enable_padding()
     coded = tokenizer.encode_batch(SENTENCES)
     return {
