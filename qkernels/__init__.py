@@ -18,27 +18,36 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {  # name -> the module it is loaded from
-    "QuantConfig": "quantization",
+__all__ = [
+    "QuantConfig",
+    "QuantConv2d",
+    "QuantLinear",
+    "QuantReport",
+    "compile",
+    "export_onnx",
+    "load",
+    "nn",
+    "ops",
+    "quantize",
+    "quantize_",
+    "report",
+    "save",
+]
+_HOMES = {
     "QuantConv2d": "nn",
     "QuantLinear": "nn",
-    "QuantReport": "quantization",
     "compile": "graph",
     "export_onnx": "export",
-    "load": "quantization",
-    "quantize": "quantization",
-    "quantize_": "quantization",
     "report": "reports",
-    "save": "quantization",
 }
-__all__ = ["nn", "ops", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("nn", "ops"):
         return importlib.import_module(f"qkernels.{name}")
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"qkernels.{_HOMES[name]}"), name)
+    if name in __all__:
+        home = importlib.import_module(f"qkernels.{_HOMES.get(name, 'quantization')}")
+        return getattr(home, name)
     raise AttributeError(f"module 'qkernels' has no attribute {name!r}")
 
 
