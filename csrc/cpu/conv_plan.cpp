@@ -85,10 +85,8 @@ void plan_depthwise(const Conv2dProblem& p, const ConvPlan& plan, Workspace& w, 
   part.staged = w.place(part.workers * part.staged_bytes);
 }
 
-ConvPart plan_part(const Conv2dProblem& p, const ConvPlan& plan, int64_t images, int threads) {
-  ConvPart part;
+void plan_part(const Conv2dProblem& p, const ConvPlan& plan, int64_t images, int threads, ConvPart& part) {
   part.images = images, part.threads = threads;
-  if (images == 0) return part;
   Workspace w(nullptr);
   if (p.range != Range::given) {
     part.scale = w.place(images * int64_t(sizeof(float)));
@@ -105,15 +103,15 @@ ConvPart plan_part(const Conv2dProblem& p, const ConvPlan& plan, int64_t images,
     part.rest = w.place(part.gemm.bytes);
   }
   part.bytes = w.used();
-  return part;
 }
 
 // Images of a run: as many at a time as stay in L2, and what is left.
 int64_t plan_run(const Conv2dProblem& p, const ConvPlan& plan, int64_t images, int threads, ConvPart* parts) {
   const int64_t fit = plan.writes_image ? std::max<int64_t>(kImageBytes / std::max<int64_t>(1, plan.image), 1) : images;
   const int64_t at_once = std::min(fit, images);
-  parts[0] = plan_part(p, plan, at_once, threads);
-  parts[1] = plan_part(p, plan, at_once ? images % at_once : 0, threads);
+  if (at_once == 0) return 0;
+  plan_part(p, plan, at_once, threads, parts[0]);
+  if (images % at_once) plan_part(p, plan, images % at_once, threads, parts[1]);
   return std::max(parts[0].bytes, parts[1].bytes);
 }
 

@@ -64,10 +64,13 @@ void run_images(const Program& program, const ProgramPlan& plan, const ProgramIn
       const ProgramShape& s = part.shapes[size_t(program.outputs[i])];
       y[size_t(i)] = static_cast<float*>(outputs[i]) + (first + done) * s.h * s.w * s.c;
     }
+    const char* step_plan = part.plans.get();
     for (int32_t i = 0; i < h.steps; ++i) {
       const auto start = seconds ? Clock::now() : Clock::time_point();
       const StepCall call{program, program.steps[i], part, x.data(), y.data(), arena, isa, mask_of(isa)};
-      type_of(call.step).run(call, &part.plans[size_t(part.plan_at[size_t(i)])], parallel, arena + part.workspace);
+      const StepType& type = type_of(call.step);
+      type.run(call, step_plan, parallel, arena + part.workspace);
+      step_plan += type.plan_room();
       if (seconds) seconds[i] += std::chrono::duration<double>(Clock::now() - start).count();
     }
   }

@@ -54,8 +54,7 @@ struct ProgramPart {
   int threads = 1;
   std::vector<ProgramShape> shapes;  // of every value
   std::vector<int64_t> slots;        // their offsets in the arena
-  std::vector<int64_t> plan_at;      // where a step's plan lies
-  std::shared_ptr<char[]> plans;
+  std::unique_ptr<char[]> plans;     // of the steps, one after another: StepType::plan_room
   int64_t workspace = 0, bytes = 0;
 };
 

@@ -1,6 +1,5 @@
 // What follows from the sizes of a call's inputs: the sizes of every value, memory, and how the batch is cut.
 #include <algorithm>
-#include <cstddef>
 
 #include "dispatch.h"
 #include "steps/step.h"
@@ -70,30 +69,23 @@ std::string set_shapes(const Program& program, const ProgramInput* inputs, int64
   return {};
 }
 
-// Room for the plans of the steps, which `StepType::plan` makes there.
-void place_plans(const Program& program, ProgramPart& part) {
-  int64_t bytes = 0;
-  for (const ProgramStep* s = program.steps; s != program.steps + program.header->steps; ++s) {
-    part.plan_at.push_back(bytes);
-    bytes += round_up(type_of(*s).plan_bytes, alignof(std::max_align_t));
-  }
-  part.plans.reset(new char[size_t(bytes) + 1]);
-}
-
 void set_memory(const Program& program, const ProgramInput* inputs, Isa isa, int threads, ProgramPart& part) {
   const ProgramHeader& h = *program.header;
   part.threads = threads;
   part.slots.assign(size_t(h.slots), 0);
-  place_plans(program, part);
-  int64_t workspace = 0;  // and what steps may read behind their values
+  int64_t workspace = 0, room = 1;  // workspace: and what steps may read behind their values
+  for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) room += type_of(*s).plan_room();
+  part.plans.reset(new char[size_t(room)]);
+  char* plan = part.plans.get();
   for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) {
     const ProgramValue& value = program.values[s->y];
     if (value.slot >= 0) {
       int64_t& slot = part.slots[size_t(value.slot)];
       slot = std::max(slot, bytes_of(value, part.shapes[size_t(s->y)]));
     }
-    if (const StepType& type = type_of(*s); type.plan)
-      workspace = std::max(workspace, type.plan(planned(program, *s, part, inputs, isa), threads, &part.plans[size_t(part.plan_at[size_t(s - program.steps)])]));
+    const StepType& type = type_of(*s);
+    if (type.plan) workspace = std::max(workspace, type.plan(planned(program, *s, part, inputs, isa), threads, plan));
+    plan += type.plan_room();
   }
   for (int64_t& slot : part.slots) {
     const int64_t bytes = round_up(slot + kReadOn, 64);

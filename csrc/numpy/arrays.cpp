@@ -7,16 +7,17 @@ namespace {
 
 constexpr int kAligned = int(py::detail::npy_api::NPY_ARRAY_ALIGNED_);
 
-Element element_of(const py::dtype& type) {
+// Of what kernels know; `other`, without a name, of anything else.
+Type type_of(const py::dtype& type) {
   const char kind = type.kind();
   const auto size = type.itemsize();
-  if (!type.attr("isnative").cast<bool>()) return Element::other;
-  if (kind == 'f' && size == 4) return Element::f32;
-  if (kind == 'f' && size == 2) return Element::f16;
-  if (kind == 'u' && size == 2) return Element::bf16;
-  if (kind == 'i' && size == 1) return Element::s8;
-  if (kind == 'i' && size == 4) return Element::i32;
-  return Element::other;
+  const bool native = type.byteorder() != '>' || size == 1;  // every machine we run on is little-endian
+  if (native && kind == 'f' && size == 4) return {Element::f32, "float32"};
+  if (native && kind == 'f' && size == 2) return {Element::f16, "float16"};
+  if (native && kind == 'u' && size == 2) return {Element::bf16, "bfloat16"};
+  if (native && kind == 'i' && size == 1) return {Element::s8, "int8"};
+  if (native && kind == 'i' && size == 4) return {Element::i32, "int32"};
+  return {Element::other, nullptr};
 }
 
 bool whole_strides(const py::array& a) {
@@ -46,9 +47,11 @@ View::View(const py::array& a, bool aligned) : held_(a) {
 void View::look() {
   sizes_.assign(held_.shape(), held_.shape() + held_.ndim());
   view_.data = held_.data();
-  view_.type.element = element_of(held_.dtype());
-  type_name_ = view_.type.element == Element::bf16 ? "bfloat16" : py::str(held_.dtype()).cast<std::string>();
-  view_.type.name = type_name_.c_str();
+  view_.type = type_of(held_.dtype());
+  if (!view_.type.name) {
+    type_name_ = py::str(held_.dtype()).cast<std::string>();
+    view_.type.name = type_name_.c_str();
+  }
   view_.axes = held_.ndim(), view_.sizes = sizes_.data();
   view_.contiguous = held_.flags() & py::array::c_style;
   for (py::ssize_t i = 0; i < held_.ndim() && i < 4; ++i) view_.strides[i] = held_.strides(i) / held_.itemsize();

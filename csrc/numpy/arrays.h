@@ -31,6 +31,7 @@ class View {
 
   const Array& operator*() const { return view_; }
   const Array* operator->() const { return &view_; }
+  const py::array& array() const { return held_; }  // what is seen: the caller's, or its copy
 
  private:
   void look();

@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -48,7 +49,8 @@ class LoadedProgram {
     const Isa isa = active_isa();
     const std::vector<ProgramInput> inputs = inputs_of(arrays);
     const Parallel parallel = checked_threads(threads);
-    const ProgramPlan plan = checked_plan(*program_, inputs.data(), isa, threads);
+    const std::shared_ptr<const ProgramPlan> kept = planned(inputs, isa, threads);
+    const ProgramPlan& plan = *kept;
     const ProgramHeader& h = *program_->header;
     py::list results;
     std::vector<void*> outputs;
@@ -125,12 +127,16 @@ class LoadedProgram {
     check_input_count(*program_, arrays.size());
     std::vector<ProgramInput> inputs;
     for (size_t i = 0; i < arrays.size(); ++i) {
-      py::array& a = arrays[i];
-      check_input(int64_t(i), *View(a));
-      if (const View x(a, true); !input_lies(*program_, int32_t(i), *x))
-        a = a.ndim() == 4 ? contiguous(a.attr("transpose")(0, 2, 3, 1)).attr("transpose")(0, 3, 1, 2).cast<py::array>() : contiguous(a);
-      else if (x->data != a.data()) a = contiguous(a);
-      inputs.push_back(input_of(*program_, int32_t(i), *View(a)));
+      const View x(arrays[i], true);
+      check_input(int64_t(i), *x);
+      if (input_lies(*program_, int32_t(i), *x)) {
+        arrays[i] = x.array();
+        inputs.push_back(input_of(*program_, int32_t(i), *x));
+        continue;
+      }
+      const bool image = x->axes == 4;
+      arrays[i] = image ? contiguous(x.array().attr("transpose")(0, 2, 3, 1)).attr("transpose")(0, 3, 1, 2).cast<py::array>() : contiguous(x.array());
+      inputs.push_back(input_of(*program_, int32_t(i), *View(arrays[i])));
     }
     return inputs;
   }
@@ -149,6 +155,17 @@ class LoadedProgram {
     return inputs;
   }
 
+  // The plan of a call, which follows from sizes alone (inputs are float32, whose strides no step asks): kept for the next one.
+  std::shared_ptr<const ProgramPlan> planned(const std::vector<ProgramInput>& inputs, Isa isa, int threads) {
+    std::vector<int64_t> key{int64_t(isa), threads};
+    for (const ProgramInput& in : inputs) key.insert(key.end(), in.sizes, in.sizes + 4), key.push_back(in.rank);
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (const auto found = plans_.find(key); found != plans_.end()) return found->second;
+    auto plan = std::make_shared<const ProgramPlan>(checked_plan(*program_, inputs.data(), isa, threads));
+    if (plans_.size() >= kMostPlans) plans_.clear();  // servers meet many image sizes
+    return plans_[key] = plan;
+  }
+
   std::unique_ptr<Arena> take() {
     std::lock_guard<std::mutex> lock(mutex_);
     if (arenas_.empty()) return std::make_unique<Arena>();
@@ -165,6 +182,8 @@ class LoadedProgram {
   std::optional<Program> program_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Arena>> arenas_;
+  static constexpr size_t kMostPlans = 64;
+  std::map<std::vector<int64_t>, std::shared_ptr<const ProgramPlan>> plans_;
 };
 
 // ---- the format, as Python writes it

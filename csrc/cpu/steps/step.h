@@ -93,6 +93,7 @@ struct StepType {
   // Leaves what `run` goes by in `plan`, and returns the bytes that it works in; null: nothing is planned.
   int32_t plan_bytes = 0;
   int64_t (*plan)(const StepCall& call, int threads, void* plan) = nullptr;
+  int64_t plan_room() const { return round_up(plan_bytes, 16); }
   void (*run)(const StepCall& call, const void* plan, const Parallel& parallel, void* workspace);
   // Multiply-adds of one image or sequence; null: none. A double, since sizes are not checked before it.
   double (*macs)(const StepCall& call) = nullptr;
