@@ -48,6 +48,7 @@ class Connections:
         self._idle: dict[Door, float] = {}  # since when, the oldest first
         self._is_full = False
         self.refusals = Refusals()
+        self.is_refusing = False  # the last request for results was one too many
         self._now: Callable[[], float] = asyncio.get_running_loop().time
         metrics.connections.set_function(lambda: len(self._all))
 

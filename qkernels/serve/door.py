@@ -29,7 +29,7 @@ MAX_HEAD = (
 MAX_URL = 8 << 10
 MAX_HEADERS = 256
 _PIECE_OF_HEADS, _PIECE_OF_BODY = (
-    4 << 10,
+    16 << 10,
     64 << 10,
 )  # bytes that are parsed before it is seen what they were
 _MOST_THROWN = 256 << 20  # bytes that are still read behind the last answer
@@ -167,7 +167,7 @@ class Door(HttpToolsProtocol):
             if self._thrown > _MOST_THROWN:
                 self.transport.abort()
             return
-        if self._refuse_unread(data):
+        if self._connections.is_refusing and self._refuse_unread(data):
             return
         self._connections.wake(self)
         if self.is_behind:
@@ -301,7 +301,8 @@ class Door(HttpToolsProtocol):
             raise ValueError
         is_next = self.cycle is None or self.cycle.response_complete  # nothing before it waits
         is_post = is_next and self.parser.get_method() == b"POST"
-        if not (is_post and self._inside.refuses(self.url)):
+        self._connections.is_refusing = is_post and self._inside.refuses(self.url)
+        if not self._connections.is_refusing:
             return super().on_headers_complete()
         self._inside.count_refused(self.url)
         self.cycle: Any = _REFUSED
