@@ -6,7 +6,7 @@ STAMP := $(VENV)/.stamp
 BUILD_TOOLS := torch numpy ninja pybind11 setuptools wheel
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint sanitize bench bench-serving soak proto clean
+.PHONY: demo test lint sanitize bench bench-serving soak engines proto clean
 
 demo: $(STAMP)-train
 	$(BIN)/qkernels pipeline
@@ -60,6 +60,12 @@ $(STAMP)-train $(STAMP)-dev $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES
 $(STAMP)-attacks: $(STAMP)-dev
 	$(BIN)/pip install -q --no-deps -c constraints.txt torchattacks kserve mlserver
 	touch $@
+
+# KServe's model server and MLServer, each in an environment of its own, run before a program.
+engines: $(STAMP)-dev
+	for engine in kserve mlserver; do $(PYTHON) -m venv build/engines/$$engine && build/engines/$$engine/bin/pip install -q \
+	  $$engine msgspec python-multipart pillow prometheus-client starlette uvicorn httptools || exit 1; done
+	QKERNELS_ENGINES=$(CURDIR)/build/engines $(BIN)/python -m pytest tests/serve/test_engines.py
 
 # What qkernels/serve/grpc has of its .proto, by a protoc of the oldest protobuf that it shall run with.
 proto:

@@ -1,16 +1,17 @@
-"""A server under mixed load for a long time: every answer as it must be, and memory that does not grow.
+"""A server of several models under mixed load for a long time: every answer as it must be, memory that does not grow.
 
 python benchmarks/soak.py [--minutes 30] [--rate 60] [--model MODEL.qkp --size C,H,W] [--out RESULTS.json]
 
-Requests that are good, malformed, huge, slow or given up half-way, in a seeded mixture, while the model's file is
-replaced now and then. Exit code 1: an answer was wrong, or memory in the last fifth of the time was more than BOUND_MB
-above that in the second.
+Requests that are good, malformed, huge, slow or given up half-way, in a seeded mixture, while the models' files are
+replaced now and then, and a second version of one of them comes and goes. Exit code 1: an answer was wrong, or memory
+in the last fifth of the time was more than BOUND_MB above that in the second.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import json
 import re
 import shutil
@@ -39,6 +40,7 @@ RELOADS = 10
 SAMPLES = 100
 GONE = "gone"  # what a client that went gets
 PATH = "/v2/models/m/infer"
+OTHERS = ("a", "b", "c")  # models beside m
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,14 @@ def kinds(size: tuple[int, ...]) -> list[Kind]:
     text = json.dumps({"inputs": [given | {"data": x[0].ravel().tolist()}]}).encode()
     short = json.dumps({"inputs": [given | {"data": [0.5]}]}).encode()
     head = f"POST {PATH} HTTP/1.1\r\nHost: soak\r\nContent-Length: {10**12}\r\n\r\n".encode()
+    packed = gzip.compress(text, 1, mtime=0)
+    index = "/v2/repository/index"
     return [
-        Kind("one image", 0.50, one, 200),
+        Kind("one image", 0.29, one, 200),
+        *(Kind(f"one image, model {m}", 0.05, load.infer(x[:1], m), 200) for m in OTHERS),
+        Kind("JSON, gzip", 0.02, load.post(PATH, packed, Content_Encoding="gzip"), 200),
+        Kind("index", 0.02, load.post(index, b"{}"), 200),
+        Kind("statistics", 0.02, b"GET /v2/models/stats HTTP/1.1\r\nHost: soak\r\n\r\n", 200),
         Kind("eight images", 0.10, load.infer(x), 200),
         Kind("JSON", 0.05, load.post(PATH, text), 200),
         Kind("metrics", 0.05, b"GET /metrics HTTP/1.1\r\nHost: soak\r\n\r\n", 200),
@@ -70,7 +78,7 @@ def kinds(size: tuple[int, ...]) -> list[Kind]:
         Kind("NaN", 0.05, load.infer(np.full_like(x[:1], np.nan)), 400),
         Kind("wrong shape", 0.05, load.post(PATH, short), 400),
         Kind("no JSON", 0.05, load.post(PATH, text[:-9]), 400),
-        Kind("another model", 0.03, load.infer(x[:1], "other"), 404),
+        Kind("no such model", 0.03, load.infer(x[:1], "other"), 404),
         Kind("too large", 0.02, head, 413),
     ]
 
@@ -85,12 +93,12 @@ class Soak:
     answers: Counter[tuple[str, int | str]] = field(default_factory=Counter)
 
     async def run(
-        self, address: Address, model: Path, mixture: list[Kind], advance: Advance
+        self, address: Address, models: Path, mixture: list[Kind], advance: Advance
     ) -> None:
         self.began = time.monotonic()
         self.until = self.began + 60 * self.minutes
         users = [self._user(address, mixture, seed) for seed in range(USERS)]
-        await asyncio.gather(self._watch(address, model, advance), *users)
+        await asyncio.gather(self._watch(address, models, advance), *users)
 
     async def _user(self, address: Address, mixture: list[Kind], seed: int) -> None:
         random, connection = np.random.default_rng(seed), await connect(address)
@@ -103,9 +111,9 @@ class Soak:
             await asyncio.sleep(random.exponential(USERS / self.rate))
         connection.transport.close()
 
-    async def _watch(self, address: Address, model: Path, advance: Advance) -> None:
-        """Sample the metrics, and replace the model's file."""
-        reload_at = self.began
+    async def _watch(self, address: Address, models: Path, advance: Advance) -> None:
+        """Sample the metrics, and change the repository."""
+        reload_at, reloads = self.began, 0
         while (now := time.monotonic()) < self.until:
             connection = await connect(address)
             _, body = await connection.ask(b"GET /metrics HTTP/1.1\r\nHost: soak\r\n\r\n")
@@ -115,7 +123,8 @@ class Soak:
             self.samples.append((minutes, megabytes, int(_metric(body, "process_open_fds"))))
             if now >= reload_at:
                 reload_at += 60 * self.minutes / RELOADS
-                replace(model)
+                change(models, reloads)
+                reloads += 1
             advance(1, f"{megabytes:.1f} MB, {sum(self.answers.values())} requests")
             await asyncio.sleep(60 * self.minutes / SAMPLES)
 
@@ -144,11 +153,26 @@ def _metric(body: bytes, name: str) -> float:
     return float(found[1])
 
 
-def replace(path: Path) -> None:
-    """By the same bytes, which the server cannot know."""
+def put(program: Path, models: Path, name: str, version: int = 1) -> Path:
+    """As one moves a file into a repository: at once."""
+    path = models / name / str(version) / "model.qkp"
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".new")
-    shutil.copyfile(path, aside)
+    shutil.copyfile(program, aside)
     aside.replace(path)
+    return path
+
+
+def change(models: Path, turn: int) -> None:
+    """Replace a model by the same bytes, which the server cannot know; let a version of another one come or go."""
+    names = ("m", *OTHERS)
+    name = names[turn % len(names)]
+    program = put(models / name / "1/model.qkp", models, name)
+    second = models / OTHERS[0] / "2"
+    if second.exists():
+        shutil.rmtree(second)
+    else:
+        put(program, models, OTHERS[0], 2)
 
 
 def growth(samples: list[tuple[float, float, int]]) -> float:
@@ -190,12 +214,16 @@ def main() -> None:
     mixture = kinds(tuple(map(int, arguments.size.split(","))))
     soak = Soak(arguments.minutes, arguments.rate)
     with tempfile.TemporaryDirectory() as folder, progress("soaking", SAMPLES) as advance:
-        model = Path(shutil.copy(arguments.model, folder))
-        port = served.free_port()
-        command = ["-m", "qkernels.serve", str(model), f"--size=1,{arguments.size}", "--name=m"]
+        models, port = Path(folder), served.free_port()
+        for name in ("m", *OTHERS):
+            put(arguments.model, models, name)
+            (models / name / "settings.json").write_text(
+                json.dumps({"size": [f"1,{arguments.size}"]})
+            )
+        command = ["-m", "qkernels.serve", str(models)]
         flags = [f"--port={port}", "--threads=1", "--log-level=error"]
         with served.running([*command, *flags], port, "/v2/health/ready") as address:
-            uvloop.run(soak.run(address, model, mixture, advance))
+            uvloop.run(soak.run(address, models, mixture, advance))
     words = f"--minutes {arguments.minutes:g} --rate {arguments.rate:g}"
     result = report(soak, mixture, f"python benchmarks/soak.py {words}")
     served.save(arguments.out, result)

@@ -89,12 +89,13 @@ def application(
 
 
 def _routes(server: _Server) -> list[Route]:
-    """Of all endpoints; one that is a name goes before those that have one in its place."""
+    """Of all endpoints, in the order in which they are tried: inferences first, since there are many; and what is a
+    name of its own before what has any name in its place."""
     by_path: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
     for endpoint in ENDPOINTS:
         by_path.setdefault(endpoint.path, {})[endpoint.method] = getattr(server, endpoint.name)
     routes = []
-    for path in sorted(by_path, key=lambda path: "{" in path):
+    for path in sorted(by_path, key=lambda path: (not path.endswith("/infer"), "{" in path)):
         answers = by_path[path]
         if len(answers) == 1:
             (answer,) = answers.values()
@@ -286,7 +287,8 @@ class _Server:
             functools.partial(answer, request),
             refuse,
         )
-        response.headers.update(echoed(request.headers))
+        if REQUEST_ID in request.headers:
+            response.headers.update(echoed(request.headers))
         return response
 
     async def _infer(self, request: Request, served: Served) -> Response:

@@ -80,6 +80,8 @@ class Batcher:
         just too late, such requests would take all of the workers' time, and none would be answered."""
         if self._rows + rows > self.settings.queue:
             return True
+        if self._rows == 0:
+            return False
         return self._rows * self._row_seconds * self._workers.contenders() > seconds
 
     async def infer(

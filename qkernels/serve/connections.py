@@ -6,7 +6,7 @@ import asyncio
 import logging
 import resource
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qkernels.serve.metrics import Metrics
 
@@ -28,6 +28,14 @@ def most_connections() -> int:
     return max(_FEWEST, soft - _RESERVED)
 
 
+class Refusals:
+    """What a full server answers, with and without being the last answer, for as long as its ``headers`` are these."""
+
+    def __init__(self) -> None:
+        self.headers: Any = None
+        self.written: dict[bool, tuple[bytes, bool]] = {}
+
+
 class Connections:
     """Ends those that wait too long: for the rest of a request's headers, or for their client to read, longer than
     ``timeout`` seconds; for another request, longer than ``keep_alive``. Beyond ``most`` a new connection ends the one
@@ -39,6 +47,8 @@ class Connections:
         self._all: set[Door] = set()
         self._idle: dict[Door, float] = {}  # since when, the oldest first
         self._is_full = False
+        self.refusals = Refusals()
+        self.is_refusing = False  # the last request for results was one too many
         self._now: Callable[[], float] = asyncio.get_running_loop().time
         metrics.connections.set_function(lambda: len(self._all))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import socket
 import struct
 from typing import Any, Protocol
@@ -28,10 +29,19 @@ MAX_HEAD = (
 MAX_URL = 8 << 10
 MAX_HEADERS = 256
 _PIECE_OF_HEADS, _PIECE_OF_BODY = (
-    4 << 10,
+    16 << 10,
     64 << 10,
 )  # bytes that are parsed before it is seen what they were
 _MOST_THROWN = 256 << 20  # bytes that are still read behind the last answer
+
+# A head that llhttp would take, of a POST; and what in it the door leaves to the parser.
+_PLAIN_POST = re.compile(
+    rb"POST (/[!-~]{,4096}) HTTP/1\.1\r\n(?:[A-Za-z0-9-]+:[^\r\n\0]*\r\n){1,64}\r\n"
+)
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
+_TELLING = re.compile(
+    rb"\r\n(?:connection|transfer-encoding|expect|upgrade|origin):", re.IGNORECASE
+)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -157,11 +167,53 @@ class Door(HttpToolsProtocol):
             if self._thrown > _MOST_THROWN:
                 self.transport.abort()
             return
+        if self._connections.is_refusing and self._refuse_unread(data):
+            return
         self._connections.wake(self)
         if self.is_behind:
             self._held = memoryview(bytes(self._held) + data)
         else:
             self._parse(memoryview(data))
+
+    def _refuse_unread(self, data: bytes) -> bool:
+        """Refuse a request that has come as a whole and says nothing about its connection, without parsing it."""
+        is_fresh = self._is_in_head and not self._quiet and not self.is_behind
+        if not (is_fresh and (self.cycle is None or self.cycle.response_complete)):
+            return False
+        found = _PLAIN_POST.match(data)
+        if found is None or not self._inside.refuses(found[1]) or self.transport.is_closing():
+            return False
+        lengths = _LENGTH.findall(found[0])
+        if (
+            len(lengths) != 1
+            or len(data) != found.end() + int(lengths[0])
+            or _TELLING.search(found[0])
+        ):
+            return False
+        self._inside.count_refused(found[1])
+        if self._refuse(is_last=False):
+            self.transport.close()
+        else:
+            self.is_new = False
+            self._connections.wake(self)
+            self._connections.rest(self)
+        return True
+
+    def _refuse(self, is_last: bool) -> bool:
+        """Write that the server is full; whether that was the last answer."""
+        shared = self._inside.shared_headers(self.headers or [])
+        if shared:
+            return self._answer(503, FULL, COME_BACK, is_last)
+        headers = self.server_state.default_headers
+        refusals = self._connections.refusals
+        if refusals.headers is not headers:  # a second is over
+            refusals.headers = headers
+            refusals.written = {
+                last: self._answered(503, FULL, COME_BACK, last) for last in (False, True)
+            }
+        answer, is_last = refusals.written[is_last]
+        self.transport.write(answer)
+        return is_last
 
     def _parse(self, data: memoryview) -> None:
         if self._is_in_head and self._reads_since == math.inf:
@@ -249,7 +301,8 @@ class Door(HttpToolsProtocol):
             raise ValueError
         is_next = self.cycle is None or self.cycle.response_complete  # nothing before it waits
         is_post = is_next and self.parser.get_method() == b"POST"
-        if not (is_post and self._inside.refuses(self.url)):
+        self._connections.is_refusing = is_post and self._inside.refuses(self.url)
+        if not self._connections.is_refusing:
             return super().on_headers_complete()
         self._inside.count_refused(self.url)
         self.cycle: Any = _REFUSED
@@ -258,7 +311,7 @@ class Door(HttpToolsProtocol):
             or self.parser.get_http_version() == "1.0"
             or not self.parser.should_keep_alive()
         )
-        self._is_last = self._answer(503, FULL, COME_BACK, is_last)
+        self._is_last = self._refuse(is_last)
         if self.expect_100_continue:
             self.transport.close()
 
@@ -308,6 +361,13 @@ class Door(HttpToolsProtocol):
         self, status: int, sentence: str, more: dict[str, str] | None = None, is_last: bool = True
     ) -> bool:
         """Write an answer; whether it is the last one, as all are while the server ends."""
+        answer, is_last = self._answered(status, sentence, more, is_last)
+        self.transport.write(answer)
+        return is_last
+
+    def _answered(
+        self, status: int, sentence: str, more: dict[str, str] | None, is_last: bool
+    ) -> tuple[bytes, bool]:
         body = msgspec.json.encode({"error": sentence})
         shared = self._inside.shared_headers(self.headers or [])
         lines = [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
@@ -316,8 +376,7 @@ class Door(HttpToolsProtocol):
         if is_last and not is_ending:
             lines.append(b"connection: close\r\n")
         rest = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
-        self.transport.write(b"".join((STATUS_LINE[status], *lines, rest, body)))
-        return is_last or is_ending
+        return b"".join((STATUS_LINE[status], *lines, rest, body)), is_last or is_ending
 
 
 def _has_body(headers: Headers) -> bool:

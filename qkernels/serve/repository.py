@@ -71,12 +71,12 @@ class Served:
     metrics: ModelMetrics
     versions: dict[str, Version] = field(default_factory=dict)
     inside: int = 0
+    latest: Version | None = None
 
-    @property
-    def latest(self) -> Version | None:
-        """The loaded version of the highest number."""
+    def choose(self) -> None:
+        """After a change: ``latest`` is the loaded version of the highest number."""
         loaded = [version for version in self.versions.values() if version.batcher is not None]
-        return max(loaded, key=lambda version: _order(version.number), default=None)
+        self.latest = max(loaded, key=lambda version: _order(version.number), default=None)
 
     def find(self, number: str | None) -> Version:
         """By its number or its checksum; None: the latest. Raises RequestError."""
@@ -226,7 +226,9 @@ class Repository:
 
     def put(self, name: str, number: str, batcher: Batcher) -> None:
         """A version that somebody else has loaded."""
-        self._served(name).versions[number] = Version(number, batcher=batcher)
+        served = self._served(name)
+        served.versions[number] = Version(number, batcher=batcher)
+        served.choose()
         self.is_ready = True
 
     def _may_change(self) -> None:
@@ -333,6 +335,7 @@ class Repository:
         version.batcher = Batcher(model, settings, self._workers, served.metrics)
         if not self._settings.is_folder:
             version.number = model.version
+        served.choose()
         seconds = time.perf_counter() - began
         served.metrics.loaded(version.number, model.version, seconds)
         logger.info(
@@ -359,6 +362,7 @@ class Repository:
             return
         served.metrics.retired(version.number, version.batcher.model.version)
         version.batcher = None
+        served.choose()
 
     def _say(self, where: str, trouble: str) -> None:
         if self._said.get(where, "") != trouble:

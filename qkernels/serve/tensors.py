@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qkernels.image_input import ImageInput
 from qkernels.serve.errors import bad
 from qkernels.serve.model import Arrays, Model, Tensor
 
@@ -77,7 +75,7 @@ def _array(given: Given, tensor: Tensor, model: Model) -> NDArray[np.float32]:
     values = _values(given, _TYPES[given.datatype]).reshape(given.shape)
     if is_pixels:
         assert model.image_input is not None
-        return _normalised(values, model.image_input)
+        return model.image_input.normalised(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
     floats = values.astype(np.float32, copy=False)
     if not np.isfinite(floats).all():
         raise bad(f"input {given.name!r} holds NaN, infinity or a number beyond {given.datatype}")
@@ -109,21 +107,3 @@ def _values(given: Given, dtype: np.dtype[Any]) -> NDArray[Any]:
         return values.astype(dtype)
     with np.errstate(over="ignore"):
         return values.astype(dtype)
-
-
-def _normalised(pixels: NDArray[np.uint8], image_input: ImageInput) -> NDArray[np.float32]:
-    """[N, H, W, C] to [N, C, H, W], the bits of `ImageInput.normalised`: looked up, for there are only 256 values."""
-    table = _table(image_input)
-    x = np.empty((len(pixels), len(table), *pixels.shape[1:3]), np.float32)
-    for channel, values in enumerate(table):
-        np.take(values, pixels[..., channel], out=x[:, channel], mode="clip")
-    return x
-
-
-@functools.lru_cache(64)
-def _table(image_input: ImageInput) -> NDArray[np.float32]:
-    """[C, 256]: what each value of a pixel becomes."""
-    channels = len(image_input.mean)
-    every = np.arange(256, dtype=np.uint8)
-    pixels = np.broadcast_to(every, (channels, 1, 256))
-    return image_input.normalised(pixels)[:, 0]

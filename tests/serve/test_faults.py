@@ -8,17 +8,22 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import uvloop
 from serve_process import Served, serving
 from served_nets import SIZE
+from starlette.testclient import TestClient
+
+from qkernels.serve import Settings, application
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -103,6 +108,124 @@ def test_as_many_requests_are_inside_as_may_wait_and_run_and_the_next_is_refused
             wire.close()
         wait_for(lambda: metric(server, 'qkernels_requests_in_flight{model="small"}') == 0)
         assert set(statuses(under_load(server, 1, 0.1, lambda: None))) == {200}
+
+
+WHOLE = ASK.partition(b"\r\n\r\n")
+CLOSING = {
+    "": False,
+    "Connection: keep-alive\r\n": False,
+    "Connection: close\r\n": True,
+    "X: transfer-encoding: chunked\r\n": False,
+    "Expect: 100-continue\r\n": True,
+    "Content-Length : 5\r\n": True,  # no HTTP
+    "Content-Length: 5\r\n": True,
+}
+
+
+@pytest.mark.parametrize("line", CLOSING)
+@pytest.mark.parametrize("pieces", [1, 2, 50])
+def test_whatever_way_a_request_to_a_full_server_comes_it_has_one_answer(
+    full: Served, line: str, pieces: int
+) -> None:
+    head, _, body = WHOLE
+    request = head + b"\r\n" + line.encode() + b"\r\n" + body
+    size = -(-len(request) // pieces)
+    with socket.create_connection(address(full), timeout=20) as wire:
+        for round_ in range(2):
+            try:
+                for at in range(0, len(request), size):
+                    wire.sendall(request[at : at + size])
+                    time.sleep(0.001)
+            except OSError:
+                assert CLOSING[line]
+            answer = b""
+            while (part := wire.recv(4096)) and not answer.endswith(b"}"):
+                answer += part
+                if answer.endswith(b"}"):
+                    break
+            status = b"400" if line.startswith("Content-Length") else b"503"
+            assert answer.startswith(b"HTTP/1.1 " + status) and answer.count(b"HTTP/1.1") == 1
+            assert (b"connection: close" in answer) == CLOSING[line] and b"date: " in answer
+            if CLOSING[line]:
+                break
+            assert round_ < 2
+
+
+@pytest.fixture(scope="module")
+def full(program: Path) -> Iterator[Served]:
+    """As many requests are inside as may, for as long as the tests take."""
+    words = ("--size", SIZE, "--max-batch", 1, "--queue", 1, "--timeout", 300)
+    with serving(program, *words) as server:
+        inside = [socket.create_connection(address(server), timeout=20) for _ in range(2)]
+        for wire in inside:
+            wire.sendall(HEADERS)
+        wait_for(lambda: metric(server, 'qkernels_requests_in_flight{model="small"}') == 2)
+        yield server
+        for wire in inside:
+            wire.close()
+
+
+def test_a_thousand_idle_connections_cost_little_and_hinder_nobody(program: Path) -> None:
+    with serving(program, "--size", SIZE) as server:
+
+        def megabytes() -> float:
+            text = Path(f"/proc/{server.child}/status").read_text()
+            return int(text.partition("VmRSS:")[2].split()[0]) / 1e3
+
+        before = megabytes()
+        idle = [socket.create_connection(address(server), timeout=20) for _ in range(1000)]
+        for wire in idle[::2]:
+            wire.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert set(statuses(under_load(server, 8, 1.0, lambda: None))) == {200}
+        assert metric(server, "qkernels_connections") >= 1000
+        assert megabytes() < before + 40
+        for wire in idle:
+            wire.close()
+        wait_for(lambda: metric(server, "qkernels_connections") == 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_for_the_log_stops_nothing(program: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [str(program), "--size", SIZE, "--port", str(port), "--log-level", "debug"]
+    with open("/dev/full", "w") as nowhere:
+        process = subprocess.Popen([sys.executable, "-m", "qkernels.serve", *words], stderr=nowhere)
+    try:
+
+        def answers() -> bool:
+            assert process.poll() is None
+            try:
+                with socket.create_connection(("127.0.0.1", port), timeout=20) as wire:
+                    wire.sendall(ASK)
+                    return wire.recv(100).startswith(b"HTTP/1.1 200")
+            except OSError:
+                return False
+
+        wait_for(answers)
+        assert all(answers() for _ in range(20))
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_clock_that_jumps_changes_no_time_limit(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, jump = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + jump[0])
+    settings = Settings(program, "small", sizes=((1, 3, 8, 8),))
+    body = WHOLE[2]
+    length = re.search(rb"Inference-Header-Content-Length: (\d+)", WHOLE[0])
+    assert length is not None
+    headers = {"inference-header-content-length": length[1].decode()}
+    with TestClient(application(settings)) as client:
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+        for jump[0] in (-1e6, 1e6, 0.0):
+            answer = client.post("/v2/models/small/infer", content=body, headers=headers)
+            assert answer.status_code == 200
 
 
 def test_a_killed_process_is_replaced_and_its_clients_lose_at_most_what_they_had_asked(
