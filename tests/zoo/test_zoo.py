@@ -37,6 +37,15 @@ class Int8(Float):
     answer: list[Tensor]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    """One for all answers that are compared: what stays in float follows their number."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)
+
+
 @pytest.fixture(scope="module", params=ZOO)
 def built(request: pytest.FixtureRequest) -> Iterator[Float]:
     entry = ZOO[request.param]

@@ -105,7 +105,7 @@ def mnasnet0_5() -> Any:
 def efficientnet_b0() -> Any:
     from torchvision.models.efficientnet import EfficientNet, _efficientnet_conf
 
-    blocks, last = _efficientnet_conf("efficientnet_b0", width_mult=0.5, depth_mult=0.5)
+    blocks, last = _efficientnet_conf("efficientnet_b0", width_mult=0.5, depth_mult=0.3)
     return EfficientNet(blocks, 0.2, num_classes=10, last_channel=last), images(64)
 
 
