@@ -14,12 +14,12 @@ from qkernels.eval_mode import answering
 from qkernels.nn import fix_mean_order_
 from qkernels.nn.module import QuantModule
 from qkernels.nn.registry import spec_of
-from qkernels.plain import plain_form
+from qkernels.plain import PlainForm, plain_form
 from qkernels.quantization.calibration import Calibration, calibrate, example_of
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.fold import Folds, fold_batch_norm_
 from qkernels.quantization.observers import Observer, make_observers
-from qkernels.quantization.plan import Plan, make_plan, unwanted
+from qkernels.quantization.plan import Plan, make_plan, unwanted, why_impossible
 from qkernels.swap import ModuleSwap
 
 QParams = tuple[float, int]
@@ -179,6 +179,13 @@ def _cuts(observers: Mapping[str, Observer]) -> list[str]:
     ]
 
 
+def _why_float(form: PlainForm, activation: str) -> str | None:
+    """Why a form that is one ordinary layer would stay in float; None where it would not, or is several."""
+    if form.module is None or (spec := spec_of(form.module)) is None:
+        return None
+    return why_impossible(form.module, spec, activation)
+
+
 def _make_plain(
     model: nn.Module, config: QuantConfig
 ) -> tuple[nn.Module, list[str], dict[str, str], dict[str, str]]:
@@ -193,8 +200,9 @@ def _make_plain(
         form = plain_form(module) if unwanted(names, config, name) is None else None
         if form is None:
             continue
-        if form.module is None:
-            refused[name] = form.sentence
+        why = _why_float(form, config.for_layer(names.lineage(name)).activation)
+        if form.module is None or why is not None:
+            refused[name] = why or form.sentence
             continue
         for key in form.spent_hooks:
             module._forward_pre_hooks.pop(key, None)
