@@ -28,7 +28,9 @@ def float_layer(layer: QuantModule) -> nn.Module:
 
 def _dequantized(layer: QuantModule, axis: int) -> Tensor:
     codes, scale = layer.int8_weight.double(), layer.weight_scale.double()
-    groups = len(scale) // codes.shape[axis]  # a transposed convolution keeps them on its other axis
+    groups = (
+        len(scale) // codes.shape[axis]
+    )  # a transposed convolution keeps them on its other axis
     grouped = codes.unflatten(0, (groups, -1)) if axis else codes.unsqueeze(0)
     shape = [groups if axis else 1, *[1] * codes.dim()]
     shape[axis + 1] = -1
