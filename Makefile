@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 demo: $(STAMP)-train
 	$(BIN)/qkernels pipeline
 
-test: $(STAMP)-attacks lint
+test: $(STAMP)-bare lint
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)-dev
@@ -55,10 +55,10 @@ $(STAMP)-train $(STAMP)-dev $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES
 	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[$*]'
 	touch $@
 
-# Without their dependencies: torchattacks' hold a torchvision that does not load beside a CPU torch, kserve's and
-# mlserver's an older protobuf, and nothing here needs either.
-$(STAMP)-attacks: $(STAMP)-dev
-	$(BIN)/pip install -q --no-deps -c constraints.txt torchattacks kserve mlserver
+# Without their dependencies: torchvision and timm ask for the torch they were built with, torchattacks for an old
+# torchvision, kserve and mlserver for an older protobuf, and nothing here needs either.
+$(STAMP)-bare: $(STAMP)-dev
+	$(BIN)/pip install -q --no-deps -c constraints.txt torchvision timm torchattacks kserve mlserver
 	touch $@
 
 # KServe's model server and MLServer, each in an environment of its own, run before a program.

@@ -7,6 +7,13 @@ import torch
 
 from qkernels.data import ImageData, load
 
+_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")  # lives as long as the tests
+
+# torchvision's wheel asks for two schemas that a CPU build of torch lacks; timm and transformers import it
+for _name in ("nms", "qnms"):
+    if not hasattr(torch.ops.torchvision, _name):
+        _LIBRARY.define(f"{_name}(Tensor a) -> Tensor")
+
 SMALL = {
     "adversarial",
     "datafree",

@@ -3,7 +3,7 @@
 from qkernels.plain.attention import PlainAttention
 from qkernels.plain.cells import PlainCell, PlainGRUCell, PlainLSTMCell, PlainRNNCell
 from qkernels.plain.form import PlainForm
-from qkernels.plain.own_forward import plain_layer
+from qkernels.plain.own_forward import plain_layer, recomputing_hooks
 from qkernels.plain.recurrent import PlainGRU, PlainLSTM, PlainRecurrent, PlainRNN
 from qkernels.plain.registry import is_plain, plain_class, plain_form, register
 from qkernels.plain.same_padding import SamePaddedConv2d
@@ -24,5 +24,6 @@ __all__ = [
     "plain_class",
     "plain_form",
     "plain_layer",
+    "recomputing_hooks",
     "register",
 ]

@@ -63,6 +63,14 @@ def plain_layer(module: nn.Module) -> PlainForm | None:
     return PlainForm(new.train(module.training), f"{what} as {found}", spent)
 
 
+def recomputing_hooks(module: nn.Module) -> frozenset[int]:
+    """Ids of the forward pre-hooks that only recompute the weight of a linear layer or convolution."""
+    if not isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+        return frozenset()
+    with probe.undisturbed(module):
+        return spend_weight_hooks(module, (_inputs(module)[0],))
+
+
 def _class_name(module: nn.Module) -> str:
     kind = type(module)
     if parametrize.is_parametrized(module):

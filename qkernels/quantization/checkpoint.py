@@ -25,7 +25,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,8 +37,8 @@ from torch.nn.parameter import is_lazy
 
 from qkernels.nn import ClampedReLU, QuantModule, fix_mean_order_
 from qkernels.nn.registry import LayerSpec, spec_of, spec_of_int8
-from qkernels.plain import is_plain, plain_class
-from qkernels.quantization.fold import FOLDED, placeholder
+from qkernels.plain import is_plain, plain_class, recomputing_hooks
+from qkernels.quantization.fold import FOLDED, own_weight, placeholder
 from qkernels.quantization.prepare import call_layers_plainly
 from qkernels.swap import ModuleSwap
 
@@ -123,7 +123,7 @@ def load(
         factory = model if model is not None else _registered(path, metadata["architecture"])
         model = _built(factory)
     try:
-        model = _with_empty_layers(model, metadata)
+        model = _with_empty_layers(model, metadata, {*tensors, *metadata["aliases"]})
         _fill(model, tensors, metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error
@@ -309,8 +309,13 @@ def _parameters_on_meta() -> Iterator[None]:
         handle.remove()
 
 
-def _with_empty_layers(model: nn.Module, metadata: Mapping[str, Any]) -> nn.Module:
-    """Put everything in that the file says stands in the model: plain modules, placeholders, int8 layers."""
+def _with_empty_layers(
+    model: nn.Module, metadata: Mapping[str, Any], names: Collection[str]
+) -> nn.Module:
+    """Put everything in that the file says stands in the model: plain modules, placeholders, int8 layers.
+
+    `names` are those of all tensors in the file.
+    """
     swap = ModuleSwap(model)
     for name, scheme in metadata.get("plain", {}).items():
         _put(swap, name, _empty(plain_class(scheme["kind"]), scheme))
@@ -324,10 +329,19 @@ def _with_empty_layers(model: nn.Module, metadata: Mapping[str, Any]) -> nn.Modu
         if layer not in empty.values():
             spec = spec_of_int8(scheme["kind"])
             empty[layer] = _empty(spec and spec.int8_class, scheme)
-            swap.put(layer, empty[layer], own=("weight", "bias"))
+            if not own_weight(layer):
+                for key in recomputing_hooks(layer):
+                    del layer._forward_pre_hooks[key]
+            swap.put(layer, empty[layer], own=("weight", "bias", *_used_up(layer, name, names)))
     model = swap.finish()
     call_layers_plainly(model, metadata["modules"])
     return fix_mean_order_(model)
+
+
+def _used_up(layer: nn.Module, name: str, names: Collection[str]) -> set[str]:
+    """Parameters, buffers and submodules of a layer that the file lacks: its int8 weight was made of them."""
+    kept = {n.removeprefix(f"{name}.").split(".")[0] for n in names if n.startswith(f"{name}.")}
+    return {key.split(".")[0] for key in layer.state_dict()} - (kept if name else {*names})
 
 
 def _put(swap: ModuleSwap, name: str, new: nn.Module) -> None:

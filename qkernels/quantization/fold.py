@@ -6,7 +6,7 @@ for free: `weight * factor[:, None]` and `(bias - mean) * factor + beta`.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -26,11 +26,10 @@ from qkernels.swap import ModuleSwap, has_hooks, has_own_forward
 Layer = Any  # a layer with weight and bias that has a LayerSpec
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
-_SAME = {
-    torch.float32: 1e-3,
-    torch.float64: 1e-3,
-}  # relative change of an output that rounding explains
-_SAME_IN_16_BITS = 5e-2
+_VIEWS = (
+    torch.ops.aten.flatten.using_ints, torch.ops.aten.view.default, torch.ops.aten.reshape.default,
+)  # fmt: skip
+_SHAPED_LIKE = (torch.ops.aten.reshape_as.default, torch.ops.aten.view_as.default)
 
 
 class FoldedBatchNorm(nn.Identity):
@@ -102,6 +101,14 @@ class _Pair:
     layer: str
     norm: str
     rest: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Unpaired:
+    """A batch norm that stays, and why."""
+
+    norm: str
+    why: str
 
 
 def fold_batch_norm_(
@@ -204,49 +211,84 @@ def scaled_outputs(layer: nn.Module, weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def _pairs(model: nn.Module, call: Call, notes: list[str]) -> Iterator[_Pair]:
+    left: dict[str, list[str]] = defaultdict(list)
     for found in captures(model, call):
         if isinstance(found, str):
             notes.append(f"batch norms: {found}")
             continue
         for node in found.graph.nodes:
             pair = _pair(model, found, node)
-            if isinstance(pair, str):
-                notes.append(pair)
+            if isinstance(pair, _Unpaired):
+                left[pair.why].append(pair.norm)
             elif pair is not None:
                 yield pair
+    for why, names in left.items():
+        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        notes.append(f"{listed} {'is' if len(names) == 1 else 'are'} not folded: {why}")
 
 
-def _pair(model: nn.Module, found: Capture, node: fx.Node) -> _Pair | str | None:
+def _pair(model: nn.Module, found: Capture, node: fx.Node) -> _Pair | _Unpaired | None:
     """The pair that a batch norm's node makes with the layer before it; or why it makes none."""
     if node.target is not _BATCH_NORM:
         return None
-    layer_node, *tensors = node.args[:5]
+    read, *tensors = node.args[:5]
     owners = {found.owner(t) for t in tensors if t is not None}
     names = {owner[0] for owner in owners if owner is not None}
-    layer_name = _layer_of(model, found, layer_node)
-    if layer_name is None or None in owners or len(names) != 1:
+    if None in owners or len(names) != 1:
         return None
     norm_name = names.pop()
-    layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
-    if not isinstance(norm, _BatchNorm) or not _read_once([*tensors, layer_node]):
+    norm = model.get_submodule(norm_name)
+    if not isinstance(norm, _BatchNorm) or not _read_once(tensors):
         return None
+    source = _behind_views(cast(fx.Node, read))
+    layer_name = _layer_of(model, found, source)
+    if layer_name is None or (source is not read and not _on_last_axis(model, layer_name)):
+        return _Unpaired(
+            norm_name, "no layer stands before that hands its output to the norm alone"
+        )
+    layer = model.get_submodule(layer_name)
     if norm.running_mean is None:
-        return f"{norm_name} is not folded: it has no running statistics"
+        return _Unpaired(norm_name, "it has no running statistics")
     if any(has_hooks(m) or has_own_forward(m) for m in (layer, norm)):
-        return f"{norm_name} is not folded: it or {layer_name} has hooks"
-    rows = cast(fx.Node, layer_node).meta["val"].dim()
-    if isinstance(layer, nn.Linear) and rows != 2:
-        return f"{norm_name} is not folded: behind the {rows - 1} axes of {layer_name} its channels are others"
+        return _Unpaired(norm_name, f"it or {layer_name} has hooks")
+    axes = cast(fx.Node, read).meta["val"].dim()
+    if isinstance(layer, nn.Linear) and axes != 2:
+        return _Unpaired(
+            norm_name, f"behind the {axes - 1} axes of {layer_name} its channels are others"
+        )
     rest = _called_behind(found, node, norm_name)
     if rest is None:
-        return f"{norm_name} is not folded: {type(norm).__name__} does more than its batch norm"
+        return _Unpaired(norm_name, f"{type(norm).__name__} does more than its batch norm")
     return _Pair(layer_name, norm_name, rest)
 
 
-def _layer_of(model: nn.Module, found: Capture, node: Any) -> str | None:
+def _behind_views(node: fx.Node) -> fx.Node | None:
+    """The node whose values are read, past views that keep rows of the last axis; None where others read them too."""
+    while _readers(node) == 1:
+        source = node.args[0] if node.args else None
+        if node.target not in _VIEWS or not isinstance(source, fx.Node):
+            return node
+        if node.meta["val"].shape[-1] != source.meta["val"].shape[-1]:
+            return node
+        node = source
+    return None
+
+
+def _on_last_axis(model: nn.Module, layer: str) -> bool:
+    """Whether the layer's channels are the last axis of its output, which such views keep."""
+    spec = spec_of(model.get_submodule(layer))
+    return spec is not None and spec.channel_axis == -1
+
+
+def _readers(node: fx.Node) -> int:
+    """How many nodes use the values, and not the shape alone."""
+    return sum(user.target not in _SHAPED_LIKE or user.args[0] is node for user in node.users)
+
+
+def _layer_of(model: nn.Module, found: Capture, node: fx.Node | None) -> str | None:
     """The layer whose product the node is, where it alone reads its tensors."""
-    owner = found.owner(node.args[1]) if isinstance(node, fx.Node) and len(node.args) > 1 else None
-    if owner is None or owner[1] != "weight" or not _read_once(node.args[1:3]):
+    owner = None if node is None or len(node.args) < 2 else found.owner(node.args[1])
+    if node is None or owner is None or owner[1] != "weight" or not _read_once(node.args[1:3]):
         return None
     layer = model.get_submodule(owner[0])
     called = found.scope(node)[-1:] == [owner[0]]

@@ -94,7 +94,7 @@ def _decide(
         return
     unasked, settings = unwanted(plan, config, name), config.for_layer(plan.lineage(name))
     spec = spec_of(module)
-    reason = refused.get(name) or _why_impossible(module, spec, settings.activation) or unasked
+    reason = refused.get(name) or why_impossible(module, spec, settings.activation) or unasked
     if reason is None:
         plan.layers[name] = settings
         return
@@ -109,7 +109,8 @@ def _has_matrix(module: nn.Module) -> bool:
     return known or any(is_lazy(w) or w.dim() >= 2 for w in module.parameters(recurse=False))
 
 
-def _why_impossible(module: nn.Module, spec: LayerSpec | None, activation: str) -> str | None:
+def why_impossible(module: nn.Module, spec: LayerSpec | None, activation: str) -> str | None:
+    """Why the module has no int8 form with this activation; None where it has one."""
     kind = type(module).__name__
     if isinstance(module, QuantModule):
         return "already int8"
@@ -122,7 +123,8 @@ def _why_impossible(module: nn.Module, spec: LayerSpec | None, activation: str) 
     if spec is None:
         if isinstance(module, float_classes()):
             return f"{kind} has a forward of its own, which may compute something else"
-        return f"no int8 layer for {kind}"
+        held = [k for k, w in module.named_parameters(recurse=False) if w.dim() >= 2]
+        return f"no int8 layer for {kind}, which holds {', '.join(held)} itself"
     if spec.observed and activation not in spec.int8_class.ACTIVATIONS:
         what = "convolution" if "Conv" in spec.float_class.__name__ else spec.float_class.__name__
         return f"a {what} has no {activation} form"

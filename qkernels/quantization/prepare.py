@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -14,15 +14,17 @@ from qkernels.eval_mode import answering
 from qkernels.nn import fix_mean_order_
 from qkernels.nn.module import QuantModule
 from qkernels.nn.registry import spec_of
-from qkernels.plain import plain_form
+from qkernels.plain import PlainForm, plain_form
 from qkernels.quantization.calibration import Calibration, calibrate, example_of
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.fold import Folds, fold_batch_norm_
 from qkernels.quantization.observers import Observer, make_observers
-from qkernels.quantization.plan import Plan, make_plan, unwanted
+from qkernels.quantization.plan import Plan, make_plan, unwanted, why_impossible
+from qkernels.quantization.uncalled import Products
 from qkernels.swap import ModuleSwap
 
 QParams = tuple[float, int]
+_UNCALLED = "weight_only"  # the scheme of a weight that is multiplied by, see DequantizedWeight
 _NOTED_CUT = 4.0  # a range this many times narrower than its data gets a note
 
 
@@ -94,12 +96,9 @@ def prepare_(
         folds = reports.report(fold_batch_norm_(model, call, only=plan.layers), Folds)
     call_layers_plainly(model, plan.layers)
     fix_mean_order_(model)
+    answer = None if call is None else _answer(model, plan, call)
     qparams, cuts = _input_qparams(model, plan, calibration)
     _check_strict(plan, config)
-    answer = None
-    if call is not None:
-        with answering(model):
-            answer = call.run(model)
     notes += plan.notes + folds.notes + cuts
     return Prepared(model, plan, qparams, call, answer, folds.pairs, notes)
 
@@ -119,6 +118,23 @@ def call_layers_plainly(model: nn.Module, names: Iterable[str]) -> None:
             module.activation_relu_or_gelu = 0  # torch: "not a fused activation"
         if below and isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
+
+
+def _answer(model: nn.Module, plan: Plan, call: Call) -> Any:
+    """The model's answer; layers whose weight it reads instead of calling them become weight_only, as they will run."""
+    products = Products(model, plan.layers)
+    with answering(model), products.watching():
+        answer = call.run(model)
+    for name in products.uncalled():
+        spec, settings = spec_of(model.get_submodule(name)), plan.layers[name]
+        known = () if spec is None else spec.int8_class.ACTIVATIONS
+        if settings.activation == _UNCALLED or _UNCALLED not in known:
+            continue
+        plan.layers[name] = replace(settings, activation=_UNCALLED, symmetric=True)
+        plan.notes.append(
+            f"{name}: {_UNCALLED}, since the model multiplies by its weight without calling it"
+        )
+    return answer
 
 
 def _check_calibration(model: nn.Module, plan: Plan, calibration: Calibration | None) -> None:
@@ -179,6 +195,13 @@ def _cuts(observers: Mapping[str, Observer]) -> list[str]:
     ]
 
 
+def _why_float(form: PlainForm, activation: str) -> str | None:
+    """Why a form that is one ordinary layer would stay in float; None where it would not, or is several."""
+    if form.module is None or (spec := spec_of(form.module)) is None:
+        return None
+    return why_impossible(form.module, spec, activation)
+
+
 def _make_plain(
     model: nn.Module, config: QuantConfig
 ) -> tuple[nn.Module, list[str], dict[str, str], dict[str, str]]:
@@ -193,8 +216,9 @@ def _make_plain(
         form = plain_form(module) if unwanted(names, config, name) is None else None
         if form is None:
             continue
-        if form.module is None:
-            refused[name] = form.sentence
+        why = _why_float(form, config.for_layer(names.lineage(name)).activation)
+        if form.module is None or why is not None:
+            refused[name] = why or form.sentence
             continue
         for key in form.spent_hooks:
             module._forward_pre_hooks.pop(key, None)

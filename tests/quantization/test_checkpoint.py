@@ -332,3 +332,79 @@ def test_state_that_is_no_tensor_or_json_is_refused(path: Path) -> None:
     with pytest.raises(CheckpointError, match="architecture="):
         save(conv_net(), path, architecture={"nom": "resnet20"})
     assert not path.exists()
+
+
+class Adapted(nn.Linear):
+    """Low-rank matrices in a subclass (Hu et al. 2021), and a module that is called from outside."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.down, self.up = nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x @ self.down.T @ self.up.T
+
+
+class OwnNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.offset = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.matrix * 0.3, self.offset)
+
+
+class WithActivation(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.act = nn.Sequential(nn.ReLU(), nn.PReLU())
+
+
+class CallsInside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = WithActivation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer.act(self.layer(x))
+
+
+MADE_PLAIN: dict[str, Callable[[], nn.Module]] = {
+    "own forward": Adapted,
+    "other names": OwnNames,
+    "weight norm by a hook": lambda: nn.utils.weight_norm(nn.Linear(8, 8)),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
+    "pruned": lambda: nn.utils.prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5),
+    "children that others call": CallsInside,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("kind", MADE_PLAIN)
+def test_what_conversion_used_up_of_a_layer_does_not_come_back_by_loading(
+    kind: str, scheme: str, path: Path
+) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(MADE_PLAIN[kind](), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+    x = torch.randn(5, 8)
+    int8 = quantize(build(), scheme, [x])
+    save(int8, path)
+    for fresh in (build(), build):
+        assert_same(int8, load(path, fresh), x)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_layer_that_stays_float_keeps_its_weight_norm_in_model_and_file(path: Path) -> None:
+    def build() -> nn.Module:
+        conv = nn.utils.weight_norm(nn.Conv1d(2, 4, 3))
+        return nn.Sequential(conv, nn.Flatten(), nn.Linear(24, 3)).eval()
+
+    x = torch.randn(5, 2, 8)
+    int8 = quantize(build(), "weight_only", [x])
+    assert "0.weight_v" in int8.state_dict()
+    save(int8, path)
+    for fresh in (build(), build):
+        assert_same(int8, load(path, fresh), x)

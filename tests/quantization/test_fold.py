@@ -185,3 +185,63 @@ def test_a_folded_model_can_be_traced() -> None:
     model = conv_net()
     fold_batch_norm_(model)
     assert_same_output(model, fx.symbolic_trace(model), images())
+
+
+class NormedRows(nn.Module):
+    """Linear, then a batch norm over all rows, as in LeViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return self.norm(y.flatten(0, 1)).reshape_as(y)
+
+
+class NormedGroups(nn.Module):
+    """Half of the channels are made images of their own: the norm's channels are others, though the width stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y.view(2 * y.shape[0], 4, *y.shape[2:]))
+
+
+class NormedAndViewed(NormedRows):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return self.norm(y.flatten(0, 1)).reshape_as(y) + y
+
+
+def test_a_batch_norm_over_the_rows_of_a_linear_layer_is_folded() -> None:
+    model, x = lively(NormedRows()), torch.randn(4, 5, 6)
+    folded = copy.deepcopy(model)
+    assert qk.report(fold_batch_norm_(folded, x)).pairs == [("linear", "norm")]
+    assert_same_output(model, folded, x)
+
+
+@pytest.mark.parametrize(
+    ("build", "x"),
+    [(NormedGroups, torch.randn(2, 3, 8, 8)), (NormedAndViewed, torch.randn(4, 5, 6))],
+)
+def test_views_that_move_channels_or_have_other_readers_keep_their_batch_norm(
+    build: type[nn.Module], x: Tensor
+) -> None:
+    model = lively(build())
+    folded = copy.deepcopy(model)
+    folds = qk.report(fold_batch_norm_(folded, x))
+    assert folds.pairs == [] and "norm is not folded" in folds.notes[0]
+    assert_same_output(model, folded, x)
+
+
+def test_batch_norms_that_stand_before_their_layer_are_named_in_one_note() -> None:
+    steps = [(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1)) for _ in range(4)]
+    folds = qk.report(fold_batch_norm_(lively(nn.Sequential(*(m for s in steps for m in s)))))
+    assert folds.pairs == [("2", "3"), ("5", "6"), ("8", "9")]
+    assert folds.notes == [
+        "0 is not folded: no layer stands before that hands its output to the norm alone"
+    ]
