@@ -27,8 +27,8 @@ def pooled(
     net = nn.Sequential(
         nn.Conv2d(3, 20, 3, padding=1), nn.ReLU(), nn.MaxPool2d(1), nn.Conv2d(20, 4, 1)
     )
-    int8, _ = qk.quantize(net.eval(), {"activation": "static"}, lambda m: m(x))
-    traced, _ = chain(int8, (x,), exact=True)
+    int8 = qk.quantize(net.eval(), {"activation": "static"}, lambda m: m(x))
+    traced = chain(int8, (x,), exact=True)
     zero_point = int(int8.get_submodule("3").input_zero_point)
     traced.set_submodule("int8__2", Int8AvgPool2d(pool, zero_point))
     with torch.no_grad():
