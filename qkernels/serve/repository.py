@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -129,7 +130,7 @@ class Repository:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self._models: dict[str, Served] = {}
-        self._workers = Workers(settings.workers)
+        self._workers, self._background = Workers(settings.workers), Background()
         self._changing, self._changes = asyncio.Lock(), 0
         self._looking: asyncio.Future[Seen] | None = None
         self._said: dict[str, str] = {}  # what is wrong, by where: once for each change
@@ -263,7 +264,7 @@ class Repository:
         """What is there. Raises OSError, also where the file system does not answer."""
         looking = self._looking  # of whoever looks at the same moment
         if looking is None or looking.done():
-            looking = self._looking = asyncio.ensure_future(in_background(self._look))
+            looking = self._looking = asyncio.ensure_future(self._background.run(self._look))
         done, _ = await asyncio.wait({looking}, timeout=_LOOK_SECONDS)
         if not done:
             raise OSError(f"{self._settings.path}: its file system does not answer")
@@ -328,8 +329,10 @@ class Repository:
         began = time.perf_counter()
         settings = self._settings
         if source.own is not None:
-            settings = await in_background(own_settings, settings, source.own)
-        opened = await in_background(open_model, source.path, settings.sizes, settings.threads)
+            settings = await self._background.run(own_settings, settings, source.own)
+        opened = await self._background.run(
+            open_model, source.path, settings.sizes, settings.threads
+        )
         model = await self._workers.run(opened.warm_up, settings.max_batch)
         self._retire(served, version)
         version.batcher = Batcher(model, settings, self._workers, served.metrics)
@@ -373,25 +376,46 @@ class Repository:
                 logger.info("the repository can be read again")
 
 
-async def in_background(work: Callable[..., T], *arguments: Any) -> T:
-    """In a thread of its own, which nobody waits for at the end: a file system may never answer."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
+class Background:
+    """A thread for what may never come back, since a file system may not answer: nobody waits for it at the end, and
+    another takes its place for whatever comes while it is busy. It stays otherwise, for each new thread would have
+    memory of its own, which loading a model after the other would let grow."""
 
-    def tell(set: Callable[[Any], None], what: Any) -> None:
-        if not future.done():
-            set(what)
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] | None = None
+        self._is_busy = False
 
-    def run() -> None:
-        try:
-            told: tuple[Any, Any] = future.set_result, work(*arguments)
-        except BaseException as error:
-            told = future.set_exception, error
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(tell, *told)
+    async def run(self, work: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        if self._jobs is None or self._is_busy:
+            if self._jobs is not None:
+                self._jobs.put(None)
+            self._jobs = queue.SimpleQueue()
+            threading.Thread(target=_work, args=(self._jobs,), name="files", daemon=True).start()
+        jobs, self._is_busy = self._jobs, True
 
-    threading.Thread(target=run, name="files", daemon=True).start()
-    return await future
+        def tell(set: Callable[[Any], None], what: Any) -> None:
+            if jobs is self._jobs:
+                self._is_busy = False
+            if not future.done():
+                set(what)
+
+        def job() -> None:
+            try:
+                told: tuple[Any, Any] = future.set_result, work(*arguments)
+            except BaseException as error:
+                told = future.set_exception, error
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(tell, *told)
+
+        jobs.put(job)
+        return await future
+
+
+def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
 
 
 def _label(served: Served, version: Version) -> str:

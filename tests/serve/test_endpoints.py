@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path.parent.mkdir(parents=True)
     x = torch.randn(4, 1, 8, 8)
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
-    qk.compile(qk.quantize(net, "static", [x])[0], x).save(path)
+    qk.compile(qk.quantize(net, "static", [x]), x).save(path)
     described = ImageInput(tuple("0123456789"), (8, 8), (0.3,), (0.4,))
     Program.load(path).save(path, extra=described.as_extra())
     with serving(models, "--control", "explicit", "--load", "student") as server:
