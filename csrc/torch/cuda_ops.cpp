@@ -64,7 +64,7 @@ struct Cuda {
     return empty_beside(x, size, dtype, format);
   }
   static Tensor readable(const Tensor& x) {
-    return x.is_contiguous() || is_channels_last(x) ? x : torch::stable::contiguous(x);
+    return x.is_contiguous() || lies_as_pixels(view(x)) ? x : torch::stable::contiguous(x);
   }
 
   static bool pack(const Tensor& x, const int8_t* weight, int64_t oc, int64_t c, int64_t kh, int64_t kw, int64_t groups, int8_t* packed) {

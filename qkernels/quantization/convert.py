@@ -63,7 +63,7 @@ def quantize(
     config = QuantConfig.of(config)
     model, unwrapping = unwrapped(model)
     copy, copying = copied(model)
-    int8 = _quantize(reports.forget(copy), config, calibration, example_inputs, model)
+    int8 = _quantize(copy, config, calibration, example_inputs, model)
     reports.report(int8, QuantReport).notes[:0] = unwrapping + copying
     return int8
 
