@@ -130,7 +130,10 @@ def fold_batch_norm_(
         `model`, with its `Folds` as the report.
     """
     folds = Folds()
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if norms and not _may_fold(model, norms, only):
+        folds.notes.append("batch norms are not folded: none is as wide as a layer to convert")
+    elif norms:
         call = guessed_call(model) if example_inputs is None else example_call(example_inputs)
         if call is None:
             folds.notes.append(
@@ -139,6 +142,25 @@ def fold_batch_norm_(
         else:
             _fold(model, call, only, folds)
     return hang(model, folds)
+
+
+def _may_fold(
+    model: nn.Module, norms: Collection[_BatchNorm], only: Collection[str] | None
+) -> bool:
+    """Whether a batch norm has the width of a layer that may change; else no graph need be captured."""
+    widths = {norm.num_features for norm in norms}
+    layers = (m for name, m in model.named_modules() if only is None or name in only)
+    return any(_channels(layer) in widths for layer in layers)
+
+
+def _channels(layer: nn.Module) -> int | None:
+    """How many output channels a layer has; None where it has no spec."""
+    spec = spec_of(layer)
+    weight = None if spec is None else getattr(layer, "weight", None)
+    if spec is None or weight is None:
+        return None
+    groups = cast(int, getattr(layer, "groups", 1)) if spec.weight_axis else 1
+    return int(weight.shape[spec.weight_axis]) * groups
 
 
 def _fold(model: nn.Module, call: Call, only: Collection[str] | None, folds: Folds) -> None:

@@ -200,15 +200,15 @@ class NormedRows(nn.Module):
 
 
 class NormedGroups(nn.Module):
-    """Half of the channels are made images of their own: the norm's channels are others, though the width stays."""
+    """The view keeps the last axis, and moves the channels that lie before it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(4)
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        return self.norm(y.view(2 * y.shape[0], 4, *y.shape[2:]))
+        return self.norm(y.view(1, 8, -1, y.shape[3]))
 
 
 class NormedAndViewed(NormedRows):
@@ -245,3 +245,14 @@ def test_batch_norms_that_stand_before_their_layer_are_named_in_one_note() -> No
     assert folds.notes == [
         "0 is not folded: no layer stands before that hands its output to the norm alone"
     ]
+
+
+def test_no_graph_is_captured_where_no_layer_that_may_change_is_as_wide_as_a_batch_norm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qkernels.quantization.fold.captures", lambda *_: pytest.fail("captured"))
+    model = lively(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 5)))  # fmt: skip
+    folds = qk.report(fold_batch_norm_(model, images(2, 8), only={"3"}))
+    assert folds.pairs == [] and "none is as wide" in folds.notes[0]
+    with pytest.raises(pytest.fail.Exception):
+        fold_batch_norm_(model, images(2, 8), only={"0", "3"})

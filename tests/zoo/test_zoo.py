@@ -1,5 +1,6 @@
 """Models that nobody here wrote: each converts in every scheme, layer by layer right, and survives a file."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from zoo_models import ZOO, Batch, ZooModel
 
 import qkernels as qk
 from qkernels.nn import QuantModule
+from qkernels.nn.registry import float_classes
 
 SCHEMES = ("static", "dynamic", "weight_only")
 FILLED = (zoo_plain, zoo_torchvision, zoo_timm, zoo_transformers)  # the table, when imported
@@ -60,8 +62,10 @@ def built(request: pytest.FixtureRequest) -> Iterator[Float]:
 
 @pytest.fixture(scope="module", params=SCHEMES)
 def converted(built: Float, request: pytest.FixtureRequest) -> Int8:
-    if request.param == "weight_only" and not _has_weight_only_layers(built.model):
-        pytest.skip("a model of convolutions alone")
+    if request.param == "weight_only" and not _has_rows(built.model):
+        with pytest.raises(ValueError, match="a convolution has no weight_only form"):
+            qk.quantize(built.model, "weight_only")
+        pytest.skip("it has convolutions alone, and says so")
     before = {name: value.clone() for name, value in built.model.state_dict().items()}
     calibration = built.entry.calibration(built.batch)
     int8 = qk.quantize(built.model, request.param, calibration)
@@ -71,9 +75,8 @@ def converted(built: Float, request: pytest.FixtureRequest) -> Int8:
     return Int8(built.entry, built.model, built.batch, int8, answer)
 
 
-def _has_weight_only_layers(model: nn.Module) -> bool:
-    rows = (nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
-    return any(isinstance(m, rows) for m in model.modules())
+def _has_rows(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.Linear | nn.Embedding) for m in model.modules())
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -96,6 +99,10 @@ def test_every_layer_with_weights_is_int8_or_has_a_reason(converted: Int8) -> No
             assert named[name].action == "converted"
         elif any(is_lazy(p) or p.dim() > 1 for p in module.parameters(recurse=False)):
             assert named[name].action == "skipped" and named[name].reason, name
+            if (
+                type(module) in float_classes()
+            ):  # whose int8 form is known, so that little excuses it
+                assert re.search("never reached it|has no weight_only form", named[name].reason)
 
 
 def test_int8_layers_equal_float_layers_on_fake_quantized_input(converted: Int8) -> None:
@@ -124,7 +131,9 @@ def test_int8_layers_equal_float_layers_on_fake_quantized_input(converted: Int8)
 def test_the_answer_stays_near_the_float_models(converted: Int8) -> None:
     levels = qk.report(converted.int8).sqnr_db
     assert levels
-    assert {name: db for name, db in levels.items() if not db > 10} == {}
+    # boxes come sorted by their scores, so that two of nearly the same score trade places
+    compared = {name: db for name, db in levels.items() if not name.endswith(".boxes")}
+    assert {name: db for name, db in compared.items() if not db > 10} == {}
 
 
 def test_a_saved_model_loads_into_a_fresh_one_and_through_a_factory_with_equal_bits(
