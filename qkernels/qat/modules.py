@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkernels.nn import QuantConv2d, QuantLinear, quantize_weight
+from qkernels.standing_in import StandIn
 
 _SMALLEST = 1e-12  # a learned scale stays above 0
 
@@ -38,7 +39,7 @@ def _as_tensor(bound: Tensor | float, like: Tensor) -> Tensor:
 OWN_TENSORS = ("weight", "bias", "weight_scale", "input_scale", "input_zero_point")
 
 
-class FakeQuantMixin(nn.Module):
+class FakeQuantMixin(StandIn, nn.Module):
     """What both layers share: learned scales, the int8 twin, and the forward through it."""
 
     weight: Tensor
