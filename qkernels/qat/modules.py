@@ -65,7 +65,9 @@ class FakeQuantMixin(StandIn, nn.Module):
         self.bias = layer.bias
         _, scale = quantize_weight(layer.weight, per_channel=per_channel)
         self.weight_scale = nn.Parameter(scale if per_channel else scale[:1].clone(), learn_scales)
-        self.input_scale = nn.Parameter(torch.tensor(input_scale, device=device), learn_scales)
+        self.input_scale = nn.Parameter(
+            torch.tensor(input_scale, dtype=torch.float32, device=device), learn_scales
+        )
         self.register_buffer(
             "input_zero_point", torch.tensor(zero_point, dtype=torch.int32, device=device)
         )

@@ -103,13 +103,21 @@ def test_an_included_container_is_converted_with_all_below_it(
 
 
 def test_the_exclusion_of_a_part_wins_over_the_inclusion_of_its_whole() -> None:
-    assert converted(include=["blocks"], exclude=["blocks.0"])[0] == ["blocks.1.fc1", "blocks.1.fc2"]
+    assert converted(include=["blocks"], exclude=["blocks.0"])[0] == [
+        "blocks.1.fc1",
+        "blocks.1.fc2",
+    ]
 
 
 def test_settings_of_a_container_reach_its_layers_and_later_ones_win() -> None:
     int8 = qk.quantize(
         net(),
-        {"overrides": {"Block": {"activation": "dynamic"}, "blocks.1": {"activation": "weight_only"}}},
+        {
+            "overrides": {
+                "Block": {"activation": "dynamic"},
+                "blocks.1": {"activation": "weight_only"},
+            }
+        },
         [X],
     )
     kinds = {n: m.activation for n, m in int8.named_modules() if isinstance(m, qk.nn.QuantModule)}
@@ -119,7 +127,9 @@ def test_settings_of_a_container_reach_its_layers_and_later_ones_win() -> None:
 
 
 @pytest.mark.parametrize("key", ["include", "exclude", "overrides"])
-@pytest.mark.parametrize("pattern", ["haed", "block", "Conv2d", "blocks.2", "head.1.weight", "*fc3"])
+@pytest.mark.parametrize(
+    "pattern", ["haed", "block", "Conv2d", "blocks.2", "head.1.weight", "*fc3"]
+)
 def test_a_pattern_that_matches_nothing_is_named(key: str, pattern: str) -> None:
     value: Any = {pattern: {"activation": "dynamic"}} if key == "overrides" else [pattern]
     if key == "include":
@@ -138,7 +148,10 @@ def test_a_container_of_a_module_that_was_made_plain_keeps_its_name_and_type() -
     class Attending(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.attention, self.out = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 8)
+            self.attention, self.out = (
+                nn.MultiheadAttention(8, 2, batch_first=True),
+                nn.Linear(8, 8),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return self.out(self.attention(x, x, x, need_weights=False)[0])
@@ -149,7 +162,9 @@ def test_a_container_of_a_module_that_was_made_plain_keeps_its_name_and_type() -
         assert isinstance(int8.out, qk.QuantLinear)
         settings = {pattern: {"activation": "weight_only"}}
         int8 = qk.quantize(Attending().eval(), {"activation": "dynamic", "overrides": settings})
-        inside = {m.activation for m in int8.attention.modules() if isinstance(m, qk.nn.QuantModule)}
+        inside = {
+            m.activation for m in int8.attention.modules() if isinstance(m, qk.nn.QuantModule)
+        }
         assert (inside, int8.out.activation) == ({"weight_only"}, "dynamic")
 
 
