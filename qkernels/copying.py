@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from qkernels.swap import closed_over
+from qkernels.calling import first_line
+from qkernels.references import Replacement
 
 
 def copied(model: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -16,20 +19,35 @@ def copied(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
     Tensors that a forward has computed and kept, as weight norm does, are copied by value; copy.deepcopy refuses them.
     A function in a module's attributes that closes over modules goes on using those of the original.
+
+    Raises:
+        ValueError: a model that holds what cannot be copied, such as a lock or an open file.
     """
-    memo: dict[int, Any] = {}
-    notes = []
-    modules = {m: m for m in model.modules()}
-    for name, module in model.named_modules():
-        for key, value in module.__dict__.items():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-            notes += [
-                f"{name or 'the model'}.{key} is a function that holds a {held} of the original model: the copy "
-                "goes on using that one (quantize_ works on the model itself)"
-                for held in closed_over(value, modules)
-            ]
-    return copy.deepcopy(model, memo), notes
+    same = {module: module for module in model.modules()}
+    notes = [
+        f"a function in {where} holds a {held} of the original model: the copy goes on using that one (quantize_ works "
+        "on the model itself)"
+        for where, held in Replacement(model, same).functions
+    ]
+    try:
+        with _ByValue():
+            return copy.deepcopy(model), notes
+    except Exception as error:  # whatever an object in it says to being copied
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied ({first_line(error)}): quantize_ converts the model itself"
+        ) from error
+
+
+class _ByValue(TorchFunctionMode):
+    """Inside, copy.deepcopy takes the value of a tensor that has a history."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str]]:

@@ -6,13 +6,14 @@ a forward walks, several names. All of these stay with the one that takes its pl
 
 from __future__ import annotations
 
-import functools
-import types
-from collections.abc import Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
+
+from qkernels.references import Replacement
+from qkernels.standing_in import stand_in_for
 
 _FORWARD_HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
@@ -28,8 +29,7 @@ class ModuleSwap:
     """Swaps modules of ``model``, in place.
 
     `put` changes every name of a module at once, so that nothing holds the old one any more and its tensors are freed;
-    `finish` finds the other references that the model's modules hold to it: in attributes, lists, tuples, sets, dicts,
-    partial functions and bound methods.
+    `finish` finds the other references that the model's modules hold to it (`qkernels.references`).
 
     Attributes:
         model: the model, which is another object once the root itself was swapped.
@@ -65,22 +65,25 @@ class ModuleSwap:
         self._index(new, name)
         self._names[new] = name
         self._slots.setdefault(new, []).extend(slots)
+        self._new.pop(new, None)  # it may have been here before
         self._new[old] = new
         if old is self.model:
             self.model = new
 
+    def _latest(self, module: nn.Module) -> nn.Module:
+        """What stands for a module now, however often it was swapped."""
+        while module in self._new:
+            module = self._new[module]
+        return module
+
     def finish(self) -> nn.Module:
         """The model, in which no reference to a swapped module is left but those that `notes` names."""
         if self._new:
-            for name, module in self.model.named_modules():
-                for key, value in list(module.__dict__.items()):
-                    if key in _TORCHS_OWN:
-                        continue
-                    module.__dict__[key] = _swapped(value, self._new, set())
-                    self.notes += [
-                        f"{name or 'the model'}.{key} is a function that holds a {held} itself: that one stays float"
-                        for held in closed_over(value, self._new)
-                    ]
+            latest = {old: self._latest(old) for old in list(self._new)}
+            self.notes += [
+                f"a function in {where} holds a {held} itself: that one stays float"
+                for where, held in Replacement(self.model, latest).functions
+            ]
         return self.model
 
 
@@ -97,15 +100,17 @@ def swap_modules(
 def inherit_from(new: nn.Module, old: nn.Module, own: Collection[str] | None = None) -> list[str]:
     """Give ``new`` what ``old`` carried besides its own work, and return sentences about what is lost.
 
+    A layer of ours becomes an instance of the old one's class too (`qkernels.standing_in`).
     Forward hooks go on running, on the same handles. Attributes that ``new`` does not have move to it, and parameters,
     buffers and submodules that are not among ``own``, the names that are the old module's work (None: all of them).
     Backward hooks are lost: an int8 layer has no backward.
     """
+    stand_in_for(new, old)
     for kind in _FORWARD_HOOKS:
         if kind in old.__dict__:
             new.__dict__[kind] = old.__dict__[kind]
     for key, value in old.__dict__.items():
-        if key not in _TORCHS_OWN and not hasattr(new, key):
+        if key not in _TORCHS_OWN and not _has_its_own(new, old, key):
             new.__dict__[key] = value
     if own is not None:
         for kind in _REGISTERED:
@@ -117,6 +122,14 @@ def inherit_from(new: nn.Module, old: nn.Module, own: Collection[str] | None = N
     return (
         ["its backward hooks are gone, since what stands there now has no backward"] if lost else []
     )
+
+
+def _has_its_own(new: nn.Module, old: nn.Module, key: str) -> bool:
+    """Whether ``new`` means something of its own by an attribute, which is not just what every module has."""
+    if key in new.__dict__ or any(key in new.__dict__[kind] for kind in _REGISTERED):
+        return True
+    meant = getattr(type(new), key, None)
+    return meant is not None and meant is not getattr(type(old), key, None)
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
@@ -136,55 +149,3 @@ def has_hooks(module: nn.Module) -> bool:
 def has_own_forward(module: nn.Module) -> bool:
     """Whether the object, and not its class, says what its forward is, as accelerate's hooks do."""
     return "forward" in module.__dict__
-
-
-def _swapped(value: Any, new: Mapping[nn.Module, nn.Module], seen: set[int]) -> Any:
-    """The value with every module in it swapped; containers that can change do, others are made anew."""
-    if isinstance(value, nn.Module):
-        return new.get(value, value)
-    if id(value) in seen:
-        return value
-    seen.add(id(value))
-
-    def walk(item: Any) -> Any:
-        return _swapped(item, new, seen)
-
-    if isinstance(value, list):
-        value[:] = map(walk, value)
-    elif isinstance(value, dict):
-        for key in list(value):
-            value[key] = walk(value[key])
-        for key in [k for k in value if isinstance(k, nn.Module) and k in new]:
-            value[new[key]] = value.pop(key)
-    elif isinstance(value, tuple):
-        items = [walk(item) for item in value]
-        if any(a is not b for a, b in zip(items, value, strict=True)):
-            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    elif isinstance(value, set):
-        for item in [m for m in value if isinstance(m, nn.Module) and m in new]:
-            value.remove(item)
-            value.add(new[item])
-    elif isinstance(value, functools.partial):
-        func, args, kwargs = walk(value.func), walk(value.args), walk(dict(value.keywords))
-        return functools.partial(func, *args, **kwargs)
-    elif isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
-        owner = new.get(value.__self__)
-        return value if owner is None else getattr(owner, value.__name__, value)
-    return value
-
-
-def closed_over(value: Any, new: Mapping[nn.Module, nn.Module]) -> Iterator[str]:
-    """Descriptions of the swapped modules that a function keeps in its closure or defaults."""
-    if not isinstance(value, types.FunctionType):
-        return
-    cells = [_content(cell) for cell in value.__closure__ or ()]
-    for held in (*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
-        if isinstance(held, nn.Module) and held in new:
-            yield f"a {type(held).__name__}"
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None

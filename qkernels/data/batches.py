@@ -80,7 +80,7 @@ class Batches:
     def _normalise(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.mean, device=images.device).view(shape)
-        std = torch.tensor(self.std, device=images.device).view(shape)
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(shape)
+        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(shape)
         pixels = images.to(torch.float32, memory_format=layout)
         return pixels.sub_(255 * mean).div_(255 * std).to(self.dtype)

@@ -107,7 +107,8 @@ def mean_answer(
     """
     for other in logits[1:]:
         _check(logits[0], other, temperature)
-    shares = torch.tensor([1.0] * len(logits) if weights is None else list(weights))
+    each = [1.0] * len(logits) if weights is None else list(weights)
+    shares = torch.tensor(each, dtype=torch.float32)
     if len(shares) != len(logits) or not (shares >= 0).all() or not 0 < shares.sum() < torch.inf:
         raise ValueError(f"{len(logits)} teachers cannot have the weights {weights}")
     if len(logits) == 1:

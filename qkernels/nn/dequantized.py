@@ -22,16 +22,22 @@ ASKS = {
         getattr(Tensor, name).__get__
         for name in (
             "shape", "dtype", "device", "layout", "requires_grad", "is_leaf", "ndim", "itemsize", "nbytes", "grad",
-            "grad_fn", "is_cuda", "is_meta", "is_sparse", "is_quantized", "is_nested", "is_cpu",
+            "grad_fn", "is_cuda", "is_meta", "is_sparse", "is_quantized", "is_nested", "is_cpu", "is_mps", "is_xpu",
         )
     ),
     *(
         getattr(Tensor, name)
         for name in (
             "size", "dim", "numel", "nelement", "ndimension", "stride", "is_contiguous", "is_floating_point",
-            "is_complex", "element_size", "get_device", "__len__", "storage_offset",
+            "is_complex", "element_size", "get_device", "__len__", "storage_offset", "is_inference", "is_signed",
         )
     ),
+    torch.is_floating_point, torch.is_complex, torch.is_inference, torch.numel,
+}  # fmt: skip
+# What makes another tensor of its form, without its values.
+_LIKENESSES = {
+    *(getattr(Tensor, f"new_{kind}") for kind in ("zeros", "ones", "empty", "full", "tensor", "empty_strided")),
+    *(getattr(torch, f"{kind}_like") for kind in ("zeros", "ones", "empty", "full", "rand", "randn", "randint")),
 }  # fmt: skip
 _KEEPS = {Tensor.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
 
@@ -73,6 +79,9 @@ class DequantizedWeight(Tensor):
                 return func(*args, **kwargs)
         if func in _KEEPS:
             return args[0]
+        if func in _LIKENESSES:
+            args, kwargs = pytree.tree_map_only(DequantizedWeight, _form, (args, dict(kwargs)))
+            return func(*args, **kwargs)
         if _writes(func, args, kwargs):
             raise RuntimeError(
                 f"{func.__name__} writes to the weight of an int8 layer, where it would be lost: change the float "
@@ -103,6 +112,11 @@ class DequantizedWeight(Tensor):
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"{type(self).__name__}({_values(self)!r})"
+
+
+def _form(weight: DequantizedWeight) -> Tensor:
+    """A tensor of its dtype, device and shape that takes no memory."""
+    return torch.empty((), dtype=weight.dtype, device=weight.device).expand(weight.shape)
 
 
 def _values(weight: DequantizedWeight) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from qkernels import ops
+from qkernels.swap import ModuleSwap, has_own_forward
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -29,8 +30,9 @@ class MeanPool2d(nn.Module):
 
 def fix_mean_order_(model: Model) -> Model:
     """Put `MeanPool2d` where ``nn.AdaptiveAvgPool2d(1)`` is, in place; returns the model."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.AdaptiveAvgPool2d and child.output_size in (1, (1, 1)):
-                setattr(parent, name, MeanPool2d())
-    return model
+    swap = ModuleSwap(model)
+    for pool in list(model.modules()):
+        ones = type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1))
+        if ones and not has_own_forward(pool):
+            swap.put(pool, MeanPool2d())
+    return cast(Model, swap.finish())

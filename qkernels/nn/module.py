@@ -11,11 +11,12 @@ from qkernels import ops
 from qkernels.nn.dequantized import DequantizedWeight
 from qkernels.nn.weights import check_scale, check_zero_point, quantize_weight
 from qkernels.reference import MAX_K
+from qkernels.standing_in import StandIn
 
 Activation = Literal["static", "dynamic", "weight_only"]
 
 
-class QuantModule(nn.Module):
+class QuantModule(StandIn, nn.Module):
     """An inference-only layer with an int8 weight [N, ...] and one scale an output channel.
 
     The weight is held once, in the kernels' packed layout (``packed_weight``); ``int8_weight`` unpacks its codes. A
@@ -27,7 +28,8 @@ class QuantModule(nn.Module):
     shape, dtype and device (see `DequantizedWeight`), ``parameters()`` yields an ``anchor`` without values, so that
     ``next(model.parameters()).dtype`` answers, and each int8 class is a subclass of its float class: forwards ask
     ``isinstance(layer, nn.Linear)`` to tell a head from an ``nn.Identity``, and tools find layers by it. What reads
-    such a layer's weight gets right values; what writes to it is refused. Scales and bias stay float32 under
+    such a layer's weight gets right values; what writes to it is refused. In the place of a user's subclass it is an
+    instance of that too (`qkernels.standing_in`). Scales and bias stay float32 under
     ``.half()`` and ``.to(dtype)``: the output takes the input's dtype.
     """
 

@@ -85,7 +85,8 @@ def spec_of(module: nn.Module) -> LayerSpec | None:
 
 def spec_of_int8(kind: type[nn.Module] | str) -> LayerSpec | None:
     """The spec of an int8 class, given itself or by its name."""
-    return next((s for s in _SPECS.values() if kind in (s.int8_class, s.int8_class.__name__)), None)
+    name = kind if isinstance(kind, str) else kind.__name__
+    return next((s for s in _SPECS.values() if s.int8_class.__name__ == name), None)
 
 
 def float_classes() -> tuple[type[nn.Module], ...]:

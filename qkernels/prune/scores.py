@@ -175,9 +175,11 @@ def _entropy(means: Tensor, bins: int) -> Tensor:
     low, high = means.min(), means.max()
     step = (high - low).clamp(min=torch.finfo(means.dtype).tiny) / bins
     index = ((means - low) / step).long().clamp(0, bins - 1)
-    counts = torch.zeros(means.shape[1], bins).scatter_add_(1, index.T, torch.ones_like(means.T))
+    counts = means.new_zeros(means.shape[1], bins).scatter_add_(
+        1, index.T, torch.ones_like(means.T)
+    )
     share = counts / len(means)
-    return -torch.special.xlogy(share, share).sum(1) / torch.log(torch.tensor(2.0))
+    return -torch.special.xlogy(share, share).sum(1) / torch.log(means.new_tensor(2.0))
 
 
 def _same_names(scores: Sequence[Scores]) -> None:

@@ -24,7 +24,7 @@ def channel_scores(group: ChannelGroup, scores: Scores) -> Tensor:
 
     Raises ValueError if `scores` has nothing about the group.
     """
-    total, seen = torch.zeros(group.channels), False
+    total, seen = torch.zeros(group.channels, dtype=torch.float32), False
     for member in group.members:
         for entries in _entry_scores(member, scores):
             total.index_add_(0, member.channel, entries.float().cpu()[member.index])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkernels.nn import QuantConv2d, QuantLinear, quantize_weight
+from qkernels.standing_in import StandIn
 
 _SMALLEST = 1e-12  # a learned scale stays above 0
 
@@ -38,7 +39,7 @@ def _as_tensor(bound: Tensor | float, like: Tensor) -> Tensor:
 OWN_TENSORS = ("weight", "bias", "weight_scale", "input_scale", "input_zero_point")
 
 
-class FakeQuantMixin(nn.Module):
+class FakeQuantMixin(StandIn, nn.Module):
     """What both layers share: learned scales, the int8 twin, and the forward through it."""
 
     weight: Tensor
@@ -64,7 +65,9 @@ class FakeQuantMixin(nn.Module):
         self.bias = layer.bias
         _, scale = quantize_weight(layer.weight, per_channel=per_channel)
         self.weight_scale = nn.Parameter(scale if per_channel else scale[:1].clone(), learn_scales)
-        self.input_scale = nn.Parameter(torch.tensor(input_scale, device=device), learn_scales)
+        self.input_scale = nn.Parameter(
+            torch.tensor(input_scale, dtype=torch.float32, device=device), learn_scales
+        )
         self.register_buffer(
             "input_zero_point", torch.tensor(zero_point, dtype=torch.int32, device=device)
         )

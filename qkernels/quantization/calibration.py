@@ -65,14 +65,18 @@ def run_data(model: nn.Module, data: Calibration, reader: BatchReader | None = N
 
 def run_batch(model: nn.Module, batch: Batch, reader: BatchReader | None = None) -> Any:
     """The model's answer to one batch (see `calibrate`)."""
-    call = (reader or BatchReader(model)).call(batch)
+    return run_call(model, (reader or BatchReader(model)).call(batch))
+
+
+def run_call(model: nn.Module, call: Call) -> Any:
+    """The model's answer to one call; ValueError says what it was called with where it fails."""
     try:
         return call.run(model)
     except CalibrationError:
         raise
     except Exception as error:  # whatever a forward raises on data that is not for it
         raise ValueError(
-            f"{type(model).__name__} cannot be called with this batch of {call.described()}: {first_line(error)}"
+            f"{type(model).__name__} cannot be called with {call.described()}: {first_line(error)}"
         ) from error
 
 

@@ -179,6 +179,7 @@ def _fold(model: nn.Module, call: Call, only: Collection[str] | None, folds: Fol
         fold_into(layer, cast(_BatchNorm, norm))
         swap.put(norm, placeholder(norm, pair.layer, isinstance(layer, nn.Linear), pair.rest))
         folds.pairs.append((pair.layer, pair.norm))
+    swap.finish()
     with answering(model):
         error = output_error(before, call.run(model))
     if error > rounding({x.dtype for _, x in output_tensors(before)}):
@@ -191,7 +192,7 @@ def _fold(model: nn.Module, call: Call, only: Collection[str] | None, folds: Fol
             f"no batch norm is folded: the model's answer would change by {error:.2g} of its size"
         )
         folds.pairs.clear()
-    swap.finish()
+        swap.finish()
 
 
 def placeholder(norm: nn.Module, into: str, rows: bool, rest: Collection[str]) -> nn.Module:

@@ -15,7 +15,12 @@ from qkernels.nn import fix_mean_order_
 from qkernels.nn.module import QuantModule
 from qkernels.nn.registry import spec_of
 from qkernels.plain import PlainForm, plain_form
-from qkernels.quantization.calibration import Calibration, calibrate, example_of
+from qkernels.quantization.calibration import (
+    Calibration,
+    calibrate,
+    example_of,
+    run_call,
+)
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.fold import Folds, fold_batch_norm_
 from qkernels.quantization.observers import Observer, make_observers
@@ -91,6 +96,9 @@ def prepare_(
     if calibration is not None:
         example = example_of(model, calibration)
         call, calibration = call or example.call, example.data
+    if call is not None:
+        with answering(model):
+            run_call(model, call)  # what does not fit is said before anything is changed
     folds = Folds()
     if config.fold_batch_norm:
         folds = reports.report(fold_batch_norm_(model, call, only=plan.layers), Folds)

@@ -247,7 +247,7 @@ def _layer_seconds(
 ) -> tuple[float, float] | tuple[None, None]:
     if shape is None:
         return None, None
-    x = torch.randn(shape)
+    x = torch.randn(shape, dtype=torch.float32)
     with torch.inference_mode():
         times = time_in_turns(
             {"float": lambda: mixture.float[name](x), "int8": lambda: mixture.int8[name](x)},

@@ -92,7 +92,8 @@ def equalize(model: nn.Module, example_inputs: Any = None, *, absorb: bool = Fal
     if not chains:
         done.notes.append("no two layers follow each other with only ReLUs or pools between")
         return hang(model, done)
-    moved = {chain: torch.ones(layer(model, chain.first).weight.shape[0]) for chain in chains}
+    widths = {chain: layer(model, chain.first).weight.shape[0] for chain in chains}
+    moved = {chain: torch.ones(n, dtype=torch.float32) for chain, n in widths.items()}
     for _ in range(_ROUNDS):
         steps = [_equalize_pair(model, chain, moved[chain]) for chain in chains]
         if max(steps) < _ENOUGH:

@@ -33,7 +33,8 @@ def pairs(dtype: torch.dtype = torch.float32) -> list[tuple[nn.Module, Any, Tens
 
 
 def error(y: Tensor, exact: Tensor) -> float:
-    return float((y.float() - exact.float()).norm() / exact.float().norm())
+    y, exact = y.detach().float(), exact.detach().float()
+    return float((y - exact).norm() / exact.norm())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -215,3 +216,129 @@ def test_a_copied_or_pickled_weight_is_a_plain_tensor() -> None:
     for weight in (copy.deepcopy(int8.weight), pickle.loads(pickle.dumps(int8.weight))):
         assert type(weight) is Tensor
         assert error(weight, layer.weight) < 0.01
+
+
+class Asking(nn.Module):
+    """A hidden layer and a head, whose forward is `ask`."""
+
+    def __init__(self, ask: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(12, 12), nn.Linear(12, 8, bias=False)
+        self.ask = ask
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ask(self, x)
+
+
+def placed(m: Any, x: Tensor) -> Tensor:
+    if m.fc.weight.is_cuda or m.fc.weight.device.type == "cuda":
+        x = x.cuda()
+    return m.head(m.fc(x.to(device=m.fc.weight.device, dtype=m.fc.weight.dtype)))
+
+
+def memory(m: Any, x: Tensor) -> Tensor:
+    state = m.fc.weight.new_zeros(x.shape[0], m.fc.weight.size(0))
+    return m.head(m.fc(x) + state + m.fc.weight.new_tensor([1.0]))
+
+
+def cosine(m: Any, x: Tensor) -> Tensor:
+    return F.cosine_similarity(m.fc(x)[:, None], m.head.weight[None], dim=-1)
+
+
+def weight_scaled(m: Any, x: Tensor) -> Tensor:
+    return F.linear(m.fc(x), m.head.weight * m.head.weight.shape[1] ** -0.5, m.head.bias)
+
+
+FORWARDS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "device and is_cuda": placed,
+    "first parameter": lambda m, x: m.head(m.fc(x.to(next(m.parameters()).dtype))),
+    "all parameters": lambda m, x: m.head(m.fc(x.to({p.dtype for p in m.parameters()}.pop()))),
+    "counted": lambda m, x: m.head(m.fc(x)) / m.head.weight.numel(),
+    "length": lambda m, x: m.head(m.fc(x)) / len(m.head.weight),
+    "new_zeros and new_tensor": memory,
+    "cosine similarity": cosine,
+    "scaled weight": weight_scaled,
+    "transposed": lambda m, x: m.fc(x) @ m.head.weight.T,
+    "mT": lambda m, x: m.fc(x) @ m.head.weight.mT,
+    "t": lambda m, x: torch.mm(m.fc(x), m.head.weight.t()),
+    "einsum": lambda m, x: torch.einsum("nk,ok->no", m.fc(x), m.head.weight),
+    "addmm": lambda m, x: m.head(torch.addmm(m.fc.bias, x, m.fc.weight.t())),
+    "matmul operator": lambda m, x: (m.head.weight @ m.fc(x).T).T,
+    "split": lambda m, x: torch.cat([F.linear(m.fc(x), w) for w in m.head.weight.chunk(2)], 1),
+    "iterated": lambda m, x: torch.stack([m.fc(x) @ row for row in m.head.weight], 1),
+    "unpacked": lambda m, x: m.head(m.fc(x)) + sum(w.sum() for w in m.fc.weight.unbind(0)),
+    "float": lambda m, x: F.linear(m.fc(x).float(), m.head.weight.float()).type_as(m.head.weight),
+    "tied autoencoder": lambda m, x: F.linear(m.fc(x), m.fc.weight.t()),
+    "bias moved": lambda m, x: m.head(F.linear(x, m.fc.weight) + m.fc.bias),
+    "weight decay": lambda m, x: m.head(m.fc(x)) + 1e-2 * (m.fc.weight**2).sum(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic", "weight_only"])
+@pytest.mark.parametrize("ask", FORWARDS)
+def test_a_forward_that_asks_a_layer_about_its_weight_stays_right(ask: str, scheme: str) -> None:
+    torch.manual_seed(0)
+    model, x = Asking(FORWARDS[ask]).eval(), torch.randn(16, 12)
+    int8 = qk.quantize(model, scheme, [x])
+    with torch.no_grad():
+        expected = model(x)
+        assert int8(x).dtype == expected.dtype
+        assert error(int8(x), expected) < 0.03
+
+
+def test_a_convolutions_weight_read_outside_of_its_call_stays_right() -> None:
+    class Unfolded(Patches):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = F.unfold(x, self.proj.weight.shape[2:], stride=self.proj.stride)
+            product = self.proj.weight.flatten(1) @ rows
+            return product.unflatten(2, (4, 4)) + self.proj.bias[:, None, None]
+
+    torch.manual_seed(0)
+    model, x = Unfolded().eval(), torch.randn(2, 3, 16, 16)
+    int8 = qk.quantize(model, "dynamic")
+    with torch.no_grad():
+        assert error(int8(x), model(x)) < 0.02
+
+
+def test_tools_over_parameters_answer_for_an_int8_model() -> None:
+    model = Asking(FORWARDS["first parameter"]).eval()
+    int8 = qk.quantize(model, "dynamic")
+    vector = nn.utils.parameters_to_vector(int8.parameters())
+    assert (vector.dtype, vector.device) == (torch.float32, torch.device("cpu"))
+    assert not any(p.requires_grad for p in int8.parameters())
+    int8.requires_grad_(True).zero_grad()
+    assert len(int8.fc.weight) == 12
+    assert int8.fc.weight.requires_grad is False
+    for text in (repr(int8.fc.weight), str(int8), f"{int8.fc.weight.shape}"):
+        assert "12" in text or "tensor" in text
+
+
+def test_questions_about_a_weight_never_unpack_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, int8, _ = pairs()[0]
+
+    def unpacked(*_: object) -> Tensor:
+        raise AssertionError("the weight was unpacked for a question about its form")
+
+    monkeypatch.setattr(type(int8), "dequantize_weight", unpacked)
+    for ask in (
+        lambda w: (w.dtype, w.shape, w.device, w.ndim, w.numel(), w.size(0), w.dim(), len(w), w.is_cuda),
+        lambda w: (w.requires_grad, w.is_floating_point(), w.element_size(), w.stride(), w.is_contiguous(), w.is_meta),
+        lambda w: (torch.is_floating_point(w), torch.numel(w), torch.is_complex(w), torch.is_tensor(w)),
+        lambda w: (w.new_zeros(2, 3).shape, w.new_empty(2).dtype, w.new_tensor([1.0]), w.new_full((2,), 3.0)),
+        lambda w: (torch.zeros_like(w).shape, torch.empty_like(w).dtype, torch.ones_like(w).device),
+        lambda w: (w.is_sparse, w.layout, w.data.dtype, w.detach().shape, w.is_mps, w.is_inference()),
+    ):  # fmt: skip
+        ask(int8.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_casts_of_an_int8_model_follow_its_activations(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = Asking(FORWARDS["first parameter"]).eval(), torch.randn(16, 12)
+    expected = model(x)
+    int8 = qk.quantize(model, "dynamic")
+    with torch.autocast("cpu", dtype):
+        assert error(int8(x), expected) < 0.03
+    cast = int8.to(dtype)
+    assert cast(x).dtype == dtype
+    assert error(cast(x), expected) < 0.05
