@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from qkernels.references import Replacement
 from qkernels.standing_in import stand_in_for
@@ -106,6 +107,7 @@ def inherit_from(new: nn.Module, old: nn.Module, own: Collection[str] | None = N
     Backward hooks are lost: an int8 layer has no backward.
     """
     stand_in_for(new, old)
+    _settle(old)
     for kind in _FORWARD_HOOKS:
         if kind in old.__dict__:
             new.__dict__[kind] = old.__dict__[kind]
@@ -122,6 +124,14 @@ def inherit_from(new: nn.Module, old: nn.Module, own: Collection[str] | None = N
     return (
         ["its backward hooks are gone, since what stands there now has no backward"] if lost else []
     )
+
+
+def _settle(module: nn.Module) -> None:
+    """Take off what a lazy module waits for its first input with."""
+    for key in ("_initialize_hook", "_load_hook"):
+        if isinstance(module, LazyModuleMixin) and hasattr(module, key):
+            getattr(module, key).remove()
+            delattr(module, key)
 
 
 def _has_its_own(new: nn.Module, old: nn.Module, key: str) -> bool:

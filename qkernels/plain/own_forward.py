@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qkernels.nn import QuantModule
+from qkernels.nn.registry import spec_of
 from qkernels.plain import probe
 from qkernels.plain.form import PlainForm, spend_weight_hooks
 from qkernels.plain.same_padding import SamePaddedConv2d
@@ -29,22 +30,28 @@ _GEOMETRY = ("stride", "padding", "output_padding", "dilation", "groups")
 def plain_layer(module: nn.Module) -> PlainForm | None:
     """The ordinary layer with the function of this one, or why there is none; None for what needs none.
 
-    A layer needs one if its class derives from ``nn.Linear`` or a convolution and has another forward, or if its weight
-    is no parameter of its own (parametrizations, weight norm, spectral norm, pruning). A module without children whose
-    only matrix multiplies the last axis of its input becomes an ``nn.Linear`` too; such modules stay without a word
-    where they compute something else.
+    A layer needs one if its class derives from ``nn.Linear`` or a convolution, has another forward and no `LayerSpec` of
+    its own, or if its weight is no parameter of its own (parametrizations, weight norm, spectral norm, pruning). A module
+    without children whose only matrix multiplies the last axis of its input becomes an ``nn.Linear`` too; such modules
+    stay without a word where they compute something else.
     """
     if isinstance(module, QuantModule) or "forward" in vars(module):
+        return None
+    known, owned = (
+        spec_of(module) is not None,
+        isinstance(module._parameters.get("weight"), nn.Parameter),
+    )
+    if known and owned:
         return None
     kinds: tuple[type[nn.Module], ...] = (nn.Linear, *_CONVOLUTIONS)
     base = next((kind for kind in kinds if isinstance(module, kind)), None)
     if base is None:
         return _matrix_module(module)
-    changed = any(
+    changed = not known and any(
         getattr(type(module), name, None) is not getattr(base, name, None)
         for name in ("forward", "_conv_forward")
     )
-    if not changed and isinstance(module._parameters.get("weight"), nn.Parameter):
+    if not changed and owned:
         return None
     name = _class_name(module)
     why = f"{name} has a forward of its own" if changed else "its weight is recomputed"

@@ -32,6 +32,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
@@ -382,7 +383,9 @@ def _checked_layer(name: str, layer: nn.Module | None, scheme: Mapping[str, Any]
     """`layer`, once it is clear that `scheme` describes its int8 form."""
     kind, spec = scheme["kind"], spec_of_int8(scheme["kind"])
     if spec is None:
-        raise CheckpointError(f"{name!r} is a {kind}, which this qkernels does not know: upgrade")
+        raise CheckpointError(
+            f"{name!r} is a {kind}, which this qkernels does not know: upgrade, or register it"
+        )
     becomes = getattr(layer, "cls_to_become", None) or type(layer)  # of a lazy layer
     if layer is None or not (
         issubclass(becomes, spec.float_class) or _holds_as_much(layer, spec, scheme)
@@ -390,9 +393,12 @@ def _checked_layer(name: str, layer: nn.Module | None, scheme: Mapping[str, Any]
         found = "nothing" if layer is None else f"a {type(layer).__name__}"
         raise CheckpointError(f"the file has a {kind} at {name!r}, the model {found}")
     ordinary = spec_of(layer) is spec or isinstance(layer, QuantModule)
+    unset = (
+        0 if isinstance(layer, LazyModuleMixin) else None
+    )  # a size that a lazy layer has not seen
     for key, value in scheme.items():
         ours = getattr(layer, key, None)
-        if not ordinary or key in _NOT_COMPARED or ours is None:
+        if not ordinary or key in _NOT_COMPARED or ours in (None, unset):
             continue
         ours = list(ours) if isinstance(ours, tuple) else ours
         value = list(value) if isinstance(value, tuple) else value

@@ -234,7 +234,7 @@ def scaled_outputs(layer: nn.Module, weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def _pairs(model: nn.Module, call: Call, notes: list[str]) -> Iterator[_Pair]:
-    left: dict[str, list[str]] = defaultdict(list)
+    left: dict[str, dict[str, None]] = defaultdict(dict)  # why -> names in order
     for found in captures(model, call):
         if isinstance(found, str):
             notes.append(f"batch norms: {found}")
@@ -242,10 +242,11 @@ def _pairs(model: nn.Module, call: Call, notes: list[str]) -> Iterator[_Pair]:
         for node in found.graph.nodes:
             pair = _pair(model, found, node)
             if isinstance(pair, _Unpaired):
-                left[pair.why].append(pair.norm)
+                left[pair.why][pair.norm] = None
             elif pair is not None:
                 yield pair
-    for why, names in left.items():
+    for why, norms in left.items():
+        names = list(norms)
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         notes.append(f"{listed} {'is' if len(names) == 1 else 'are'} not folded: {why}")
 
@@ -257,12 +258,14 @@ def _pair(model: nn.Module, found: Capture, node: fx.Node) -> _Pair | _Unpaired 
     read, *tensors = node.args[:5]
     owners = {found.owner(t) for t in tensors if t is not None}
     names = {owner[0] for owner in owners if owner is not None}
-    if None in owners or len(names) != 1:
+    if not names:  # statistics of no module
         return None
-    norm_name = names.pop()
+    norm_name = min(names)
     norm = model.get_submodule(norm_name)
-    if not isinstance(norm, _BatchNorm) or not _read_once(tensors):
-        return None
+    if not isinstance(norm, _BatchNorm):
+        return _Unpaired(norm_name, f"{type(norm).__name__} is no batch norm of torch")
+    if None in owners or len(names) != 1 or not _read_once(tensors):
+        return _Unpaired(norm_name, "its parameters are not used by it once and alone")
     source = _behind_views(cast(fx.Node, read))
     layer_name = _layer_of(model, found, source)
     if layer_name is None or (source is not read and not _on_last_axis(model, layer_name)):
@@ -272,6 +275,8 @@ def _pair(model: nn.Module, found: Capture, node: fx.Node) -> _Pair | _Unpaired 
     layer = model.get_submodule(layer_name)
     if norm.running_mean is None:
         return _Unpaired(norm_name, "it has no running statistics")
+    if found.scope(node)[-1:] != [norm_name] or not _is_own(norm, found, node):
+        return _Unpaired(norm_name, "its statistics are used otherwise than by calling it")
     if any(has_hooks(m) or has_own_forward(m) for m in (layer, norm)):
         return _Unpaired(norm_name, f"it or {layer_name} has hooks")
     axes = cast(fx.Node, read).meta["val"].dim()
@@ -283,6 +288,14 @@ def _pair(model: nn.Module, found: Capture, node: fx.Node) -> _Pair | _Unpaired 
     if rest is None:
         return _Unpaired(norm_name, f"{type(norm).__name__} does more than its batch norm")
     return _Pair(layer_name, norm_name, rest)
+
+
+def _is_own(norm: _BatchNorm, found: Capture, node: fx.Node) -> bool:
+    """Whether the node is the batch norm that the module stands for, in eval mode."""
+    keys = ("weight", "bias", "running_mean", "running_var")
+    own = [None if getattr(norm, key) is None else key for key in keys]
+    read = [None if t is None else cast(Any, found.owner(t))[1] for t in node.args[1:5]]
+    return bool(read == own and node.args[5] is False and node.args[7] == norm.eps)
 
 
 def _behind_views(node: fx.Node) -> fx.Node | None:

@@ -11,6 +11,7 @@ from nets import ConvNet, conv_net, images
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from qkernels.nn import QuantLinear
 from qkernels.quantization import CheckpointError, load, quantize, read_metadata, save
@@ -375,7 +376,7 @@ MADE_PLAIN: dict[str, Callable[[], nn.Module]] = {
     "weight norm by a hook": lambda: nn.utils.weight_norm(nn.Linear(8, 8)),
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)),
     "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
-    "pruned": lambda: nn.utils.prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5),
+    "pruned": lambda: prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5),
     "children that others call": CallsInside,
 }
 
