@@ -125,7 +125,7 @@ def model_times(
     calls = {}
     for name, net in nets.items():
         folded = copy.deepcopy(net)
-        fold_batch_norm_(folded)
+        fold_batch_norm_(folded, images)
         int8 = qkernels.quantize(net, calibration=calibration)
         for form, model in (
             ("float32", folded),

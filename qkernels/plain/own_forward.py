@@ -30,10 +30,10 @@ _GEOMETRY = ("stride", "padding", "output_padding", "dilation", "groups")
 def plain_layer(module: nn.Module) -> PlainForm | None:
     """The ordinary layer with the function of this one, or why there is none; None for what needs none.
 
-    A layer needs one if its class derives from ``nn.Linear`` or a convolution, has another forward and no `LayerSpec` of
-    its own, or if its weight is no parameter of its own (parametrizations, weight norm, spectral norm, pruning). A module
-    without children whose only matrix multiplies the last axis of its input becomes an ``nn.Linear`` too; such modules
-    stay without a word where they compute something else.
+    A layer needs one if its class derives from ``nn.Linear`` or a convolution, has another forward and no `LayerSpec`
+    of its own, or if its weight is no parameter of its own (parametrizations, weight norm, spectral norm, pruning). A
+    module without children whose only matrix multiplies the last axis of its input becomes an ``nn.Linear`` too; such
+    modules stay without a word where they compute something else.
     """
     if isinstance(module, QuantModule) or "forward" in vars(module):
         return None

@@ -29,7 +29,7 @@ def remove_dead_channels(model: nn.Module, example_inputs: Tensor) -> nn.Module:
     """
     graph = ChannelGraph(model, example_inputs)
     folded = copy.deepcopy(graph.model)
-    fold_batch_norm_(folded)
+    fold_batch_norm_(folded, example_inputs)
     dropped = {group: dead for group in graph.groups if len(dead := _dead(folded, group))}
     expected = outputs(graph.model, example_inputs)
     smaller = remove(model, graph, dropped, example_inputs)

@@ -88,10 +88,6 @@ def prepare_(
 ) -> Prepared:
     """Make `model` itself ready for conversion, see `quantize` for the arguments and errors."""
     model.eval()
-    model, notes, kinds, refused = _make_plain(model, config)
-    plan = make_plan(model, config, kinds=kinds, refused=refused)
-    _check_calibration(model, plan, calibration)
-    _check_strict(plan, config)
     call = None if example_inputs is None else example_call(example_inputs)
     if calibration is not None:
         example = example_of(model, calibration)
@@ -99,10 +95,14 @@ def prepare_(
     if call is not None:
         with answering(model):
             run_call(model, call)  # what does not fit is said before anything is changed
+    model, notes, kinds, refused = _make_plain(model, config)
+    plan = make_plan(model, config, kinds=kinds, refused=refused)
+    _check_calibration(model, plan, calibration)
+    _check_strict(plan, config)
+    call_layers_plainly(model, plan.layers)
     folds = Folds()
     if config.fold_batch_norm:
         folds = reports.report(fold_batch_norm_(model, call, only=plan.layers), Folds)
-    call_layers_plainly(model, plan.layers)
     fix_mean_order_(model)
     answer = None if call is None else _answer(model, plan, call)
     qparams, cuts = _input_qparams(model, plan, calibration)

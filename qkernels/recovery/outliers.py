@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qkernels.copying import copied
 from qkernels.quantization.fold import fold_batch_norm_, own_weight
 from qkernels.recovery.chains import set_weight
 from qkernels.reports import hang
@@ -31,7 +32,9 @@ class Clipped:
 
 
 @torch.no_grad()
-def clip_outliers(model: nn.Module, *, per_channel: bool = True) -> nn.Module:
+def clip_outliers(
+    model: nn.Module, example_inputs: Any = None, *, per_channel: bool = True
+) -> nn.Module:
     """A float model with weights clamped where their int8 form then errs least.
 
     Batch norms are folded first. The clip of each channel (or tensor) has the smallest squared difference between
@@ -40,13 +43,14 @@ def clip_outliers(model: nn.Module, *, per_channel: bool = True) -> nn.Module:
 
     Args:
         model: float; not changed.
+        example_inputs: what the model is called with, to fold its batch norms, as for `fold_batch_norm_`.
         per_channel: as the weights will be quantized.
 
     Returns:
         The clipped model, with `Clipped` as its report.
     """
-    model = copy.deepcopy(model).eval()
-    fold_batch_norm_(model)
+    model = copied(model)[0].eval()
+    fold_batch_norm_(model, example_inputs)
     done = {}
     for name, module in model.named_modules():
         if type(module) not in (nn.Conv2d, nn.Linear) or not own_weight(module):
