@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TORCHS_OWN = frozenset(nn.Module().__dict__) - {*_FORWARD_HOOKS}
-_LEAVES = (
-    Tensor, str, bytes, bytearray, int, float, complex, type, types.ModuleType, types.BuiltinFunctionType, type(None),
-    weakref.ProxyType, weakref.CallableProxyType, logging.Logger,
+_PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
+LEAVES = (  # what holds nothing of a model's
+    str, bytes, bytearray, int, float, complex, type, types.ModuleType, types.FunctionType, types.MethodType,
+    types.BuiltinFunctionType, type(None), *_PROXIES, logging.Logger,
 )  # fmt: skip
 
 
@@ -49,7 +50,7 @@ class Replacement:
 
     def _replaced(self, value: Any) -> Any:
         """What takes the value's place; what can be changed in place is put off."""
-        if isinstance(value, _LEAVES):
+        if type(value) in _PROXIES:  # which say that they are modules, and cannot be looked up
             return value
         if isinstance(value, nn.Module) and value in self.new:
             return self.new[value]
@@ -63,7 +64,7 @@ class Replacement:
             return self._partial(value)
         elif isinstance(value, types.MethodType):
             return self._method(value)
-        elif id(value) not in self._seen:
+        elif not isinstance(value, (Tensor, *LEAVES)) and id(value) not in self._seen:
             self._seen[id(value)] = value
             self._open.append(value)
         return value

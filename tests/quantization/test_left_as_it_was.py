@@ -1,6 +1,7 @@
 """What calibration and conversion leave in the user's model: nothing; and in the int8 model: nothing of theirs."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ class Keeping(nn.Module):
         self.register_buffer("table", None)
         self.cache: dict[Any, Any] = {}
         self.log: list[Any] = []
+        self.state = SimpleNamespace(calls=0, by_size={0: []})
         self.position, self.count = None, 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,9 +84,15 @@ def on_the_layer(m: Any, x: Tensor) -> Tensor:
     return x
 
 
+def in_an_object(m: Any, x: Tensor) -> Tensor:
+    m.state.calls += 1
+    m.state.by_size.setdefault(x.shape[0], []).append(x * 2)
+    return x + m.state.by_size[x.shape[0]][0].mean() * 0
+
+
 WRITES = [
     in_place, anew, lazy_attribute, lazy_buffer, registered_in_forward, cached_by_shape, cached_by_depth, growing,
-    on_the_layer,
+    on_the_layer, in_an_object,
 ]  # fmt: skip
 
 
