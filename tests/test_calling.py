@@ -94,6 +94,19 @@ def test_a_call_tells_its_shapes() -> None:
     assert Call().described() == "nothing"
 
 
+def test_a_call_knows_what_it_leaves_at_none() -> None:
+    class Optional(nn.Module):
+        def forward(
+            self, x: Tensor, mask: Tensor | None = None, flag: bool = False, *, bias: Any = None
+        ) -> Tensor:
+            return x
+
+    assert Call((X,)).left_at_none(Optional()) == ["mask", "bias"]
+    assert Call((X, None)).left_at_none(Optional()) == ["bias"]
+    assert Call((), {"x": X, "bias": 1}).left_at_none(Optional()) == ["mask"]
+    assert Call((X,)).left_at_none(Anything()) == []
+
+
 def test_containers_reach_the_forward_as_they_are() -> None:
     class Kinds(nn.Module):
         def __init__(self) -> None:
