@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.references import LEAVES
+from qkernels.references import ATOMS, LEAVES
 
 
 @contextmanager
@@ -54,10 +54,9 @@ def _state(model: nn.Module) -> Iterator[Any]:
             continue
         seen[id(value)] = value
         yield value
-        if isinstance(value, dict):
-            open_ += value.values()
-        elif isinstance(value, list | tuple | set | frozenset | deque):
-            open_ += value
+        if isinstance(value, dict | list | tuple | set | frozenset | deque):
+            items = value.values() if isinstance(value, dict) else value
+            open_ += (item for item in items if type(item) not in ATOMS)
         elif isinstance(value, nn.Module):  # but for its hooks, whose state is not the model's
             own = value.__dict__
             open_ += (own[k] for k in own if k in _REGISTERED or k not in _ATTRIBUTES)
