@@ -231,3 +231,15 @@ def test_a_function_that_closed_over_a_swapped_module_is_noted_once() -> None:
     model.run = [lambda x: layer(x)]
     _, notes = swap_modules(model, {layer: Other()})
     assert len(notes) == 1 and "the model.run" in notes[0] and "Linear" in notes[0]
+
+
+def test_modules_exchanged_to_and_fro_are_where_the_last_exchange_put_them() -> None:
+    model = net()
+    first, other, last = model[0], Other(), nn.Sequential(nn.Linear(2, 2))
+    model.append(first)
+    model.walk = [first]
+    swap = ModuleSwap(model)
+    for old, new in ((first, other), (other, first), (first, last), (last, first), (first, other)):
+        swap.exchange(old, new)
+        assert swap.finish()[0] is model[3] is model.walk[0] is new
+    assert vars(first).keys() == vars(nn.Linear(2, 2)).keys()
