@@ -148,15 +148,6 @@ def _has_its_own(new: nn.Module, old: nn.Module, key: str) -> bool:
     return meant is not None and meant is not getattr(type(old), key, None)
 
 
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """Put ``new`` under one name, and there alone; returns the model (``new`` itself for the root, "")."""
-    if name == "":
-        return new
-    parent, _, key = name.rpartition(".")
-    model.get_submodule(parent)._modules[key] = new
-    return model
-
-
 def has_hooks(module: nn.Module) -> bool:
     """Whether anything of the user's runs before or after the module's forward."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

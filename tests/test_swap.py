@@ -14,7 +14,6 @@ from qkernels.swap import (
     has_hooks,
     has_own_forward,
     inherit_from,
-    replace_module,
     swap_modules,
 )
 
@@ -46,7 +45,6 @@ def test_the_root_itself_is_swapped() -> None:
     swap.put(model, new)
     assert swap.finish() is new
     assert swap_modules(model, {model: new})[0] is new
-    assert replace_module(model, "", new) is new
 
 
 def test_names_stay_known_after_a_swap() -> None:
