@@ -26,6 +26,16 @@ class Call:
         device = device_of(model)
         return model(*_moved(self.args, device), **_moved(self.kwargs, device))
 
+    def left_at_none(self, model: nn.Module) -> list[str]:
+        """The arguments of the model's forward that this call leaves at their default of None."""
+        signature = inspect.signature(model.forward)
+        given = signature.bind_partial(*self.args, **self.kwargs).arguments
+        return [
+            p.name
+            for p in signature.parameters.values()
+            if p.default is None and p.name not in given
+        ]
+
     def described(self) -> str:
         """The shapes of its tensors, for a message."""
         values = [*map(_shape, self.args), *(f"{k}={_shape(v)}" for k, v in self.kwargs.items())]

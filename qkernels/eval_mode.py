@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from qkernels.references import ATOMS, LEAVES
 
 
 @contextmanager
@@ -28,44 +31,78 @@ def answering(model: nn.Module) -> Iterator[None]:
 
     Not ``inference_mode``, whose tensors, once a forward has stored one in the model, no training can use again.
     """
-    kept = [_Kept(module) for module in model.modules()]
+    kept = [_kept(value) for value in _state(model)]
     with eval_mode(model), torch.no_grad():
         try:
             yield
         finally:
-            for state in kept:
-                state.restore()
+            for restore in kept:
+                restore()
 
 
-class _Kept:
-    """The state of one module that a forward may change: its buffers, its attributes, the items of its containers."""
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+_ATTRIBUTES = frozenset(nn.Module().__dict__) - {"training"}
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.attributes = dict(module.__dict__)
-        self.items: dict[str, Any] = {
-            key: value.copy()
-            for key, value in self.attributes.items()
-            if type(value) in (dict, list, set)
-        }
-        self.buffers = [
-            (buffer, buffer._version, buffer.clone())
-            for buffer in module._buffers.values()
-            if isinstance(buffer, Tensor)
-            and buffer.dtype != torch.int8  # packed weights, which no forward writes
-        ]
 
-    def restore(self) -> None:
-        now = self.module.__dict__
-        for key in [key for key in now if key not in self.attributes]:
-            del now[key]
-        for key, value in self.attributes.items():
-            if now.get(key) is not value:
-                now[key] = value
-        for key, items in self.items.items():
-            container = self.attributes[key]
+def _state(model: nn.Module) -> Iterator[Any]:
+    """All that a forward may write to: modules, their containers and objects at any depth, and tensors in them."""
+    open_: list[Any] = [model]
+    seen: dict[int, Any] = {}  # which keeps what is seen alive, so that no id is used again
+    while open_:
+        value = open_.pop()
+        if id(value) in seen or isinstance(value, (nn.Parameter, *LEAVES)):
+            continue
+        seen[id(value)] = value
+        yield value
+        if isinstance(value, dict | list | tuple | set | frozenset | deque):
+            items = value.values() if isinstance(value, dict) else value
+            open_ += (item for item in items if type(item) not in ATOMS)
+        elif isinstance(value, nn.Module):  # but for its hooks, whose state is not the model's
+            own = value.__dict__
+            open_ += (own[k] for k in own if k in _REGISTERED or k not in _ATTRIBUTES)
+            continue
+        open_ += getattr(value, "__dict__", {}).values()
+
+
+def _kept(value: Any) -> Callable[[], None]:
+    """What puts the value back as it is now."""
+    steps = []
+    if isinstance(value, Tensor):
+        if (
+            value.dtype == torch.int8 or value.is_inference()
+        ):  # packed weights, which no forward writes
+            return lambda: None
+        version, clone = value._version, value.detach().clone()
+        return lambda: None if value._version == version else _copy_back(value, clone)
+    if isinstance(value, list | dict | set | deque):
+        steps.append(_kept_items(value))
+    attributes = getattr(value, "__dict__", None)
+    if isinstance(attributes, dict):
+        steps.append(_kept_items(attributes))
+
+    def restore() -> None:
+        for step in steps:
+            step()
+
+    return restore
+
+
+def _copy_back(tensor: Tensor, value: Tensor) -> None:
+    tensor.detach().copy_(value)
+
+
+def _kept_items(container: Any) -> Callable[[], None]:
+    items = dict(container) if isinstance(container, dict) else list(container)
+
+    def restore() -> None:
+        pairs = zip(container, items, strict=False)
+        same = len(container) == len(items) and all(a is b for a, b in pairs)
+        if same and isinstance(items, dict):
+            same = all(container[key] is items[key] for key in items)
+        if not same:
             container.clear()
-            container.extend(items) if isinstance(container, list) else container.update(items)
-        for buffer, version, value in self.buffers:
-            if buffer._version != version:
-                buffer.copy_(value)
+            container.update(items) if isinstance(container, dict | set) else container.extend(
+                items
+            )
+
+    return restore

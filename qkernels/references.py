@@ -18,9 +18,13 @@ from torch import Tensor, nn
 
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TORCHS_OWN = frozenset(nn.Module().__dict__) - {*_FORWARD_HOOKS}
-_LEAVES = (
-    Tensor, str, bytes, bytearray, int, float, complex, type, types.ModuleType, types.BuiltinFunctionType, type(None),
-    weakref.ProxyType, weakref.CallableProxyType, logging.Logger,
+_PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
+ATOMS: frozenset[type] = frozenset(
+    {str, bytes, int, float, bool, complex, type(None)}
+)  # of which a list may hold millions
+LEAVES: tuple[type, ...] = (  # what holds nothing of a model's
+    *ATOMS, bytearray, type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
+    *_PROXIES, logging.Logger,
 )  # fmt: skip
 
 
@@ -49,7 +53,7 @@ class Replacement:
 
     def _replaced(self, value: Any) -> Any:
         """What takes the value's place; what can be changed in place is put off."""
-        if isinstance(value, _LEAVES):
+        if type(value) in ATOMS or type(value) in _PROXIES:  # which say that they are modules
             return value
         if isinstance(value, nn.Module) and value in self.new:
             return self.new[value]
@@ -63,7 +67,7 @@ class Replacement:
             return self._partial(value)
         elif isinstance(value, types.MethodType):
             return self._method(value)
-        elif id(value) not in self._seen:
+        elif not isinstance(value, (Tensor, *LEAVES)) and id(value) not in self._seen:
             self._seen[id(value)] = value
             self._open.append(value)
         return value
@@ -94,8 +98,7 @@ class Replacement:
     def _look_into(self, value: Any) -> None:
         if isinstance(value, list | deque):
             for i, item in enumerate(value):
-                new = self._replaced(item)
-                if new is not item:
+                if type(item) not in ATOMS and (new := self._replaced(item)) is not item:
                     value[i] = new
         elif isinstance(value, dict):
             items = [(self._replaced(k), self._replaced(v)) for k, v in value.items()]

@@ -41,7 +41,7 @@ class ModuleSwap:
         self.model = model
         self.notes: list[str] = []
         self._new: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
-        self._slots: WeakKeyDictionary[nn.Module, list[Slot]] = WeakKeyDictionary()
+        self._slots: WeakKeyDictionary[nn.Module, dict[tuple[int, str], Slot]] = WeakKeyDictionary()
         self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         self._index(model, "")
 
@@ -50,7 +50,8 @@ class ModuleSwap:
             self._names.setdefault(module, name)
             for key, child in module._modules.items():
                 if child is not None:
-                    self._slots.setdefault(child, []).append((module._modules, key))
+                    slots = self._slots.setdefault(child, {})
+                    slots[id(module._modules), key] = (module._modules, key)
 
     def name_of(self, module: nn.Module) -> str:
         """The first name of a module of the model, also of one that was swapped out."""
@@ -58,14 +59,19 @@ class ModuleSwap:
 
     def put(self, old: nn.Module, new: nn.Module, own: Collection[str] | None = None) -> None:
         """Put ``new`` wherever ``old`` is registered; it takes over what `inherit_from` says."""
+        name = self._names[old] or "the model"
+        self.notes += [f"{name}: {lost}" for lost in inherit_from(new, old, own)]
+        self.exchange(old, new)
+
+    def exchange(self, old: nn.Module, new: nn.Module) -> None:
+        """Put ``new`` wherever ``old`` is registered, as it is."""
         name = self._names[old]
-        self.notes += [f"{name or 'the model'}: {lost}" for lost in inherit_from(new, old, own)]
-        slots = self._slots.get(old, [])
-        for registry, key in slots:
+        slots = self._slots.pop(old, {})
+        for registry, key in slots.values():
             registry[key] = new
         self._index(new, name)
         self._names[new] = name
-        self._slots.setdefault(new, []).extend(slots)
+        self._slots.setdefault(new, {}).update(slots)
         self._new.pop(new, None)  # it may have been here before
         self._new[old] = new
         if old is self.model:
@@ -140,15 +146,6 @@ def _has_its_own(new: nn.Module, old: nn.Module, key: str) -> bool:
         return True
     meant = getattr(type(new), key, None)
     return meant is not None and meant is not getattr(type(old), key, None)
-
-
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """Put ``new`` under one name, and there alone; returns the model (``new`` itself for the root, "")."""
-    if name == "":
-        return new
-    parent, _, key = name.rpartition(".")
-    model.get_submodule(parent)._modules[key] = new
-    return model
 
 
 def has_hooks(module: nn.Module) -> bool:

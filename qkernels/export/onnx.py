@@ -18,7 +18,7 @@ from qkernels.data.extras import require
 from qkernels.graph import CompiledModel
 from qkernels.nn import MeanPool2d
 from qkernels.nn.module import QuantModule
-from qkernels.swap import replace_module
+from qkernels.swap import ModuleSwap
 
 
 def export_onnx(
@@ -74,18 +74,15 @@ def _with_qdq_layers(model: nn.Module) -> nn.Module:
         raise ValueError(
             "a chained model has no QDQ form: export the quantized model it is made of"
         )
-    model = copy.deepcopy(model)
-    forms: dict[QuantModule, nn.Module] = {}  # a shared layer stays shared
-    for name, layer in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(layer, QuantModule):
-            if layer not in forms:
-                forms[layer] = to_qdq(name, layer)
-            model = replace_module(model, name, forms[layer])
-        elif isinstance(layer, MeanPool2d):
-            model = replace_module(model, name, nn.AdaptiveAvgPool2d(1))
-    if not forms:
+    swap = ModuleSwap(copy.deepcopy(model))
+    layers = [(n, m) for n, m in swap.model.named_modules() if isinstance(m, QuantModule)]
+    if not layers:
         raise ValueError(f"{type(model).__name__} has no int8 layer to export; quantize it first")
-    return model.eval()
+    for pool in [m for m in swap.model.modules() if isinstance(m, MeanPool2d)]:
+        swap.put(pool, nn.AdaptiveAvgPool2d(1))
+    for name, layer in layers:
+        swap.put(layer, to_qdq(name, layer))
+    return swap.finish().eval()
 
 
 def _check_float32(model: nn.Module, examples: tuple[Any, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from qkernels.copying import copied, unwrapped
@@ -16,6 +17,7 @@ from qkernels.quantization.prepare import prepare_
 from qkernels.swap import ModuleSwap
 
 
+@torch.inference_mode(False)  # whose tensors cannot learn
 def prepare_qat(
     model: nn.Module,
     config: QuantConfig | Mapping[str, Any] | None = None,

@@ -96,6 +96,7 @@ def save(
         _safetensors().torch.save_file(tensors, temporary, metadata={_KEY: text})
 
 
+@torch.inference_mode(False)  # whose tensors nothing could load into or train
 def load(
     path: str | os.PathLike[str],
     model: nn.Module | Callable[[], nn.Module] | None = None,

@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qkernels import reports
+from qkernels.calling import first_line
 from qkernels.copying import copied, unwrapped
 from qkernels.eval_mode import answering
 from qkernels.nn import QuantModule
@@ -28,6 +30,7 @@ _LOW_SQNR = 10.0  # dB; an output below it has lost a third of its size
 
 
 @explains_old_arguments
+@torch.inference_mode(False)  # whose tensors nothing could load into or train
 def quantize(
     model: nn.Module,
     config: QuantConfig | Mapping[str, Any] | str | None = None,
@@ -56,6 +59,7 @@ def quantize(
         The int8 model; `qkernels.report(model)` is its `QuantReport`.
 
     Raises:
+        RuntimeError: the forward fails with int8 layers, since it takes their parameters by name.
         ValueError: for an unknown setting, no layer to convert, static layers without calibration data, bad calibration
             data, a ScriptModule; with `config.strict`, for any layer with weights that would stay float without being
             excluded.
@@ -69,6 +73,7 @@ def quantize(
 
 
 @explains_old_arguments
+@torch.inference_mode(False)  # whose tensors nothing could load into or train
 def quantize_(
     model: nn.Module,
     config: QuantConfig | Mapping[str, Any] | str | None = None,
@@ -176,7 +181,14 @@ def _check_answer(
     if ready.call is None:
         return
     with answering(int8):
-        report.sqnr_db = output_sqnrs(ready.answer, ready.call.run(int8))
+        try:
+            answer = ready.call.run(int8)
+        except Exception as error:  # the forward wants of a layer what only the float layer has
+            raise RuntimeError(
+                f"the int8 model fails where the float model answers ({type(error).__name__}: {first_line(error)}): "
+                "exclude the layers whose parameters its forward takes by name"
+            ) from error
+    report.sqnr_db = output_sqnrs(ready.answer, answer)
     low = {name: db for name, db in report.sqnr_db.items() if db < _LOW_SQNR}
     if not low:
         return
@@ -190,4 +202,4 @@ def _check_answer(
         f"the int8 model's {name} keeps {db:.1f} dB of the float model's on the example{where}"
     )
     report.notes.append(sentence)
-    warnings.warn(f"{sentence} (docs/quantization.md says what helps)", stacklevel=4)
+    warnings.warn(f"{sentence} (docs/quantization.md says what helps)", stacklevel=6)

@@ -193,6 +193,11 @@ def _fold(model: nn.Module, call: Call, only: Collection[str] | None, folds: Fol
         )
         folds.pairs.clear()
         swap.finish()
+    if folds.pairs and (names := call.left_at_none(model)):
+        folds.notes.append(
+            f"batch norms are folded as in a call without {', '.join(names)}: where one of these acts between a layer "
+            "and its norm, give it in example_inputs"
+        )
 
 
 def placeholder(norm: nn.Module, into: str, rows: bool, rest: Collection[str]) -> nn.Module:

@@ -19,7 +19,7 @@ from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.prepare import prepare_
 from qkernels.renamed import explains_old_arguments
 from qkernels.reports import hang
-from qkernels.swap import inherit_from, replace_module
+from qkernels.swap import ModuleSwap, inherit_from
 from qkernels.timing import time_in_turns
 
 Metric = Callable[[nn.Module], float]  # larger is better, for example top-1 on validation images
@@ -149,20 +149,26 @@ class _Mixture:
     ) -> None:
         self.config = config
         ready = prepare_(copied(model)[0], config, calibration)
-        self.model = ready.model
-        self.names = {name: ready.plan.names[name] for name in ready.plan.layers}
-        self.float = {name: self.model.get_submodule(name) for name in self.names}
-        self.int8 = {name: ready.int8_layer(name) for name in self.names}
+        self._swap = ModuleSwap(ready.model)
+        self.float = {name: ready.model.get_submodule(name) for name in ready.plan.layers}
+        self.int8 = {name: ready.int8_layer(name) for name in self.float}
+        self._used = dict(self.float)
         for name, layer in self.int8.items():
             inherit_from(layer, self.float[name], own=("weight", "bias"))
 
+    @property
+    def model(self) -> nn.Module:
+        """The model as it was used last."""
+        return self._swap.model
+
     def use(self, int8: Collection[str]) -> nn.Module:
         """The model with these layers in int8 and the others in float."""
-        for name, aliases in self.names.items():
-            for alias in aliases:
-                layer = self.int8[name] if name in int8 else self.float[name]
-                self.model = replace_module(self.model, alias, layer)
-        return self.model
+        for name, used in self._used.items():
+            wanted = self.int8[name] if name in int8 else self.float[name]
+            if wanted is not used:
+                self._swap.exchange(used, wanted)
+                self._used[name] = wanted
+        return self._swap.finish()
 
 
 def _prepared(
@@ -210,11 +216,11 @@ def _scan(
     example_inputs: Tensor | None,
     layers: Iterable[str] | None,
 ) -> list[Sensitivity]:
-    names = list(mixture.names) if layers is None else list(layers)
+    names = list(mixture.float) if layers is None else list(layers)
     for name in names:
-        if name not in mixture.names:
-            near = difflib.get_close_matches(name, mixture.names, n=3, cutoff=0.4)
-            known = ", ".join(near or mixture.names)
+        if name not in mixture.float:
+            near = difflib.get_close_matches(name, mixture.float, n=3, cutoff=0.4)
+            known = ", ".join(near or mixture.float)
             raise ValueError(f"no layer {name!r} to quantize; the nearest: {known}")
     shapes = {} if example_inputs is None else _input_shapes(mixture, example_inputs)
     results = []
@@ -319,6 +325,6 @@ def _mixed(
     seconds: float | None,
     met: bool,
 ) -> nn.Module:
-    kept = [name for name in mixture.names if name not in int8]
+    kept = [name for name in mixture.float if name not in int8]
     config = replace(mixture.config, exclude=(*mixture.config.exclude, *kept))
     return hang(mixture.use(int8), Mixed(config, score, seconds, met, layers, kept))

@@ -58,6 +58,7 @@ class Equalized:
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def equalize(model: nn.Module, example_inputs: Any = None, *, absorb: bool = False) -> nn.Module:
     """A float model of the same function whose weights suffer less from one scale a tensor.

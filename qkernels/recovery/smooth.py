@@ -48,6 +48,7 @@ class Smoothed:
         return "\n".join(lines + [f"{name} -> {', '.join(r)}" for name, r in self.groups.items()])
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def smooth(model: nn.Module, calibration: Calibration, *, alpha: float = 0.5) -> nn.Module:
     """A float model of the same function whose Linear inputs have channels of like range.

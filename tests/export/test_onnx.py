@@ -225,3 +225,28 @@ def test_classes_of_official_images_stay(tmp_path: Path) -> None:
     export_onnx(model, images(1, 3, 32, 32), tmp_path / "m.onnx")
     found = torch.cat([run(tmp_path / "m.onnx", x) for x, _ in batches])
     assert agreement(predict(model, batches), found) > 0.99
+
+
+def test_layers_and_pools_that_a_forward_reaches_through_a_list_are_exported(
+    tmp_path: Path,
+) -> None:
+    class Walked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool, self.head = (
+                nn.Conv2d(3, 8, 3),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Linear(8, 4),
+            )
+            self.steps = [self.conv, self.pool, torch.nn.Flatten(), self.head]
+
+        def forward(self, x: Tensor) -> Tensor:
+            for step in self.steps:
+                x = step(x)
+            return x
+
+    torch.manual_seed(0)
+    x = images(2, 3, 8, 8)
+    int8 = quantized(Walked().eval(), x)
+    export_onnx(int8, x, tmp_path / "m.onnx")
+    assert off(run(tmp_path / "m.onnx", x), int8(x)) < 0.01

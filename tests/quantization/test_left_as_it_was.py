@@ -1,6 +1,9 @@
 """What calibration and conversion leave in the user's model: nothing; and in the int8 model: nothing of theirs."""
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import qkernels as qk
+from qkernels.qat import prepare_qat
 from qkernels.quantization import calibrate
 from qkernels.quantization.observers import MinMax
+from qkernels.recovery import equalize, smooth
 
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
 
@@ -25,6 +30,7 @@ class Keeping(nn.Module):
         self.register_buffer("table", None)
         self.cache: dict[Any, Any] = {}
         self.log: list[Any] = []
+        self.state = SimpleNamespace(calls=0, by_size={0: []})
         self.position, self.count = None, 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,9 +88,15 @@ def on_the_layer(m: Any, x: Tensor) -> Tensor:
     return x
 
 
+def in_an_object(m: Any, x: Tensor) -> Tensor:
+    m.state.calls += 1
+    m.state.by_size.setdefault(x.shape[0], []).append(x * 2)
+    return x + m.state.by_size[x.shape[0]][0].mean() * 0
+
+
 WRITES = [
     in_place, anew, lazy_attribute, lazy_buffer, registered_in_forward, cached_by_shape, cached_by_depth, growing,
-    on_the_layer,
+    on_the_layer, in_an_object,
 ]  # fmt: skip
 
 
@@ -175,3 +187,48 @@ def test_gradients_outside_stay_on_and_the_random_state_is_the_users() -> None:
     torch.manual_seed(5)
     qk.quantize(model, "static", [X])
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_is_made_under_inference_mode_can_be_loaded_into_trained_and_written(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    ).eval()
+    x = torch.randn(2, 3, 6, 6)
+    path = tmp_path / "m.safetensors"
+    with torch.inference_mode():
+        int8 = qk.quantize(model, "static", [x])
+        qk.save(int8, path)
+        made = [int8, qk.load(path, copy.deepcopy(model)), equalize(model, x), smooth(model, [x])]
+        made.append(prepare_qat(model, "static", [x]))
+    for each in made:
+        assert not any(t.is_inference() for t in (*each.parameters(), *each.buffers()))
+        each.load_state_dict(each.state_dict())
+        each(x)
+    made[-1](x).sum().backward()
+    assert not any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+
+
+def test_a_warning_about_the_answer_points_at_the_users_line() -> None:
+    x = torch.randn(64, 8)
+    with pytest.warns(UserWarning, match="dB") as caught:
+        qk.quantize(
+            nn.Sequential(nn.Linear(8, 4)), {"observer": "fixed", "range": (-1e-4, 1e-4)}, [x]
+        )
+    assert caught[0].filename == __file__
+
+
+def test_a_forward_that_takes_float_parameters_by_name_is_one_sentence() -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(nn.functional.linear(x, dict(self.named_parameters())["fc.weight"]))
+
+    with pytest.raises(RuntimeError, match=r"KeyError.*fc\.weight.*exclude"):
+        qk.quantize(ByName(), "dynamic", example_inputs=X)
+    qk.quantize(ByName(), {"activation": "dynamic", "exclude": ["fc"]}, example_inputs=X)

@@ -3,9 +3,10 @@ import warnings
 import pytest
 import torch
 from nets import conv_net, images
-from torch import nn
+from torch import Tensor, nn
 
 import qkernels
+from qkernels.nn import QuantLinear
 from qkernels.quantization import mix, scan
 from qkernels.quantization.sensitivity import output_sqnr
 
@@ -77,3 +78,22 @@ def test_bad_input_is_one_sentence() -> None:
         scan(model, "dynamic")
     with pytest.raises(ValueError, match="calibration data is empty"):
         scan(model, None, [])
+
+
+def test_layers_that_a_forward_reaches_through_a_list_are_switched_too() -> None:
+    class Walked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+            self.steps = [self.a, torch.tanh, self.b]
+
+        def forward(self, x: Tensor) -> Tensor:
+            for step in self.steps:
+                x = step(x)
+            return x
+
+    torch.manual_seed(0)
+    model, x = Walked().eval(), torch.randn(32, 8)
+    assert all(10 < layer.score < 80 for layer in scan(model, calibration=[x]))
+    mixed = mix(model, calibration=[x], floor=10.0)
+    assert all(step is torch.tanh or isinstance(step, QuantLinear) for step in mixed.steps)

@@ -114,6 +114,13 @@ def test_a_single_excluded_layer_does_not_bring_the_fast_path_back(scheme: str) 
             assert error(int8(**call), expected, PAD) < 0.05
 
 
+def test_a_batch_that_may_mean_two_things_is_tried_past_the_fast_path() -> None:
+    batches = [(X, None, PAD), (X, None, PAD)]
+    for data in ([{"src": X, "src_key_padding_mask": PAD, "labels": PAD}], [(batches[0], PAD)]):
+        int8 = qk.quantize(encoder(), {"exclude": ["layers.0"]}, data)
+        assert qk.report(int8).sqnr_db["output"] > 20
+
+
 def test_the_original_keeps_its_fast_path() -> None:
     model = encoder()
     qk.quantize(model, "dynamic")
