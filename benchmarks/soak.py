@@ -154,7 +154,7 @@ def _metric(body: bytes, name: str) -> float:
 
 
 def put(program: Path, models: Path, name: str, version: int = 1) -> Path:
-    """As one moves a file into a repository: at once."""
+    """Move a file into a repository, where it is there at once."""
     path = models / name / str(version) / "model.qkp"
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".new")

@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_TORCHS_OWN = frozenset(nn.Module().__dict__) - {*_FORWARD_HOOKS}
+TORCHS_OWN = frozenset(nn.Module().__dict__)  # attributes that every module has
+_PASSED_BY = TORCHS_OWN - {*_FORWARD_HOOKS}
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 ATOMS: frozenset[type] = frozenset(
     {str, bytes, int, float, bool, complex, type(None)}
@@ -45,7 +46,7 @@ class Replacement:
         self._seen: dict[int, Any] = {id(m): m for m in (*registered.values(), new)}
         self._open: list[Any] = []  # what is still to be looked into
         for name, module in registered.items():
-            for key in [k for k in module.__dict__ if k not in _TORCHS_OWN]:
+            for key in [k for k in module.__dict__ if k not in _PASSED_BY]:
                 self._where = f"{name or 'the model'}.{key}"
                 module.__dict__[key] = self._replaced(module.__dict__[key])
                 while self._open:

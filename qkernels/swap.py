@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from qkernels.references import Replacement
+from qkernels.references import TORCHS_OWN, Replacement
 from qkernels.standing_in import stand_in_for
 
 _FORWARD_HOOKS = (
@@ -21,7 +21,6 @@ _FORWARD_HOOKS = (
     "_forward_pre_hooks_with_kwargs",
 )  # fmt: skip
 _REGISTERED = ("_parameters", "_buffers", "_modules")
-_TORCHS_OWN = frozenset(nn.Module().__dict__)
 
 Slot = tuple[MutableMapping[str, Any], str]
 
@@ -118,7 +117,7 @@ def inherit_from(new: nn.Module, old: nn.Module, own: Collection[str] | None = N
         if kind in old.__dict__:
             new.__dict__[kind] = old.__dict__[kind]
     for key, value in old.__dict__.items():
-        if key not in _TORCHS_OWN and not _has_its_own(new, old, key):
+        if key not in TORCHS_OWN and not _has_its_own(new, old, key):
             new.__dict__[key] = value
     if own is not None:
         for kind in _REGISTERED:

@@ -33,7 +33,7 @@ struct Field {
 
 inline constexpr std::string_view kConstant = "constant";
 
-// Where an array lies in a program: offset and length in bytes. Both 0: there is none.
+// The place of an array in a program: offset and length in bytes. Both 0: there is none.
 struct Constant {
   int64_t at = 0, bytes = 0;
   void read(const FieldReader& reader, const char* field) const {

@@ -131,7 +131,7 @@ void write_image(const Conv2dProblem& p, const ConvPlan& plan, const Scales& s, 
   });
 }
 
-// In memory it is one piece before an image's first line, one between two lines, one behind the last.
+// The border is, in memory, one piece before an image's first line, one between two lines, one behind the last.
 void write_border(const Conv2dProblem& p, const Parallel& parallel) {
   const int64_t oh = p.oh(), side = p.y_border * p.oc, end = p.y_border * p.y_row() + side;
   const int8_t zero = int8_t(p.epilogue.out_zero) ^ p.epilogue.out_mask;

@@ -29,7 +29,7 @@ void plan_image(const Conv2dProblem& p, bool depthwise, ConvPlan& plan) {
   plan.image = plan.writes_image ? p.padded_h() * plan.row : p.x_strides[0];
 }
 
-// In place where the kernel's pieces allow it. A kernel that wants offset bytes needs them so, or an image written so.
+// An image is read in place where the kernel's pieces allow it. A kernel that wants offset bytes needs them so, or an image written so.
 bool reads_in_place(const Conv2dProblem& p, const ConvPlan& plan, int8_t wanted_mask) {
   const Kernels& k = *plan.kernels;
   const int64_t piece = plan.together ? p.kw * plan.channels : plan.channels;

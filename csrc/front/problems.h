@@ -1,4 +1,4 @@
-// From the caller's arrays to problem structs. Every check that torch's and NumPy's operators make is made here; what is
+// Problem structs from the caller's arrays. Every check that torch's and NumPy's operators make is made here; what is
 // left to them is the memory of the outputs (`c`, `y`, `q`), and copies of what does not lie as a driver reads it.
 #pragma once
 #include <span>

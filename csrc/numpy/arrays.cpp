@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kAligned = int(py::detail::npy_api::NPY_ARRAY_ALIGNED_);
 
-// Of what kernels know; `other`, without a name, of anything else.
+// The type of values that kernels know; `other`, without a name, for anything else.
 Type type_of(const py::dtype& type) {
   const char kind = type.kind();
   const auto size = type.itemsize();

@@ -21,7 +21,7 @@ using MaybeArray = std::optional<py::array>;
 // An array of the caller's, kept alive with what its view points to. bfloat16, which NumPy lacks, travels as uint16 bits.
 class View {
  public:
-  // As it lies; copied where kernels read no such address or strides: where its values are not aligned (`aligned`), or
+  // The array as it lies; copied where kernels read no such address or strides: where its values are not aligned (`aligned`), or
   // lie a fraction of a value apart.
   explicit View(const py::array& a, bool aligned = false);
   explicit View(const MaybeArray& a) : View(a ? *a : py::array(), true) {}

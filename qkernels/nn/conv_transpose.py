@@ -13,7 +13,6 @@ from qkernels.nn.conv import PaddingMode
 from qkernels.nn.convolution import QuantConvolution, Sizes
 from qkernels.nn.phases import Phases
 from qkernels.nn.weights import quantize_weight
-from qkernels.reference import MAX_K
 
 _conv2d = torch.ops.qkernels.conv2d
 
@@ -57,11 +56,8 @@ class QuantConvTranspose(QuantConvolution):
         return self.out_channels
 
     @classmethod
-    def why_not(cls, layer: Any) -> str | None:
-        terms = layer.in_channels // layer.groups * math.prod(phases_of(layer).taps)
-        if terms > MAX_K:
-            return f"its sums of {terms} products are above the limit of {MAX_K}"
-        return None
+    def products(cls, layer: Any) -> int:
+        return int(layer.in_channels // layer.groups * math.prod(phases_of(layer).taps))
 
     def _transposed(self, x: Tensor, padding: Sizes, output_padding: Sizes) -> Tensor:
         """``x`` [N, C, H, W] to [N, OC, OH, OW]."""

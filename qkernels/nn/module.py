@@ -257,10 +257,15 @@ class QuantModule(StandIn, nn.Module):
     @classmethod
     def why_not(cls, layer: Any) -> str | None:
         """Why this float layer has no int8 form of the class, in words that follow its name; None where it has one."""
-        products = layer.weight[0].numel()
+        products = cls.products(layer)
         if products <= MAX_K:
             return None
         return f"its sums of {products} products are above the limit of {MAX_K}"
+
+    @classmethod
+    def products(cls, layer: Any) -> int:
+        """How many products a sum of the int8 layer has."""
+        return int(layer.weight[0].numel())
 
     # ---- rebuilding
 

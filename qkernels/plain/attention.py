@@ -162,7 +162,7 @@ class PlainAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As ``nn.MultiheadAttention.forward``: (output, attention weights or None)."""
+        """Answer as ``nn.MultiheadAttention.forward`` does: (output, attention weights or None)."""
         if query.is_nested or key.is_nested or value.is_nested:
             raise AssertionError("PlainAttention takes no NestedTensor: give a key_padding_mask")
         batched = F._mha_shape_check(  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from qkernels.calling import first_line
 from qkernels.nn import QuantModule
 from qkernels.nn.registry import spec_of
 from qkernels.plain import probe
@@ -135,7 +136,7 @@ def _first_equal(
     good = [a for a in answers if a.output is not None]
     if len(good) < (1 if candidates is _linears else 3):  # SAME padding shows at several sizes
         error = next(a.error for a in answers if a.error is not None)
-        return None, f"it fails on random inputs ({type(error).__name__}: {_first_line(error)})"
+        return None, f"it fails on random inputs ({type(error).__name__}: {first_line(error)})"
     for candidate, name in candidates(module, good):
         if probe.same_answers(candidate, good):
             return candidate, name
@@ -150,10 +151,6 @@ class _Again(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.forward = module.forward
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
 
 
 # --- convolutions --------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ class PlainRecurrent(nn.RNNBase):
     # ---- forward
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """As torch's: ``input`` [T, N, F], [N, T, F], [T, F] or a PackedSequence; (output, last state)."""
+        """Answer as torch does: ``input`` [T, N, F], [N, T, F], [T, F] or a PackedSequence; (output, last state)."""
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         if input.dim() not in (2, 3):

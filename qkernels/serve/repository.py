@@ -75,12 +75,12 @@ class Served:
     latest: Version | None = None
 
     def choose(self) -> None:
-        """After a change: ``latest`` is the loaded version of the highest number."""
+        """Make ``latest`` the loaded version of the highest number, after a change."""
         loaded = [version for version in self.versions.values() if version.batcher is not None]
         self.latest = max(loaded, key=lambda version: _order(version.number), default=None)
 
     def find(self, number: str | None) -> Version:
-        """By its number or its checksum; None: the latest. Raises RequestError."""
+        """The version of this number or checksum; None: the latest. Raises RequestError."""
         if number is None:
             latest = self.latest
             if latest is None:
@@ -96,7 +96,7 @@ class Served:
         raise RequestError(404, f"there is no version {number!r}; it is {there!r}")
 
     def numbers(self) -> list[str]:
-        """Of the versions that are loaded."""
+        """The numbers of the versions that are loaded."""
         return [version.number for version in self.versions.values() if version.batcher is not None]
 
     def compare(self, name: str | None, number: str | None, found: Version) -> None:
@@ -193,7 +193,7 @@ class Repository:
     def statistics(
         self, name: str | None = None, number: str | None = None
     ) -> list[dict[str, Any]]:
-        """Of the loaded versions, of one model or of all. Raises RequestError(404)."""
+        """What the protocol tells of the loaded versions of one model, or of all. Raises RequestError(404)."""
         every = self if name is None else [self.find(name)]
         return [
             version.loaded.statistics.shown(served.name, version.number)

@@ -49,7 +49,7 @@ def folder(programs: list[Path], tmp_path: Path) -> Path:
 
 
 def put(program: Path, place: Path) -> None:
-    """As one moves a file in: at once."""
+    """Move a file in, which is there at once."""
     place.mkdir(parents=True, exist_ok=True)
     aside = place / ".aside"
     shutil.copy(program, aside)
