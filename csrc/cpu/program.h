@@ -31,7 +31,7 @@ struct Program {
 // Why these bytes are no program that may run, whoever wrote them; empty if they are one. Checks all but the checksum.
 std::string check_program(const void* bytes, int64_t size);
 
-// The shape of a value; h is the number of tokens.
+// The shape of a value; of tokens, h is their number.
 struct ProgramShape {
   int64_t n = 0, h = 1, w = 1, c = 0;
 };
