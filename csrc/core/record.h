@@ -70,6 +70,8 @@ template <int32_t kInitial> struct FieldFormat<Eight<kInitial>> {
 inline const char* const* choices_of(DType) { return kDTypeNames; }
 inline const char* const* choices_of(Range) { return kRangeNames; }
 inline const char* const* choices_of(PadMode) { return kPadModeNames; }
+inline const char* const* choices_of(Function) { return kFunctionNames; }
+inline const char* const* choices_of(BinaryOp) { return kBinaryOpNames; }
 
 template <class T>
 Field field(const char* name, size_t offset, T initial) {

@@ -45,8 +45,8 @@ class LoadedProgram {
     program_.emplace(checked_program(given));
   }
 
-  py::list run(std::vector<py::array> arrays, int threads, bool timed, py::object seconds_out) {
-    const Isa isa = active_isa();
+  py::list run(std::vector<py::array> arrays, int threads, bool timed, py::object seconds_out, const std::optional<std::string>& isa_name) {
+    const Isa isa = isa_of(isa_name);
     const std::vector<ProgramInput> inputs = inputs_of(arrays);
     const Parallel parallel = checked_threads(threads);
     const std::shared_ptr<const ProgramPlan> kept = planned(inputs, isa, threads);
@@ -275,7 +275,7 @@ void bind_program(py::module_& m) {
   m.def("is_view", &is_view, "kind"_a, "payload"_a, "Whether a step with this payload leaves its x as it lies.");
   py::class_<LoadedProgram>(m, "Program", "A chained model, from the bytes of a saved program; they are not copied.")
       .def(py::init<py::buffer>(), "bytes"_a)
-      .def("run", &LoadedProgram::run, "inputs"_a, "threads"_a = 1, "timed"_a = false, "seconds"_a = py::none(),
+      .def("run", &LoadedProgram::run, "inputs"_a, "threads"_a = 1, "timed"_a = false, "seconds"_a = py::none(), "isa"_a = py::none(),
            "arrays [N, C, H, W], [N, T, C] or [N, C], any strides, float32 or int64 as the program says, to a list of arrays; timed: appends each step's seconds. Any thread may call.")
       .def("steps", &LoadedProgram::steps, "input_sizes"_a, "threads"_a = 1, "What a call with inputs of these sizes does: one dict a step.")
       .def("arena_bytes", &LoadedProgram::arena_bytes, "input_sizes"_a, "threads"_a = 1, "Memory of one call, beside weights, inputs and outputs.")

@@ -196,6 +196,28 @@ def forgeries(data: np.ndarray, step: int) -> Any:
                 yield forged
 
 
+# kind, fields, constants, rank, types of what it reads
+ONE_STEP: list[tuple[str, dict[str, Any], dict[str, np.ndarray], int, tuple[str, ...]]] = [
+    ("unary", {"function": "silu"}, {}, 4, ("float32",)),
+    ("binary", {"op": "mul", "data_c": 4}, {"data": np.ones(4, np.float32)}, 3, ("int8",)),
+    ("binary", {}, {}, 4, ("int8", "float32")),
+]
+
+
+def of_one_step(case: tuple[Any, ...]) -> tuple[Program, np.ndarray]:
+    """A program of one step of a kind, behind steps that make int8 of its input where it is wanted so."""
+    kind, fields, constants, rank, types = case
+    values = [Value(4, rank, "float32", callers=True, nhwc_only=True)]
+    values += [Value(4, rank, t) for t in types] + [Value(4, rank, "float32", callers=True)]
+    steps = [Step("unary", f"x{i}", 0, 1 + i) for i in range(len(types))]
+    reads = range(1, 1 + len(types))
+    steps.append(
+        Step(kind, "it", 1, len(values) - 1, tuple(reads[1:]), fields=fields, constants=constants)
+    )
+    x = np.ones((2, 4, 3, 5)[:rank] if rank == 4 else (2, 3, 4)[3 - rank :], np.float32)
+    return Program(assemble(values, steps, [0], [len(values) - 1])), x
+
+
 def test_every_forged_field_of_every_payload_is_refused_or_runs_within_its_memory() -> None:
     torch.manual_seed(0)
     images = whole(Everything(), torch.randn(2, 3, 9, 9))
@@ -217,7 +239,7 @@ def test_every_forged_field_of_every_payload_is_refused_or_runs_within_its_memor
     average = Program(assemble(values, steps, [0], [3])), np.ones((1, 1, 4, 4), np.float32)
     tokens = whole(models.TransformerEncoder(24, 1, heads=2), torch.randn(2, 5, 24))
     seen, refused = set[str](), 0
-    for program, x in (images, average, tokens, movers(), words("float32"), words("int8")):
+    for program, x in (images, average, tokens, movers(), words("float32"), words("int8"), *map(of_one_step, ONE_STEP)):
         for i, row in enumerate(tables(program.data)[2]):
             seen.add(list(kinds())[row["kind"]])
             for forged in forgeries(program.data, i):
