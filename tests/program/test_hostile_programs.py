@@ -116,7 +116,7 @@ class Everything(nn.Module):
 
 def whole(model: nn.Module, x: Tensor) -> tuple[Program, np.ndarray]:
     int8 = qk.quantize(model.eval(), {"activation": "static"}, lambda m: m(x))
-    program = qk.compile(int8, x, exact=False).program
+    program = qk.compile(int8, x).program
     assert program is not None
     return program.program, x.numpy()
 
