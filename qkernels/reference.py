@@ -234,9 +234,42 @@ def lookup(x: Tensor, table: Tensor) -> Tensor:
 
 
 def embedding(ids: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
-    """The rows of ``table`` [rows, C] that int64 ``ids`` name, float32, times their ``scale`` [rows] where they are int8."""
+    """The rows of ``table`` [rows, C] that int64 ``ids`` name, float32; those of int8 times their ``scale`` [rows]."""
     rows = table[ids].float()
     return rows if scale is None else rows * scale[ids][..., None]
+
+
+def resize_bilinear(
+    x: Tensor,
+    size: tuple[int, int],
+    scales: tuple[float, float] = (0.0, 0.0),
+    *,
+    align_corners: bool = False,
+) -> Tensor:
+    """``x`` [N, C, H, W], float32 or int8, to ``size``: four pixels times their weights, added in rows, then in
+    columns, in float32; int8 rounds half to even. ``scales``: of the sizes; 0: their ratio."""
+    up, down, below = _taps(x.shape[2], size[0], scales[0], align_corners)
+    left, right, behind = _taps(x.shape[3], size[1], scales[1], align_corners)
+    below, values = below[:, None], x.float()
+    y = ((1 - below) * (1 - behind)) * values[:, :, up][..., left]
+    y = y + ((1 - below) * behind) * values[:, :, up][..., right]
+    y = y + (below * (1 - behind)) * values[:, :, down][..., left]
+    y = y + (below * behind) * values[:, :, down][..., right]
+    return y if x.dtype == torch.float32 else torch.round(y).to(torch.int8)
+
+
+def _taps(n: int, out: int, scale: float, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row or column of the output, the two that it lies between, and the second one's share."""
+    i = torch.arange(out)
+    if n == out:
+        return i, i, torch.zeros(out)
+    if align_corners:
+        at = i.float() * (torch.tensor(float(n - 1)) / max(out - 1, 1))
+    else:
+        ratio = torch.tensor(1 / scale) if scale else torch.tensor(float(n)) / out
+        at = ((i.float() + 0.5) * ratio - 0.5).clamp(min=0)
+    first = at.long().clamp(max=n - 1)
+    return first, (first + 1).clamp(max=n - 1), (at - first).clamp(0, 1)
 
 
 def mean_pool2d(x: Tensor) -> Tensor:

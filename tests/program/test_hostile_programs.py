@@ -141,6 +141,24 @@ def movers() -> tuple[Program, np.ndarray]:
     return Program(assemble(values, steps, [0], [2])), x
 
 
+def sizes() -> tuple[Program, np.ndarray]:
+    """An image that is mirrored around itself and made larger, by pixels and by blends, as int8 too."""
+    eye = {
+        "weight": _core.pack_weight(np.eye(2, dtype=np.int8)),
+        "w_scale": np.ones(2, np.float32),
+    }
+    values = [image(2, callers=True, nhwc_only=True), image(2, "int8"), image(2, "int8")]
+    values += [image(2, "int8"), image(2), image(2, callers=True)]
+    steps = [
+        Step("linear", "to int8", 0, 1, fields={"k": 2}, constants=eye),
+        Step("pad", "mirror", 1, 2, fields={"pad_top": 1, "pad_right": 2}),
+        Step("resize", "twice", 2, 3, fields={"mode": "bilinear", "scale_h": 2, "scale_w": 1.5}),
+        Step("linear", "to float", 3, 4, fields={"k": 2}, constants=eye),
+        Step("resize", "less", 4, 5, fields={"out_h": 3, "out_w": 2}),
+    ]
+    return Program(assemble(values, steps, [0], [5])), np.ones((2, 2, 4, 5), np.float32)
+
+
 def words(dtype: str) -> tuple[Program, np.ndarray]:
     """A first token that is a constant, and words of a table of 5."""
     weight = _core.pack_weight(np.eye(3, dtype=np.int8))
@@ -239,7 +257,16 @@ def test_every_forged_field_of_every_payload_is_refused_or_runs_within_its_memor
     average = Program(assemble(values, steps, [0], [3])), np.ones((1, 1, 4, 4), np.float32)
     tokens = whole(models.TransformerEncoder(24, 1, heads=2), torch.randn(2, 5, 24))
     seen, refused = set[str](), 0
-    for program, x in (images, average, tokens, movers(), words("float32"), words("int8"), *map(of_one_step, ONE_STEP)):
+    for program, x in (
+        images,
+        average,
+        tokens,
+        movers(),
+        sizes(),
+        words("float32"),
+        words("int8"),
+        *map(of_one_step, ONE_STEP),
+    ):
         for i, row in enumerate(tables(program.data)[2]):
             seen.add(list(kinds())[row["kind"]])
             for forged in forgeries(program.data, i):
