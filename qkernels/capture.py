@@ -98,11 +98,14 @@ def _free(model: nn.Module, call: Call, all_sizes: bool) -> Any:
     shapes = torch.export.ShapesCollection()
     for x in pytree.tree_leaves((call.args, call.kwargs)):
         if isinstance(x, Tensor):
-            free = [
-                torch.export.Dim.AUTO if all_sizes or i == 0 else torch.export.Dim.STATIC
+            channels = 1 if x.dim() == 4 else x.dim() - 1
+            features = channels if x.is_floating_point() else x.dim()  # which no model leaves free
+            shapes[x] = [
+                torch.export.Dim.AUTO
+                if i == 0 or (all_sizes and i != features)
+                else torch.export.Dim.STATIC
                 for i in range(x.dim())
             ]
-            shapes[x] = free
     return shapes.dynamic_shapes(model, call.args, call.kwargs)
 
 

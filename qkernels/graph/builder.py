@@ -69,13 +69,13 @@ class Builder:
         if not self._has_batch(x):
             raise LeftToTorch("what it reads has another batch than the model's input")
         sizes = nodes.sizes(x)
-        if x.dim() == 4 and not isinstance(x.shape[1], int) or not isinstance(x.shape[-1], int) and x.dim() < 4:
+        if not nodes.is_fixed(x.shape[1 if x.dim() == 4 else -1]):
             raise LeftToTorch("the number of channels of what it reads is free")
         asked = node.meta.get("sizes", x.shape)  # of an input of the model: those that it has to have
         order = IMAGE if x.dim() == 4 else range(x.dim())
         axes = [0, 3] if x.dim() == 2 else [0, 1, 3] if x.dim() == 3 else [0, 1, 2, 3]
         atoms = [
-            Atom(axis, sizes[i], isinstance(asked[i], int) and i > 0)
+            Atom(axis, sizes[i], i > 0 and asked[i] is not None and nodes.is_fixed(asked[i]))
             for axis, i in zip(axes, order, strict=True)
         ]
         fixed = {f"fixed_{'nhw'[a.axis]}": a.size for a in atoms if a.axis in (1, 2) and a.fixed}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections import defaultdict
 from typing import Any, cast
 
@@ -153,7 +152,7 @@ def _merge(graph: fx.GraphModule, group: list[fx.Node], layers: list[QuantLinear
             if (tensor := operands.get(key)) is not None
         }
         merged = graph.graph.create_node("call_function", first.target, first.args, first.kwargs)
-        nodes.set_arguments(merged, bias=None, **held)
+        nodes.set_arguments(merged, **{"bias": None, **held})
         merged.meta = dict(first.meta) | {"layer": name, "val": _side_by_side(group)}
         start = 0
         for node, layer in zip(group, layers, strict=True):
@@ -204,4 +203,4 @@ def side_by_side(layers: list[QuantLinear]) -> QuantLinear:
     return merged
 
 
-__all__ = ["LAYERS", "fuse", "is_layer", "merge_linears", "name_layers", "operator"]
+__all__ = ["LAYERS", "fuse", "is_layer", "merge_linears", "name_layers"]

@@ -102,32 +102,39 @@ def runs(graph: fx.Graph, ours: Callable[[fx.Node], bool]) -> list[list[fx.Node]
 
 def replace(graph: fx.GraphModule, builders: list[Builder], max_batch: int | None) -> None:
     """Put the programs in the place of the nodes that they stand for."""
+    now: dict[fx.Node, fx.Node] = {}  # what stands for a value that programs hand to each other
     for i, builder in enumerate(builders):
-        _replace(graph, f"program_{i}", builder, max_batch)
+        now |= _replace(graph, f"program_{i}", builder, max_batch, now)
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.delete_all_unused_submodules()
     graph.recompile()
 
 
-def _replace(graph: fx.GraphModule, name: str, builder: Builder, max_batch: int | None) -> None:
+def _replace(
+    graph: fx.GraphModule, name: str, builder: Builder, max_batch: int | None, now: dict[fx.Node, fx.Node]
+) -> dict[fx.Node, fx.Node]:
     outputs = [builder.results[n] for n in builder.outputs]
     inputs = [builder.place(n).value for n in builder.inputs]
     data = assemble(builder.values, builder.steps, inputs, outputs, max_batch)
     graph.add_submodule(name, TorchProgram(torch.from_numpy(data)))
     with graph.graph.inserting_after(builder.run[-1]):
-        call = graph.graph.call_module(name, tuple(builder.inputs))
+        call = graph.graph.call_module(name, tuple(now.get(n, n) for n in builder.inputs))
+    parts: dict[fx.Node, fx.Node] = {}
     if len(outputs) == 1:
         call.meta = dict(builder.outputs[0].meta)
         builder.outputs[0].replace_all_uses_with(call)
+        parts[builder.outputs[0]] = call
     else:
         for i, node in reversed(list(enumerate(builder.outputs))):
             with graph.graph.inserting_after(call):
                 part = graph.graph.call_function(operator.getitem, (call, i))
             part.meta = dict(node.meta)
             node.replace_all_uses_with(part)
+            parts[node] = part
     for node in reversed(builder.run):
         graph.graph.erase_node(node)
+    return parts
 
 
 def whole(graph: fx.GraphModule) -> TorchProgram | None:

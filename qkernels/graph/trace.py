@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.functions import Max
 
 from qkernels.calling import Call
 from qkernels.capture import CaptureError, exported
@@ -82,7 +84,7 @@ def _twice(call: Call) -> Call | None:
 
 def _has_free_batch(program: torch.export.ExportedProgram) -> bool:
     inputs = [v for n in _inputs(program) if isinstance(v := n.meta.get("val"), Tensor)]
-    return all(isinstance(x.shape[0], torch.SymInt) for x in inputs)
+    return not any(is_fixed(x.shape[0]) for x in inputs)
 
 
 def _inputs(program: torch.export.ExportedProgram) -> list[fx.Node]:
@@ -131,7 +133,8 @@ def _flat(program: torch.export.ExportedProgram) -> fx.GraphModule:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n))
-    return graph
+    graph.graph._tracer_cls = None
+    return fx.GraphModule(graph, graph.graph)  # what torch.export returns cannot be pickled
 
 
 _CHECKS = (
@@ -167,9 +170,9 @@ def _alike(x: Tensor, y: Tensor) -> bool:
 
 
 def _same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    return isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt) and a.node.expr == b.node.expr
+    if is_fixed(a) and is_fixed(b):
+        return hint(a) == hint(b)
+    return not (is_fixed(a) or is_fixed(b)) and a.node.expr == b.node.expr  # type: ignore[union-attr]
 
 
 def _is_inlined(node: fx.Node) -> bool:
@@ -265,15 +268,14 @@ def _part_splits(graph: fx.GraphModule) -> None:
         for user in list(node.users):
             index: Any = user.args[1]
             before = [p.shape[dim] for p in parts[:index]] if node.target is not aten.unbind.int else []
-            if not all(isinstance(s, int) for s in (*before, parts[index].dim() and parts[index].shape[dim])):
-                if node.target is not aten.unbind.int:
-                    continue
+            if node.target is not aten.unbind.int and not all(map(is_fixed, (*before, parts[index].shape[dim]))):
+                continue
             with graph.graph.inserting_before(user):
                 if node.target is aten.unbind.int:
                     part = graph.graph.call_function(aten.select.int, (node.args[0], dim, index))
                 else:
-                    start = sum(before)
-                    stop = start + parts[index].shape[dim]
+                    start = sum(map(hint, before))
+                    stop = start + hint(parts[index].shape[dim])
                     part = graph.graph.call_function(aten.slice.Tensor, (node.args[0], dim, start, stop))
             part.meta = dict(user.meta)
             user.replace_all_uses_with(part)
@@ -339,13 +341,14 @@ def _sizes(program: torch.export.ExportedProgram) -> list[tuple[int | None, ...]
     """Which sizes of the inputs the program was specialized to, or asks something of."""
     asked = set()
     for guard in _guards(program):
-        if not isinstance(guard, _INEQUALITIES):
+        equal_sizes = all(side.is_symbol for side in guard.args)  # of two inputs, which programs hold to
+        if isinstance(guard, sympy.Eq) and not equal_sizes and not guard.has(Max):  # Max: a question about strides
             asked |= guard.free_symbols
     bounded = {s for s, r in program.range_constraints.items() if r.upper < 1 << 30}
 
     def size(given: int | torch.SymInt) -> int | None:
-        if isinstance(given, int):
-            return given
+        if is_fixed(given):
+            return hint(given)
         expr = given.node.expr
         free = expr.is_symbol and expr not in asked and expr not in bounded
         return None if free else int(given.node.hint)
@@ -361,15 +364,6 @@ def _guards(program: torch.export.ExportedProgram) -> Iterator[Any]:
             if isinstance(s, torch.SymInt):
                 yield from (guard.expr for guard in s.node.shape_env.guards)
                 return
-
-
-def _inequalities() -> tuple[type, ...]:
-    import sympy
-
-    return (sympy.Ne, sympy.Ge, sympy.Gt, sympy.Le, sympy.Lt)
-
-
-_INEQUALITIES = _inequalities()
 
 
 # ---- nodes
@@ -394,15 +388,22 @@ def sizes(x: Tensor) -> tuple[int, ...]:
 
 def hint(size: Any) -> int:
     """What a size is for the example."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    if isinstance(size, torch.SymInt):
+        known = size.node.maybe_as_int()
+        return int(size.node.hint if known is None else known)
+    return int(size)
+
+
+def is_fixed(size: Any) -> bool:
+    """Whether a size is the model's, not the input's."""
+    return isinstance(size, int) or size.node.maybe_as_int() is not None
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of an operator by name, with defaults."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given = {a.name: a.default_value for a in schema if a.has_default_value()}
-    given |= dict(zip((a.name for a in schema), node.args, strict=False))
-    return given | node.kwargs
+    given = dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
+    return {a.name: given.get(a.name, a.default_value) for a in schema}
 
 
 def set_arguments(node: fx.Node, **new: Any) -> None:

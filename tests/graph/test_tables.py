@@ -68,7 +68,7 @@ def test_exact_keeps_the_function_in_float_and_every_bit() -> None:
     model = quantized(Swish(), x)
     chained = qk.compile(model, x, exact=True)
     assert torch.equal(chained(x), model(x))
-    assert chained.report.unfused[:2] == ["act", "hardswish"]
+    assert chained.report.unfused[:2] == ["act (silu)", "hardswish"]
 
 
 def test_not_exact_takes_int8_to_int8_in_one_program_with_a_small_error() -> None:

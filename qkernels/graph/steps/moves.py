@@ -33,10 +33,10 @@ def reshape(b: Builder, node: fx.Node) -> None:
     assert y is not None
     _check_repeats(b, node.args[0], x)
     try:
-        place = x.reshaped(nodes.sizes(y), [isinstance(s, int) for s in y.shape])
+        place = x.reshaped(nodes.sizes(y), [nodes.is_fixed(s) for s in y.shape])
     except ValueError:
         x = b.in_order(x)
-        place = x.reshaped(nodes.sizes(y), [isinstance(s, int) for s in y.shape])
+        place = x.reshaped(nodes.sizes(y), [nodes.is_fixed(s) for s in y.shape])
     b.put(node, place)
 
 
@@ -80,18 +80,18 @@ def slice_(b: Builder, node: fx.Node) -> None:
     if not isinstance(stride, int) or not isinstance(start, int):
         raise LeftToTorch("where its slice begins follows from the input")
     to_end = end is None or not isinstance(end, int) or end >= nodes.hint(size)
-    if not isinstance(size, int) and not to_end:
+    if not nodes.is_fixed(size) and not to_end:
         to_end = False
         if start < 0 or end < 0:
             raise LeftToTorch("its slice counts from the end of a free size")
     if start < 0:
-        if not isinstance(size, int):
+        if not nodes.is_fixed(size):
             raise LeftToTorch("its slice counts from the end of a free size")
-        start = max(start + size, 0)
+        start = max(start + nodes.hint(size), 0)
     if start == 0 and to_end and stride == 1:
         b.put(node, x)
         return
-    count = None if to_end and not isinstance(size, int) else nodes.sizes(y)[dim]
+    count = None if to_end and not nodes.is_fixed(size) else nodes.sizes(y)[dim]
     b.put(node, _with_one_part(b, x, dim).sliced(dim, start, count, stride))
 
 
@@ -100,12 +100,12 @@ def select(b: Builder, node: fx.Node) -> None:
     x = b.place(node.args[0])
     dim, index = node.args[1] % len(x.axes), node.args[2]  # type: ignore[operator]
     size = nodes.value(node.args[0]).shape[dim]  # type: ignore[union-attr]
-    if not isinstance(index, int) or (index < 0 and not isinstance(size, int)):
+    if not isinstance(index, int) or (index < 0 and not nodes.is_fixed(size)):
         raise LeftToTorch("what it selects follows from the input")
     if not x.axes[dim]:
         b.put(node, x.without_axes([dim]))
         return
-    b.put(node, _with_one_part(b, x, dim).selected(dim, index % size if index < 0 else index))
+    b.put(node, _with_one_part(b, x, dim).selected(dim, index % nodes.hint(size) if index < 0 else index))
 
 
 @_view(aten.expand.default)
@@ -140,7 +140,7 @@ def cat(b: Builder, node: fx.Node) -> None:
         raise LeftToTorch("it joins constants")
     x = b.split_at(b.as_format(b.place(first), stored(node)), dim)
     total = nodes.sizes(y)[dim]
-    if not isinstance(y.shape[dim], int):
+    if not nodes.is_fixed(y.shape[dim]):
         raise LeftToTorch("the size of what it joins is free")
     atoms, axes, axis = _joined(x, dim, total)
     out = b.write(node, Place(-1, atoms, axes), b.values[x.value].rank, stored(node))
@@ -230,10 +230,10 @@ def resize(b: Builder, node: fx.Node) -> None:
     factors = given.get("scale_factors") or [given.get("scales_h"), given.get("scales_w")]
     fields: dict[str, Any] = {}
     for name, size, factor in zip("hw", y.shape[2:], factors, strict=True):
-        if not isinstance(size, int) and factor is None:
+        if not nodes.is_fixed(size) and factor is None:
             raise LeftToTorch("its size follows from the input")
         fields[f"scale_{name}"] = 0.0 if factor is None else float(factor)
-        fields[f"out_{name}"] = size if isinstance(size, int) else 0
+        fields[f"out_{name}"] = nodes.hint(size) if nodes.is_fixed(size) else 0
     mode = "bilinear" if "bilinear" in str(node.target) else "nearest-exact" if "exact" in str(node.target) else "nearest"
     out = like_image(b, node, x, b.formats[x.value])
     b.add("resize", "", b.read(x), out.value, mode=mode, align_corners=int(bool(given.get("align_corners"))), **fields)
@@ -256,5 +256,5 @@ def like_image(b: Builder, node: fx.Node, x: Place, format: Format) -> Place:
     """A new image of the node's sizes, of the batch of ``x``."""
     y = nodes.value(node)
     assert y is not None
-    free = tuple(not isinstance(s, int) for s in y.shape[2:])
+    free = tuple(not nodes.is_fixed(s) for s in y.shape[2:])
     return b.write(node, image(x, nodes.sizes(y), free), 4, format)  # type: ignore[arg-type]

@@ -31,9 +31,10 @@ def mean_pool2d(b: Builder, node: fx.Node) -> None:
         return
     atoms = tuple(a for a in x.atoms if a.axis in (0, 3))
     batch = len(atoms) - len(x.axes[1])
-    y = b.write(node, Place(-1, atoms, (tuple(range(batch)), tuple(range(batch, len(atoms))), (), ())), 2, None)
+    y = b.write(node, Place(-1, atoms, (tuple(range(batch)), tuple(range(batch, len(atoms))), (), ())), 4, None)
     b.add("mean", "", b.read(x), y.value)
-    b.put(node, b.as_format(y, stored(node)))
+    node.meta["int8"] = None  # a layer that reads it quantizes it
+    b.put(node, y)
 
 
 _REDUCTIONS = {aten.mean.dim: "mean", aten.amax.default: "max", aten.amin.default: "min", aten.sum.dim_IntList: "sum"}
@@ -133,7 +134,7 @@ def layer_norm(b: Builder, node: fx.Node) -> None:
     shape = nodes.shape(node)
     assert shape is not None
     x_shape = nodes.value(node).shape  # type: ignore[union-attr]
-    b.put(node, y if over == 1 else y.reshaped(shape, [isinstance(s, int) for s in x_shape]))
+    b.put(node, y if over == 1 else y.reshaped(shape, [nodes.is_fixed(s) for s in x_shape]))
 
 
 def _last_axes_as_one(x: Place, count: int) -> Place:
