@@ -156,7 +156,8 @@ def test_steps_outside_of_a_program_return_its_bits() -> None:
     attention = ChainedAttention(heads=2, scale=0.5, name="attention")
     attention.output = (0.02, 3)
     int8 = Epilogue(out_dtype=torch.int8, output_scale=0.02, output_zero_point=3)
-    expected = reference.attention(x, 2, attention.exponent, int8)
+    query, key, value = (reference.heads_of(part, 2) for part in x.chunk(3, -1))
+    expected = reference.attention(query, key, value, attention.exponent, int8)
     assert torch.equal(attention(x), expected)
 
 
