@@ -233,6 +233,12 @@ def lookup(x: Tensor, table: Tensor) -> Tensor:
     return table[x.long() + 128]
 
 
+def embedding(ids: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
+    """The rows of ``table`` [rows, C] that int64 ``ids`` name, float32, times their ``scale`` [rows] where they are int8."""
+    rows = table[ids].float()
+    return rows if scale is None else rows * scale[ids][..., None]
+
+
 def mean_pool2d(x: Tensor) -> Tensor:
     """Pixels added one after the other in float32, times the rounded 1 / (H * W)."""
     pixels = x.flatten(2).unbind(2)

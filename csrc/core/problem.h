@@ -7,10 +7,10 @@
 
 namespace qk {
 
-enum class DType : uint8_t { f32, f16, bf16, s8 };
-constexpr const char* kDTypeNames[] = {"float32", "float16", "bfloat16", "int8", nullptr};
+enum class DType : uint8_t { f32, f16, bf16, s8, s64 };
+constexpr const char* kDTypeNames[] = {"float32", "float16", "bfloat16", "int8", "int64", nullptr};
 
-constexpr int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::s8 ? 1 : 2; }
+constexpr int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::s8 ? 1 : t == DType::s64 ? 8 : 2; }
 
 // How float activations become int8. `given`: x is int8 already, or the scales are known (static).
 enum class Range : uint8_t { given, dynamic_symmetric, dynamic_asymmetric };
