@@ -91,6 +91,8 @@ class Epilogue:
     residual: Tensor | None = None
     residual_scale: float = 1.0
     residual_zero_point: int = 0
+    activation: str = "identity"  # of `FUNCTIONS`
+    parameter: float = 1.0
     clamp_min: float | None = None
     clamp_max: float | None = None
     out_dtype: torch.dtype = torch.float32
@@ -103,7 +105,7 @@ class Epilogue:
         y = fma(total.float(), scale, bias)
         if self.residual is not None:
             y = y + self._real_residual()
-        return self.store(y)
+        return self.store(FUNCTIONS[self.activation](y, _float32(self.parameter)))
 
     def store(self, y: Tensor) -> Tensor:
         """Clamp and output of float32 values, whatever computed them."""

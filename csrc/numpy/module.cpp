@@ -258,7 +258,7 @@ py::array attention_tokens(const py::array& x_any, int64_t heads, double exponen
   const View x(contiguous(x_any)), residual(o.residual);
   if (o.residual) o.epilogue.residual = *residual;
   AttentionProblem p = attention_problem(*x, heads, exponent, o.epilogue);
-  py::array y = output(o.out, {p.batch, p.tokens, heads * p.width}, p.epilogue.out_type);
+  py::array y = output(o.out, {p.batch, p.q_tokens, heads * p.width}, p.epilogue.out_type);
   p.y = y.mutable_data();
   const Isa isa = isa_of(o.isa);
   const Parallel threads = checked_threads(o.threads);

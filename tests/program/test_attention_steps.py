@@ -115,7 +115,7 @@ def cases(draw: Any) -> Case:
     )  # type: ignore[arg-type]
     case.causal, case.as_value = draw(st.booleans()), draw(st.booleans())
     if draw(st.booleans()):
-        images = draw(st.sampled_from([1, n])) if case.as_value else draw(st.integers(1, 3))
+        images = n if case.as_value else draw(st.integers(1, 3))
         size = (images, draw(st.sampled_from([1, heads])), draw(st.sampled_from([1, t])), s)
         case.bias = floats(draw(st.integers(0, 99)), size)
         if draw(st.booleans()):

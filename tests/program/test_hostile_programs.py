@@ -228,7 +228,7 @@ ONE_STEP: list[tuple[str, dict[str, Any], dict[str, np.ndarray], int, tuple[str,
 def of_one_step(case: tuple[Any, ...]) -> tuple[Program, np.ndarray]:
     """A program of one step of a kind, behind steps that make int8 of its input where it is wanted so."""
     kind, fields, constants, rank, types = case
-    values = [Value(4, rank, "float32", callers=True, nhwc_only=True)]
+    values = [Value(4, rank, "float32", callers=True, nhwc_only=rank == 4)]
     values += [Value(4, rank, t) for t in types] + [Value(4, rank, "float32", callers=True)]
     steps = [Step("unary", f"x{i}", 0, 1 + i) for i in range(len(types))]
     reads = range(1, 1 + len(types))
@@ -260,7 +260,15 @@ def test_every_forged_field_of_every_payload_is_refused_or_runs_within_its_memor
     average = Program(assemble(values, steps, [0], [3])), np.ones((1, 1, 4, 4), np.float32)
     tokens = whole(models.TransformerEncoder(24, 1, heads=2), torch.randn(2, 5, 24))
     seen, refused = set[str](), 0
-    for program, x in (images, average, tokens, movers(), words("float32"), words("int8"), *map(of_one_step, ONE_STEP)):
+    for program, x in (
+        images,
+        average,
+        tokens,
+        movers(),
+        words("float32"),
+        words("int8"),
+        *map(of_one_step, ONE_STEP),
+    ):
         for i, row in enumerate(tables(program.data)[2]):
             seen.add(list(kinds())[row["kind"]])
             for forged in forgeries(program.data, i):

@@ -84,7 +84,9 @@ class OneStep:
         for operand in operands:
             size = tuple(operand.values.shape)
             reads.append(len(values))
-            values.append(Value(size[-1], len(size), "float32", callers=True, nhwc_only=True))
+            values.append(
+                Value(size[-1], len(size), "float32", callers=True, nhwc_only=len(size) == 4)
+            )
         inputs = tuple(reads)
         for i, operand in enumerate(operands):
             if operand.values.dtype == torch.int8:
@@ -143,7 +145,7 @@ def one_step(
 ) -> Any:
     """A program of four channels with a step whose payload somebody forged."""
     values = [
-        Value(4, rank, "float32", callers=True, nhwc_only=True),
+        Value(4, rank, "float32", callers=True, nhwc_only=rank == 4),
         Value(4, rank, "float32", callers=True),
     ]
     step = Step(kind, "it", 0, 1, fields=fields, constants=constants)

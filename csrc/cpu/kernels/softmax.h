@@ -1,6 +1,5 @@
 // A row's weights, as attention's: powers of two of what is less than its largest, over their sum.
 #pragma once
-#include "functions.h"
 #include "operand.h"
 
 namespace qk {
