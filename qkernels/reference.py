@@ -91,6 +91,8 @@ class Epilogue:
     residual: Tensor | None = None
     residual_scale: float = 1.0
     residual_zero_point: int = 0
+    activation: str = "identity"  # of `FUNCTIONS`
+    parameter: float = 1.0
     clamp_min: float | None = None
     clamp_max: float | None = None
     out_dtype: torch.dtype = torch.float32
@@ -103,7 +105,7 @@ class Epilogue:
         y = fma(total.float(), scale, bias)
         if self.residual is not None:
             y = y + self._real_residual()
-        return self.store(y)
+        return self.store(FUNCTIONS[self.activation](y, _float32(self.parameter)))
 
     def store(self, y: Tensor) -> Tensor:
         """Clamp and output of float32 values, whatever computed them."""
@@ -304,25 +306,68 @@ def square_sums(x: Tensor) -> Tensor:
     return _halved(x, lambda total, part: fma(part, part, total))
 
 
-def _halved(x: Tensor, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    parts = F.pad(x, (0, -x.shape[-1] % 16)).unflatten(-1, (-1, 16))
-    total = torch.zeros_like(parts[..., 0, :])
+_Join = Callable[[Tensor, Tensor], Tensor]
+
+
+def _halved(x: Tensor, add: _Join, join: _Join = torch.add, start: float = 0.0) -> Tensor:
+    parts = F.pad(x, (0, -x.shape[-1] % 16), value=start).unflatten(-1, (-1, 16))
+    total = torch.full_like(parts[..., 0, :], start)
     for part in parts.unbind(-2):
         total = add(total, part)
     while total.shape[-1] > 1:
         low, high = total.chunk(2, -1)
-        total = low + high
+        total = join(low, high)
     return total
 
 
 def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, epilogue: Epilogue
 ) -> Tensor:
-    """x [rows, C] float32; weight and bias [C]. Of ``epilogue``, only the output."""
-    count = torch.tensor(float(x.shape[1]))
-    away = x - row_sums(x) / count
-    variance = square_sums(away) / count + torch.tensor(epsilon, dtype=torch.float32)
+    """x [..., C] float32; weight and bias [C]. Of ``epilogue``, only the output."""
+    away = x - row_sums(x) / _float32(x.shape[-1])
+    return _normalized(away, square_sums(away), x.shape[-1], weight, bias, epsilon, epilogue)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, epilogue: Epilogue) -> Tensor:
+    """Layer normalization whose mean and bias are 0."""
+    bias = torch.zeros_like(weight)
+    return _normalized(x - 0.0, square_sums(x), x.shape[-1], weight, bias, epsilon, epilogue)
+
+
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float, epilogue: Epilogue
+) -> Tensor:
+    """x [N, H, W, C] float32, over the pixels and the channels of a group; weight and bias [C].
+
+    Pixels of a line are added one after the other, then lines, then the channels of a group.
+    """
+    n, h, w, c = x.shape
+    each = c // groups
+
+    def joined(v: Tensor, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        lines = _in_order(v.unbind(2), add)  # [N, H, C]
+        channels = _in_order(lines.unbind(1), torch.add).view(n, groups, each)
+        return _in_order(channels.unbind(2), torch.add).repeat_interleave(each, 1)[:, None, None]
+
+    count = h * w * each
+    away = x - joined(x, torch.add) / _float32(count)
+    squares = joined(away, lambda total, part: fma(part, part, total))
+    return _normalized(away, squares, count, weight, bias, epsilon, epilogue)
+
+
+def _normalized(
+    away: Tensor, squares: Tensor, count: int, weight: Tensor, bias: Tensor, epsilon: float, epilogue: Epilogue
+) -> Tensor:  # fmt: skip
+    variance = squares / _float32(count) + _float32(epsilon)
     return epilogue.store(fma(away * (1 / _sqrt(variance)), weight, bias))
+
+
+def _in_order(parts: Sequence[Tensor], add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Parts added one after the other, from 0."""
+    total = torch.zeros_like(parts[0])
+    for part in parts:
+        total = add(total, part)
+    return total
 
 
 _EXP2 = (
@@ -505,16 +550,123 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-def attention(x: Tensor, heads: int, exponent: float, epilogue: Epilogue) -> Tensor:
-    """x [N, T, 3 * C] float32, queries, keys and values, to [N, T, C]; ``exponent``: log2(e) times the scale of scores.
+def softmax(x: Operand, epilogue: Epilogue, *, logarithm: bool = False) -> Tensor:
+    """Over the last axis, as the weights of `attention`, or their logarithm."""
+    v = x.floats()
+    away = v - _largest(v)
+    weights = exp2(away * _float32(math.log2(math.e)))
+    if logarithm:
+        return epilogue.store(away - log(row_sums(weights)))
+    return epilogue.store(weights * _inverse(row_sums(weights)))
+
+
+def _largest(x: Tensor) -> Tensor:
+    return torch.where(torch.isnan(x), -torch.inf, x).amax(-1, keepdim=True)
+
+
+def _inverse(total: Tensor) -> Tensor:
+    """1 / total; 0 where every score of the row is -inf or NaN."""
+    return torch.where(total > 0, 1 / total, 0.0)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, exponent: float, epilogue: Epilogue,
+    *, bias: Tensor | None = None, causal: bool = False,
+) -> Tensor:  # fmt: skip
+    """query [N, heads, T, d], key [N, kv heads, S, d] and value [N, kv heads, S, e], float32, to [N, T, heads * e];
+    ``exponent``: log2(e) times the scale of scores; ``bias`` broadcasts to [N, heads, T, S]; ``causal``: token i reads
+    keys 0 to i.
 
     Scores less the largest of their row (NaN is ignored) become powers of two, which weigh the values; their sum
     divides last. Of ``epilogue``, only the output.
     """
-    n, t, c = x.shape
-    query, key, value = x.view(n, t, 3, heads, c // 3 // heads).permute(2, 0, 3, 1, 4)
-    scores = matmul(query, key.transpose(2, 3))
-    largest = torch.where(torch.isnan(scores), -torch.inf, scores).amax(3, keepdim=True)
-    weights = exp2((scores - largest) * torch.tensor(exponent, dtype=torch.float32))
-    y = matmul(weights, value) * (1 / row_sums(weights))
+    shared = query.shape[1] // key.shape[1]
+    key, value = (v.repeat_interleave(shared, 1) for v in (key, value))
+    scores, factor = matmul(query, key.transpose(2, 3)), _float32(exponent)
+    if bias is not None:
+        scores = fma(scores, factor * _float32(math.log(2)), bias)
+        factor = _float32(math.log2(math.e))
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores = torch.where(later, -torch.inf, scores)
+    weights = exp2((scores - _largest(scores)) * factor)
+    y = matmul(weights, value) * _inverse(row_sums(weights))
     return epilogue.store(y.transpose(1, 2).flatten(2))
+
+
+def heads_of(x: Tensor, heads: int) -> Tensor:
+    """[N, T, heads * d] as [N, heads, T, d]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": torch.add,
+    "sum": torch.add,
+    "max": lambda total, part: maximum(part, total),
+    "min": lambda total, part: minimum(part, total),
+}
+_STARTS = {"mean": 0.0, "sum": 0.0, "max": -torch.inf, "min": torch.inf}
+
+
+def reduce(
+    x: Operand, op: str, epilogue: Epilogue, *, pixels: Sequence[int] = (), channels: bool = False
+) -> Tensor:
+    """x over the axes ``pixels`` and, where ``channels``, over the last one; they become 1.
+
+    Pixels of float32 are joined one after the other; sums of int8 are exact, then scaled. What they give is joined over
+    channels as `row_sums` adds. A mean is the sum times the rounded 1 / count.
+    """
+    count = math.prod(x.values.shape[axis] for axis in pixels)
+    v = x.floats()
+    if count > 1 and x.values.dtype == torch.int8 and op in ("mean", "sum"):
+        steps = (x.values.long() - x.zero_point).sum(list(pixels), keepdim=True)
+        v = steps.float() * _float32(x.scale)
+    elif count > 1:
+        size = [1 if axis in pixels else n for axis, n in enumerate(v.shape)]
+        kept = [axis for axis in range(v.dim()) if axis not in pixels]
+        parts = v.permute(*pixels, *kept).flatten(0, len(pixels) - 1)
+        total = torch.full_like(parts[0], _STARTS[op])
+        for part in parts:
+            total = REDUCTIONS[op](total, part)
+        v = total.reshape(size)
+    if channels:
+        count *= v.shape[-1]
+        v = _halved(v, REDUCTIONS[op], REDUCTIONS[op], _STARTS[op])
+    return epilogue.store(v * (1 / _float32(count)) if op == "mean" else v)
+
+
+def average_pool2d(
+    x: Operand, epilogue: Epilogue, down: Sequence[tuple[int, int, int]], across: Sequence[tuple[int, int, int]]
+) -> Tensor:  # fmt: skip
+    """x [N, H, W, C]; ``down`` and ``across``: first, end and counted size of each window of an axis (`windows`)."""
+    v, small = x.floats(), x.values.dtype == torch.int8
+    rows = []
+    for h0, h1, high in down:
+        row = []
+        for w0, w1, wide in across:
+            if small:
+                steps = (x.values[:, h0:h1, w0:w1].long() - x.zero_point).sum((1, 2))
+                total = steps.float() * _float32(x.scale)
+            else:
+                total = _in_order(v[:, h0:h1, w0:w1].flatten(1, 2).unbind(1), torch.add)
+            row.append(total * (1 / _float32(high * wide)))
+        rows.append(torch.stack(row, 1))
+    return epilogue.store(torch.stack(rows, 1))
+
+
+def windows(
+    size: int, count: int, kernel: int, stride: int, pad: int, *, count_pad: bool
+) -> list[tuple[int, int, int]]:
+    """First, end and counted size of ``count`` windows of an axis; padding, where counted, is real 0."""
+    found = []
+    for i in range(count):
+        begin, end = i * stride - pad, i * stride - pad + kernel
+        first, last = max(begin, 0), min(end, size)
+        found.append((first, last, min(end, size + pad) - begin if count_pad else last - first))
+    return found
+
+
+def adaptive_windows(size: int, count: int) -> list[tuple[int, int, int]]:
+    """``count`` windows that cover an axis, as torch's adaptive pooling cuts it."""
+    cuts = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+    return [(begin, end, end - begin) for begin, end in cuts]

@@ -4,17 +4,8 @@
 //   V::max(a, b) = a > b ? a : b    V::min(a, b) = a < b ? a : b    (b where unordered, as maxps does)
 // so that a NaN becomes the lower bound, everywhere.
 #pragma once
-#include <cstddef>
-
+#include "functions.h"
 #include "problem.h"
-
-#ifdef __CUDACC__
-#define QK_METHOD inline __device__ __attribute__((always_inline))  // in a .cu, only kernels compute
-#else
-#define QK_METHOD inline __attribute__((always_inline))
-#endif
-#define QK_INLINE static QK_METHOD
-#define QK_LAMBDA __attribute__((always_inline))
 
 namespace qk {
 namespace {
@@ -68,7 +59,7 @@ QK_INLINE typename V::F load_float(const void* p, int64_t i, DType type) {
 
 enum class Residual { none, f32, s8 };
 
-// Steps 2 to 4 of the contract for V::width neighbours: residual, clamp, store. Built once for many of them, so that
+// Steps 2 to 5 of the contract for V::width neighbours: residual, activation, clamp, store. Built once for many of them, so that
 // its constants stay in registers. An int8 output is clamped once, after its product: multiplying by inv_scale > 0
 // keeps order, rounding included, so the clamp's bounds times inv_scale and the bounds of int8 become one pair.
 template <class V>
@@ -117,6 +108,8 @@ struct Finisher {
   // `residual` and `out` point at the first value; residual is null where there is none.
   QK_METHOD void whole(typename V::F y, const void* residual, void* out) const {
     if (residual) y = add_residual(y, residual);
+    if constexpr (kHasFunctions<V>)
+      if (e.activation != Function::identity) y = activated<V>(e.activation, e.parameter, y);
     switch (e.out_type) {
       case DType::f32: V::store_f32(static_cast<float*>(out), clamp(y)); break;
       case DType::f16: V::store_f16(static_cast<uint16_t*>(out), clamp(y)); break;

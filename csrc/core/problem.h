@@ -16,6 +16,18 @@ constexpr int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::s8
 enum class Range : uint8_t { given, dynamic_symmetric, dynamic_asymmetric };
 constexpr const char* kRangeNames[] = {"given", "dynamic_symmetric", "dynamic_asymmetric", nullptr};
 
+// Functions of one number, docs/numerics.md; some take a parameter.
+#define QK_FUNCTIONS(F)                                                                      \
+  F(identity) F(silu) F(gelu) F(gelu_tanh) F(hardswish) F(hardsigmoid) F(sigmoid) F(tanh) F(elu) F(leaky_relu) F(exp) F(log) \
+  F(sqrt) F(rsqrt) F(reciprocal) F(abs) F(neg) F(square) F(softplus) F(mish)
+#define QK_FUNCTION_NAME(name) name,
+enum class Function : uint8_t { QK_FUNCTIONS(QK_FUNCTION_NAME) };
+#undef QK_FUNCTION_NAME
+#define QK_FUNCTION_NAME(name) #name,
+constexpr const char* kFunctionNames[] = {QK_FUNCTIONS(QK_FUNCTION_NAME) nullptr};
+#undef QK_FUNCTION_NAME
+constexpr int kFunctions = int(sizeof kFunctionNames / sizeof *kFunctionNames) - 1;
+
 // From int32 sums to stored bytes; the contract is docs/numerics.md, the arithmetic core/epilogue.h.
 struct Epilogue {
   const float* x_scale = nullptr;       // [ceil(M / rows_per_scale)], finite, > 0
@@ -30,6 +42,8 @@ struct Epilogue {
   int64_t residual_stride = 0;          // elements between rows
   float residual_scale = 1.0f;          // of an int8 residual
   int32_t residual_zero = 0;
+  Function activation = Function::identity;  // of programs on the CPU: after the residual, before the clamp
+  float parameter = 1.0f;               // of the activation
   float lo = -__builtin_inff();         // clamp: ReLU is [0, inf], ReLU6 [0, 6]
   float hi = __builtin_inff();
   DType out_type = DType::f32;
@@ -121,18 +135,6 @@ struct Operand {
   int32_t zero = 0;
 };
 
-// Functions of one number, docs/numerics.md; some take a parameter.
-#define QK_FUNCTIONS(F)                                                                      \
-  F(identity) F(silu) F(gelu) F(gelu_tanh) F(hardswish) F(hardsigmoid) F(sigmoid) F(tanh) F(elu) F(leaky_relu) F(exp) F(log) \
-  F(sqrt) F(rsqrt) F(reciprocal) F(abs) F(neg) F(square) F(softplus) F(mish)
-#define QK_FUNCTION_NAME(name) name,
-enum class Function : uint8_t { QK_FUNCTIONS(QK_FUNCTION_NAME) };
-#undef QK_FUNCTION_NAME
-#define QK_FUNCTION_NAME(name) #name,
-constexpr const char* kFunctionNames[] = {QK_FUNCTIONS(QK_FUNCTION_NAME) nullptr};
-#undef QK_FUNCTION_NAME
-constexpr int kFunctions = int(sizeof kFunctionNames / sizeof *kFunctionNames) - 1;
-
 // y[i] = function(x[i])
 struct UnaryProblem {
   int64_t count = 0;
@@ -159,20 +161,70 @@ struct BinaryProblem {
 // y[r,c] = (x[r,c] - mean) / sqrt(variance + epsilon) * weight[c] + bias[c], of each row; the order is docs/numerics.md.
 struct LayerNormProblem {
   int64_t rows = 0, c = 0;
-  const float* x = nullptr;             // [rows,c]
+  Operand x;                            // [rows,c]
+  bool centered = true;                 // else the mean counts as 0: RMS normalization
   const float* weight = nullptr;        // [c]
-  const float* bias = nullptr;          // [c]
+  const float* bias = nullptr;          // [c], or null: 0
   float epsilon = 0.0f;                 // finite, >= 0
   void* y = nullptr;                    // [rows,c]
   Epilogue epilogue;                    // the output's type and scale
 };
 
-// y[n,i,h] = sum_j softmax_j(scale * q[n,i,h] . k[n,j,h]) * v[n,j,h] of every head h; the order is docs/numerics.md.
+// The same over the pixels of an image and the channels of a group together.
+struct GroupNormProblem {
+  int64_t batch = 0, h = 0, w = 0, c = 0, groups = 1;
+  Operand x;                            // [batch,h,w,c]
+  const float *weight = nullptr, *bias = nullptr;  // [c]
+  float epsilon = 0.0f;                 // finite, >= 0
+  void* y = nullptr;                    // [batch,h,w,c]
+  Epilogue epilogue;                    // the output's type and scale
+};
+
+// y[r,c] = e^x[r,c] / sum of the row's, or the logarithm of that.
+struct SoftmaxProblem {
+  int64_t rows = 0, c = 0;
+  Operand x;                            // [rows,c]
+  bool log = false;
+  void* y = nullptr;                    // [rows,c]
+  Epilogue epilogue;                    // the output's type and scale
+};
+
+enum class ReduceOp : uint8_t { mean, sum, max, min };
+constexpr const char* kReduceOpNames[] = {"mean", "sum", "max", "min", nullptr};
+
+// x [outer,count,rows,c] over `count`, and over c as well where `over_c`, to y [outer,rows,c] or [outer,rows].
+struct ReduceProblem {
+  int64_t outer = 0, count = 1, rows = 1, c = 0;
+  bool over_c = false;
+  ReduceOp op = ReduceOp::mean;
+  Operand x;
+  void* y = nullptr;
+  Epilogue epilogue;                    // the output's type and scale
+};
+
+// Means over windows of an image, NHWC: windows of a fixed size, clipped to the image, or as many as y has pixels.
+struct AveragePoolProblem {
+  int64_t batch = 0, h = 0, w = 0, c = 0, oh = 0, ow = 0;
+  bool adaptive = false;                // window i of o covers [floor(i * h / o), ceil((i + 1) * h / o))
+  int64_t kh = 1, kw = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0;
+  bool count_include_pad = true;        // padding counts as real 0
+  Operand x;                            // [batch,h,w,c]
+  void* y = nullptr;                    // [batch,oh,ow,c]
+  Epilogue epilogue;                    // the output's type and scale
+};
+
+// y[n,i,h] = sum_j softmax_j(scale * q[n,i,h] . k[n,j,h'] + bias) * v[n,j,h'] of every head h; head h reads the keys and
+// values of h' = h / (heads / kv_heads). The order is docs/numerics.md.
 struct AttentionProblem {
-  int64_t batch = 0, tokens = 0, heads = 0, width = 0;  // width: of a head
-  const float* x = nullptr;             // [batch,tokens,3,heads,width]: queries, keys, values
+  int64_t batch = 0, q_tokens = 0, k_tokens = 0, heads = 0, kv_heads = 0, width = 0, v_width = 0;  // of a head
+  Operand q, k, v;                      // the first head of the first token; heads lie side by side
+  int64_t q_step = 0, k_step = 0, v_step = 0;  // elements between tokens
   float exponent = 1.0f;                // log2(e) * scale, finite, > 0
-  void* y = nullptr;                    // [batch,tokens,heads,width]
+  bool causal = false;                  // token i reads keys 0 to i
+  const float* bias = nullptr;          // added to the scaled scores, [bias_n,heads,q_tokens,k_tokens]; null: none
+  int64_t bias_n = 1;                   // image n reads the bias of n % bias_n
+  int64_t bias_strides[3] = {0, 0, 0};  // elements, of n, heads, q_tokens; 0: repeated
+  void* y = nullptr;                    // [batch,q_tokens,heads,v_width]
   Epilogue epilogue;                    // the output's type and scale
 };
 

@@ -71,6 +71,7 @@ inline const char* const* choices_of(DType) { return kDTypeNames; }
 inline const char* const* choices_of(Range) { return kRangeNames; }
 inline const char* const* choices_of(PadMode) { return kPadModeNames; }
 inline const char* const* choices_of(Function) { return kFunctionNames; }
+inline const char* const* choices_of(ReduceOp) { return kReduceOpNames; }
 inline const char* const* choices_of(BinaryOp) { return kBinaryOpNames; }
 
 template <class T>

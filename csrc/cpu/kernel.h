@@ -108,21 +108,23 @@ struct DepthwiseMemory {
 
 // What a worker keeps of a head of attention, and of the rows at hand (kernels/attention.h).
 struct HeadMemory {
-  static constexpr int64_t kPanel = 32;  // columns of a packed panel
+  static constexpr int64_t kPanel = 32;  // columns of a packed panel, and tokens packed together
   static constexpr int64_t kRows = 32;   // taken together, so that a panel in L1 serves them all
   int64_t score_step, sum_step;          // floats between rows
   float* keys;                // [tokens / kPanel][width][kPanel]
-  float* values;              // [width / kPanel][tokens][kPanel]
+  float* values;              // [v_width / kPanel][tokens][kPanel]
   float* scores;              // [kRows][score_step]
   float* sums;                // [kRows][sum_step]
+  float* floats;              // [kRows][width or v_width]: int8 rows as float32
 
-  HeadMemory(int64_t tokens, int64_t width, Workspace& w)
-      : score_step(round_up(tokens, kPanel) + 16),  // rows a power of two apart would share few cache sets
-        sum_step(round_up(width, kPanel)) {
-    keys = w.take<float>(round_up(tokens, kPanel) * width);
-    values = w.take<float>(sum_step * tokens);
+  HeadMemory(const AttentionProblem& p, Workspace& w)
+      : score_step(round_up(p.k_tokens, kPanel) + 16),  // rows a power of two apart would share few cache sets
+        sum_step(round_up(p.v_width, kPanel)) {
+    keys = w.take<float>(round_up(p.k_tokens, kPanel) * p.width);
+    values = w.take<float>(sum_step * p.k_tokens);
     scores = w.take<float>(kRows * score_step);
     sums = w.take<float>(kRows * sum_step);
+    floats = w.take<float>(kRows * (p.width > p.v_width ? p.width : p.v_width));
   }
 };
 
@@ -197,8 +199,12 @@ struct Kernels {
   void (*lookup)(const int8_t* table, int64_t count, const int8_t* x, int8_t* y);  // table[256], by unsigned bytes
   void (*unary)(const UnaryProblem&, int64_t begin, int64_t end);  // elements
   void (*binary)(const BinaryRows&);
-  void (*layer_norm)(const LayerNormProblem&, int64_t begin, int64_t end);  // rows
-  void (*pack_head)(const AttentionProblem&, int64_t image, int64_t head, const HeadMemory&);
+  void (*layer_norm)(const LayerNormProblem&, int64_t begin, int64_t end, float* memory);  // rows; [4 * c] where x is int8
+  void (*group_norm)(const GroupNormProblem&, int64_t image, int64_t begin, int64_t end, float* memory);  // groups; [4 * c]
+  void (*softmax)(const SoftmaxProblem&, int64_t begin, int64_t end, float* memory);  // rows; [c up to a multiple of 16]
+  void (*reduce)(const ReduceProblem&, int64_t outer, int64_t begin, int64_t end, float* memory);  // columns; [2 * as many]
+  void (*average)(const AveragePoolProblem&, int64_t image, int64_t row);
+  void (*pack_head)(const AttentionProblem&, int64_t image, int64_t kv_head, const HeadMemory&);
   void (*attend)(const AttentionProblem&, int64_t image, int64_t head, int64_t begin, int64_t rows, const HeadMemory&);
 };
 

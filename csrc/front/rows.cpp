@@ -85,7 +85,7 @@ LayerNormProblem layer_norm_problem(const Array& x, const Array& weight, const A
   p.rows = x.sizes[0], p.c = x.sizes[1];
   check(weight.count() == p.c && bias.count() == p.c, "weight has ", weight.count(), " values and bias ", bias.count(), "; ", p.c, " are needed");
   check(std::isfinite(float(epsilon)) && epsilon >= 0, "epsilon is ", epsilon, "; it is finite and at least 0");
-  p.x = x.as<float>();
+  p.x.data = x.as<float>();
   p.weight = channels_of("weight", weight, p.c, x), p.bias = channels_of("bias", bias, p.c, x);
   p.epsilon = float(epsilon);
   p.epilogue = output_only(args);
@@ -98,8 +98,10 @@ AttentionProblem attention_problem(const Array& x, int64_t heads, double exponen
   check(heads >= 1 && x.sizes[2] >= 1 && x.sizes[2] % (3 * heads) == 0, "x has ", x.sizes[2], " features, no multiple of 3 times heads=", heads);
   check(std::isfinite(float(exponent)) && float(exponent) > 0, "exponent is ", exponent, "; it is finite and above 0");
   AttentionProblem p;
-  p.batch = x.sizes[0], p.tokens = x.sizes[1], p.heads = heads, p.width = x.sizes[2] / 3 / heads;
-  p.x = x.as<float>(), p.exponent = float(exponent);
+  p.batch = x.sizes[0], p.q_tokens = p.k_tokens = x.sizes[1];
+  p.heads = p.kv_heads = heads, p.width = p.v_width = x.sizes[2] / 3 / heads;
+  p.q_step = p.k_step = p.v_step = x.sizes[2], p.exponent = float(exponent);
+  p.q.data = x.as<float>(), p.k.data = x.as<float>() + heads * p.width, p.v.data = x.as<float>() + 2 * heads * p.width;
   p.epilogue = output_only(args);
   return p;
 }

@@ -4,12 +4,13 @@
 #include <atomic>
 #include <chrono>
 
+#include "../cpu/attention.h"
 #include "../cpu/conv2d.h"
 #include "../cpu/gemm.h"
 #include "../cpu/gemm_blocks.h"
 #include "../cpu/move.h"
 #include "../cpu/pack.h"
-#include "../cpu/tokens.h"
+#include "../cpu/norms.h"
 #include "../front/problems.h"
 #include "arrays.h"
 #include "program.h"
@@ -247,7 +248,7 @@ py::array layer_norm_rows(const py::array& x_any, const py::array& weight_any, c
   const Isa isa = isa_of(o.isa);
   const Parallel threads = checked_threads(o.threads);
   py::gil_scoped_release unlocked;
-  layer_norm(p, isa, threads);
+  layer_norm(p, isa, threads, nullptr);
   return y;
 }
 
@@ -257,7 +258,7 @@ py::array attention_tokens(const py::array& x_any, int64_t heads, double exponen
   const View x(contiguous(x_any)), residual(o.residual);
   if (o.residual) o.epilogue.residual = *residual;
   AttentionProblem p = attention_problem(*x, heads, exponent, o.epilogue);
-  py::array y = output(o.out, {p.batch, p.tokens, heads * p.width}, p.epilogue.out_type);
+  py::array y = output(o.out, {p.batch, p.q_tokens, heads * p.width}, p.epilogue.out_type);
   p.y = y.mutable_data();
   const Isa isa = isa_of(o.isa);
   const Parallel threads = checked_threads(o.threads);

@@ -263,7 +263,7 @@ class _Builder:
         self.add(
             "avg_pool", node, self.read(_source(node)), self.write(node), kh=kh, kw=kw, stride_h=sh, stride_w=sw,
             pad_h=ph, pad_w=pw, ceil_mode=int(pool.ceil_mode), count_include_pad=int(pool.count_include_pad),
-            zero_point=pool.zero_point,
+            x_zero=pool.zero_point,
         )  # fmt: skip
 
     def mean(self, node: fx.Node) -> None:
@@ -286,9 +286,14 @@ class _Builder:
     def attention(self, node: fx.Node) -> None:
         attention = nodes.module_of(self.traced, node)
         assert isinstance(attention, ChainedAttention)
-        step = self.add("attention", node, self.read(_source(node)), self.write(node))
+        packed = self.read(_source(node))  # queries, keys and values side by side
+        step = self.add("attention", node, packed, self.write(node), packed, packed)
         step.name = attention.name
-        step.fields |= {"heads": attention.heads, "exponent": attention.exponent}
+        channels = int(_shape(node)[-1])
+        width = channels // attention.heads
+        step.fields |= {"heads": attention.heads, "kv_heads": attention.heads}
+        step.fields |= {"width": width, "v_width": width, "exponent": attention.exponent}
+        step.fields |= {"k_channel": channels, "v_channel": 2 * channels}
         step.fields |= _output(attention.output)
 
     def flatten(self, node: fx.Node) -> None:

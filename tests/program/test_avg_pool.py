@@ -69,7 +69,7 @@ def test_a_step_of_average_pooling_gives_the_bits_of_the_operator(
     ("fields", "sentence"),
     [
         ({"kh": 2**13, "kw": 2**12}, "too many values"),
-        ({"zero_point": 128}, "its zero point is outside"),
+        ({"x_zero": 128}, "a zero point outside"),
         ({"pad_h": 2}, "more than half of its window"),
         ({"stride_w": 0}, "its window is empty"),
     ],

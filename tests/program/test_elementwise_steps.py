@@ -8,33 +8,16 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from torch import Tensor
 from torch.nn import functional as F
-from value_steps import NASTY, ZERO_POINTS, OneStep, box, floats, outputs
+from value_steps import NASTY, OneStep, box, floats, one_step, operands, outputs, quick
 
 from qkernels import _core, reference
 from qkernels.program.format import Step, Value, assemble
 from qkernels.reference import FUNCTIONS, OPERATIONS, Epilogue, Operand
 
 WIDTHS = [1, 2, 3, 7, 15, 16, 17, 24, 33, 64, 100, 513]
-
-
-def quick(examples: int) -> settings:
-    return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-@st.composite
-def operands(draw: Any, size: tuple[int, ...]) -> Operand:
-    seed = draw(st.integers(0, 2**20))
-    if draw(st.booleans()):
-        values = np.random.default_rng(seed).integers(-128, 128, size).astype(np.int8)
-        return Operand(
-            torch.from_numpy(values),
-            draw(st.sampled_from([0.03, 0.5])),
-            draw(st.sampled_from(ZERO_POINTS)),
-        )
-    return Operand(floats(seed, size, nasty=draw(st.booleans())))
 
 
 @st.composite
@@ -227,15 +210,6 @@ def test_a_value_of_another_rank_is_read_by_its_four_sizes() -> None:
     assert pair((2, 3, 5, 4), (2, 4), (2, 3, 5, 4)).shape == (2, 3, 5, 4)
 
 
-def one(kind: str, fields: dict[str, Any], constants: dict[str, np.ndarray] | None = None) -> Any:
-    values = [Value(4, 2, "float32", callers=True), Value(4, 2, "float32", callers=True)]
-    return _core.Program(
-        assemble(
-            values, [Step(kind, "it", 0, 1, fields=fields, constants=constants or {})], [0], [1]
-        )
-    )
-
-
 DATA = {"data": np.ones(4, np.float32)}
 
 
@@ -258,7 +232,7 @@ DATA = {"data": np.ones(4, np.float32)}
 )  # fmt: skip
 def test_a_forged_payload_is_refused(kind: str, fields: Any, constants: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        one(kind, fields, constants)
+        one_step(kind, fields, constants)
 
 
 def test_an_image_whose_pixels_may_lie_anywhere_is_refused_as_an_operand() -> None:

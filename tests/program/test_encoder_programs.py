@@ -156,7 +156,8 @@ def test_steps_outside_of_a_program_return_its_bits() -> None:
     attention = ChainedAttention(heads=2, scale=0.5, name="attention")
     attention.output = (0.02, 3)
     int8 = Epilogue(out_dtype=torch.int8, output_scale=0.02, output_zero_point=3)
-    expected = reference.attention(x, 2, attention.exponent, int8)
+    query, key, value = (reference.heads_of(part, 2) for part in x.chunk(3, -1))
+    expected = reference.attention(query, key, value, attention.exponent, int8)
     assert torch.equal(attention(x), expected)
 
 
@@ -228,16 +229,17 @@ def forged(program: Program, step: int, **fields: Any) -> np.ndarray:
     [
         ("layer_norm", {"epsilon": -1.0}, "epsilon is not finite"),
         ("layer_norm", {"epsilon": np.nan}, "epsilon is not finite"),
-        ("layer_norm", {"weight": (2**40, 96)}, "weight or bias lies outside"),
-        ("layer_norm", {"bias": (0, 0)}, "weight or bias lies outside"),
-        ("layer_norm", {"weight": (2**10, 92)}, "weight or bias lies outside"),
+        ("layer_norm", {"weight": (2**40, 96)}, "its weight lies outside"),
+        ("layer_norm", {"bias": (0, 0)}, "its bias lies outside"),
+        ("layer_norm", {"weight": (2**10, 92)}, "its weight lies outside"),
         ("layer_norm", {"out_inv_scale": np.inf}, "no scale or zero point"),
         ("attention", {"out_zero": 128}, "no scale or zero point"),
         ("attention", {"exponent": 0.0}, "factor of its scores"),
-        ("attention", {"heads": 0}, "heads do not divide"),
-        ("attention", {"heads": 5}, "heads do not divide"),
-        ("attention", {"reads": (0, -1, -1, -1)}, "not three times as wide"),
-        ("attention", {"reads": (1, 0, -1, -1)}, "reads more values than its kind"),
+        ("attention", {"heads": 0}, "its heads have no sizes"),
+        ("attention", {"heads": 5}, "its heads have no sizes"),
+        ("attention", {"reads": (0, -1, -1, -1)}, "reads fewer values than its kind"),
+        ("attention", {"reads": (0, 0, 0, -1)}, "reach beyond the channels"),
+        ("layer_norm", {"reads": (0, 0, -1, -1)}, "reads more values than its kind"),
     ],
 )
 def test_a_forged_step_is_refused(

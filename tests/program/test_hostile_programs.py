@@ -214,18 +214,39 @@ def forgeries(data: np.ndarray, step: int) -> Any:
                 yield forged
 
 
+ONES = np.ones(4, np.float32)
 # kind, fields, constants, rank, types of what it reads
 ONE_STEP: list[tuple[str, dict[str, Any], dict[str, np.ndarray], int, tuple[str, ...]]] = [
     ("unary", {"function": "silu"}, {}, 4, ("float32",)),
-    ("binary", {"op": "mul", "data_c": 4}, {"data": np.ones(4, np.float32)}, 3, ("int8",)),
+    ("binary", {"op": "mul", "data_c": 4}, {"data": ONES}, 3, ("int8",)),
     ("binary", {}, {}, 4, ("int8", "float32")),
+    ("softmax", {}, {}, 3, ("int8",)),
+    ("rms_norm", {}, {"weight": ONES}, 4, ("int8",)),
+    ("layer_norm", {}, {"weight": ONES, "bias": ONES}, 4, ("int8",)),
+    ("group_norm", {"groups": 2}, {"weight": ONES, "bias": ONES}, 4, ("float32",)),
+    ("reduce", {}, {}, 4, ("int8",)),
+    ("avg_pool", {"same_scale": 0, "adaptive": 1, "out_h": 3, "out_w": 5}, {}, 4, ("int8",)),
+    (
+        "attention",
+        {"heads": 2, "kv_heads": 2, "width": 2, "v_width": 2},
+        {},
+        3,
+        ("int8", "float32", "int8"),
+    ),
+    (
+        "attention",
+        {"heads": 2, "width": 2, "v_width": 2, "bias_k": 3},
+        {"bias": ONES[:3]},
+        3,
+        ("float32",) * 3,
+    ),
 ]
 
 
 def of_one_step(case: tuple[Any, ...]) -> tuple[Program, np.ndarray]:
     """A program of one step of a kind, behind steps that make int8 of its input where it is wanted so."""
     kind, fields, constants, rank, types = case
-    values = [Value(4, rank, "float32", callers=True, nhwc_only=True)]
+    values = [Value(4, rank, "float32", callers=True, nhwc_only=rank == 4)]
     values += [Value(4, rank, t) for t in types] + [Value(4, rank, "float32", callers=True)]
     steps = [Step("unary", f"x{i}", 0, 1 + i) for i in range(len(types))]
     reads = range(1, 1 + len(types))

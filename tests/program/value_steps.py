@@ -7,6 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from qkernels import _core
@@ -30,6 +31,23 @@ def floats(seed: int, size: tuple[int, ...], nasty: bool = False, spread: float 
         where = random.random(size) < 0.3
         x[where] = random.choice(NASTY, int(where.sum())).astype(np.float32)
     return torch.from_numpy(x)
+
+
+def quick(examples: int) -> settings:
+    return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def operands(draw: Any, size: tuple[int, ...]) -> Operand:
+    seed = draw(st.integers(0, 2**20))
+    if draw(st.booleans()):
+        values = np.random.default_rng(seed).integers(-128, 128, size).astype(np.int8)
+        return Operand(
+            torch.from_numpy(values),
+            draw(st.sampled_from([0.03, 0.5])),
+            draw(st.sampled_from(ZERO_POINTS)),
+        )
+    return Operand(floats(seed, size, nasty=draw(st.booleans())))
 
 
 @st.composite
@@ -66,7 +84,9 @@ class OneStep:
         for operand in operands:
             size = tuple(operand.values.shape)
             reads.append(len(values))
-            values.append(Value(size[-1], len(size), "float32", callers=True, nhwc_only=True))
+            values.append(
+                Value(size[-1], len(size), "float32", callers=True, nhwc_only=len(size) == 4)
+            )
         inputs = tuple(reads)
         for i, operand in enumerate(operands):
             if operand.values.dtype == torch.int8:
@@ -118,3 +138,15 @@ def assert_same_bits(got: Tensor, expected: Tensor, what: str) -> None:
         raise AssertionError(
             f"{what}: {int(different.sum())} differ, first at {first}: {got[place]} and {expected[place]}"
         )
+
+
+def one_step(
+    kind: str, fields: dict[str, Any], constants: dict[str, np.ndarray], rank: int = 2
+) -> Any:
+    """A program of four channels with a step whose payload somebody forged."""
+    values = [
+        Value(4, rank, "float32", callers=True, nhwc_only=rank == 4),
+        Value(4, rank, "float32", callers=True),
+    ]
+    step = Step(kind, "it", 0, 1, fields=fields, constants=constants)
+    return _core.Program(assemble(values, [step], [0], [1]))

@@ -6,8 +6,7 @@
 //
 // Every sum of a product is one chain of fma in increasing k, so lanes and tiles do not show in the bits.
 #pragma once
-#include "functions.h"
-#include "tokens.h"
+#include "softmax.h"
 
 namespace qk {
 namespace {
@@ -26,36 +25,50 @@ QK_INLINE void transpose_four(const float* x, int64_t step, float* y) {
   for (int i = 0; i < 4; ++i) __builtin_memcpy(y + i * HeadMemory::kPanel, &column[i], 16);
 }
 
-QK_INLINE void pack_keys(const float* x, int64_t step, int64_t tokens, int64_t width, float* y) {
-  for (int64_t j = 0; j < tokens; j += HeadMemory::kPanel, x += HeadMemory::kPanel * step, y += HeadMemory::kPanel * width) {
-    const int64_t count = tokens - j < HeadMemory::kPanel ? tokens - j : HeadMemory::kPanel;
-    int64_t e = 0;
-    if (count == HeadMemory::kPanel)
-      for (; e + 4 <= width; e += 4)
-        for (int64_t i = 0; i < HeadMemory::kPanel; i += 4) transpose_four(x + i * step + e, step, y + e * HeadMemory::kPanel + i);
-    for (; e < width; ++e)
-      for (int64_t i = 0; i < HeadMemory::kPanel; ++i) y[e * HeadMemory::kPanel + i] = i < count ? x[i * step + e] : 0.0f;
-  }
+// Up to a panel of tokens, `step` floats apart.
+QK_INLINE void pack_keys(const float* x, int64_t step, int64_t count, int64_t width, float* y) {
+  int64_t e = 0;
+  if (count == HeadMemory::kPanel)
+    for (; e + 4 <= width; e += 4)
+      for (int64_t i = 0; i < HeadMemory::kPanel; i += 4) transpose_four(x + i * step + e, step, y + e * HeadMemory::kPanel + i);
+  for (; e < width; ++e)
+    for (int64_t i = 0; i < HeadMemory::kPanel; ++i) y[e * HeadMemory::kPanel + i] = i < count ? x[i * step + e] : 0.0f;
 }
 
-QK_INLINE void pack_values(const float* x, int64_t step, int64_t tokens, int64_t width, float* y) {
-  for (int64_t e = 0; e < width; e += HeadMemory::kPanel) {
-    const int64_t count = width - e < HeadMemory::kPanel ? width - e : HeadMemory::kPanel;
-    for (int64_t j = 0; j < tokens; ++j, y += HeadMemory::kPanel) {
-      if (count < HeadMemory::kPanel)
-        for (int64_t i = 0; i < HeadMemory::kPanel; ++i) y[i] = i < count ? x[j * step + e + i] : 0.0f;
+// The same, to the places of these tokens among all `tokens`.
+QK_INLINE void pack_values(const float* x, int64_t step, int64_t count, int64_t tokens, int64_t width, float* y) {
+  for (int64_t e = 0; e < width; e += HeadMemory::kPanel, y += tokens * HeadMemory::kPanel) {
+    const int64_t some = width - e < HeadMemory::kPanel ? width - e : HeadMemory::kPanel;
+    for (int64_t j = 0; j < count; ++j) {
+      float* to = y + j * HeadMemory::kPanel;
+      if (some < HeadMemory::kPanel)
+        for (int64_t i = 0; i < HeadMemory::kPanel; ++i) to[i] = i < some ? x[j * step + e + i] : 0.0f;
       else
-        __builtin_memcpy(y, x + j * step + e, sizeof(float) * HeadMemory::kPanel);
+        __builtin_memcpy(to, x + j * step + e, sizeof(float) * HeadMemory::kPanel);
     }
   }
 }
 
+// Rows of a head, `step` elements apart: where they lie, or as float32 in `memory`, when their step becomes `width`.
 template <class V>
-void pack_head(const AttentionProblem& p, int64_t image, int64_t head, const HeadMemory& m) {
-  const int64_t features = p.heads * p.width, step = 3 * features;
-  const float* q = p.x + image * p.tokens * step + head * p.width;
-  pack_keys(q + features, step, p.tokens, p.width, m.keys);
-  pack_values(q + 2 * features, step, p.tokens, p.width, m.values);
+QK_INLINE const float* float_rows(const Operand& x, int64_t at, int64_t& step, int64_t rows, int64_t width, float* memory) {
+  if (x.type == DType::f32) return static_cast<const float*>(x.data) + at;
+  for (int64_t r = 0; r < rows; ++r) as_floats<V>(x, at + r * step, width, memory + r * width);
+  step = width;
+  return memory;
+}
+
+template <class V>
+void pack_head(const AttentionProblem& p, int64_t image, int64_t kv_head, const HeadMemory& m) {
+  for (int64_t j = 0; j < p.k_tokens; j += HeadMemory::kPanel) {
+    const int64_t count = p.k_tokens - j < HeadMemory::kPanel ? p.k_tokens - j : HeadMemory::kPanel, token = image * p.k_tokens + j;
+    int64_t step = p.k_step;
+    const float* k = float_rows<V>(p.k, token * step + kv_head * p.width, step, count, p.width, m.floats);
+    pack_keys(k, step, count, p.width, m.keys + j * p.width);
+    step = p.v_step;
+    const float* v = float_rows<V>(p.v, token * step + kv_head * p.v_width, step, count, p.v_width, m.floats);
+    pack_values(v, step, count, p.k_tokens, p.v_width, m.values + j * HeadMemory::kPanel);
+  }
 }
 
 // c[R][P vectors] = sum over k of a[R][k] * b[k][P vectors]
@@ -96,61 +109,54 @@ void product(const float* a, int64_t lda, int64_t rows, const float* b, int64_t 
   }
 }
 
-// The largest of a row's scores. What lies behind them up to a multiple of 16 becomes -inf.
+// What a bias and causality make of a row's scores: score * scale + bias, -inf where key j lies behind token i.
 template <class V>
-QK_INLINE float largest_score(float* s, int64_t count) {
-  const int64_t end = round_up(count, kParts);
-  for (int64_t j = count; j < end; ++j) s[j] = -__builtin_inff();
-  typename V::F most[kVectors<V>];
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectors<V>; ++v) most[v] = V::set1(-__builtin_inff());
-  for (int64_t j = 0; j < end; j += kParts)
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors<V>; ++v) most[v] = V::max(V::load_f32(s + j + v * V::width), most[v]);
-  return largest_of<V>(most);
-}
-
-// Scores to 2^((score - largest) * exponent), in place; returns 1 / their sum.
-template <class V>
-QK_INLINE float exponentials(float* s, int64_t count, float largest, float exponent) {
-  const auto top = V::set1(largest), factor = V::set1(exponent);
-  typename V::F sum[kVectors<V>];
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectors<V>; ++v) sum[v] = V::set1(0.0f);
-  for (int64_t j = 0; j < count; j += kParts)
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors<V>; ++v) {
-      float* at = s + j + v * V::width;
-      const auto e = exp2_of<V>(V::mul(V::sub(V::load_f32(at), top), factor));
-      V::store_f32(at, e);
-      sum[v] = V::add(sum[v], e);
-    }
-  return 1.0f / sum_of<V>(sum);
+QK_INLINE void mask_scores(float* s, int64_t count, const float* bias, float scale, int64_t last) {
+  if (bias) {
+    const auto factor = V::set1(scale);
+    int64_t j = 0;
+    for (; j + V::width <= count; j += V::width) V::store_f32(s + j, V::fma(V::load_f32(s + j), factor, V::load_f32(bias + j)));
+    if (j < count) V::store_f32(s + j, V::fma(V::load_f32(s + j), factor, load_some<V>(bias + j, count - j)));
+  }
+  for (int64_t j = last + 1; j < count; ++j) s[j] = -__builtin_inff();
 }
 
 // R rows of sums, times `inverse`, to y.
 template <class V, int R>
 QK_INLINE void divide_rows(const Finisher<V>& finish, const AttentionProblem& p, const HeadMemory& m, int64_t first, const float* inverse, void* y) {
-  store_rows<V, R>(finish, p.width, y, p.heads * p.width, [&](int r, int64_t e, int64_t) QK_LAMBDA {
+  store_rows<V, R>(finish, p.v_width, y, p.heads * p.v_width, [&](int r, int64_t e, int64_t) QK_LAMBDA {
     return V::mul(V::load_f32(m.sums + (first + r) * m.sum_step + e), V::set1(inverse[r]));
   });
+}
+
+// Scores [rows, keys] in m.scores to weights; inverse[r] = 1 / the sum of a row's.
+template <class V>
+QK_INLINE void weigh(const AttentionProblem& p, int64_t image, int64_t head, int64_t begin, int64_t rows, const HeadMemory& m, float* inverse) {
+  const float scale = p.exponent * 0.693147181f, exponent = p.bias ? kLog2E : p.exponent;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* bias = p.bias;
+    if (bias) bias += image % p.bias_n * p.bias_strides[0] + head * p.bias_strides[1] + (begin + r) * p.bias_strides[2];
+    if (bias || p.causal) mask_scores<V>(m.scores + r * m.score_step, p.k_tokens, bias, scale, p.causal ? begin + r : p.k_tokens);
+  }
+  for (int64_t r = 0; r < rows; ++r) inverse[r] = largest_score<V>(m.scores + r * m.score_step, p.k_tokens);
+  for (int64_t r = 0; r < rows; ++r) inverse[r] = inverse_of(exponentials<V>(m.scores + r * m.score_step, p.k_tokens, inverse[r], exponent));
 }
 
 // Rows [begin, begin + rows) of one head whose keys and values are packed; rows <= HeadMemory::kRows.
 template <class V>
 void attend(const AttentionProblem& p, int64_t image, int64_t head, int64_t begin, int64_t rows, const HeadMemory& m) {
-  const int64_t features = p.heads * p.width, item = size_of(p.epilogue.out_type), first = image * p.tokens + begin;
-  const float* q = p.x + first * 3 * features + head * p.width;
-  char* y = static_cast<char*>(p.y) + (first * features + head * p.width) * item;
-  float row[HeadMemory::kRows];  // its largest score, then 1 / the sum of its weights
-  product<V>(q, 3 * features, rows, m.keys, p.width, p.tokens, m.scores, m.score_step);
-  for (int64_t r = 0; r < rows; ++r) row[r] = largest_score<V>(m.scores + r * m.score_step, p.tokens);
-  for (int64_t r = 0; r < rows; ++r) row[r] = exponentials<V>(m.scores + r * m.score_step, p.tokens, row[r], p.exponent);
-  product<V>(m.scores, m.score_step, rows, m.values, p.tokens, p.width, m.sums, m.sum_step);
+  const int64_t features = p.heads * p.v_width, item = size_of(p.epilogue.out_type), first = image * p.q_tokens + begin;
+  int64_t step = p.q_step;
+  const float* q = float_rows<V>(p.q, first * step + head * p.width, step, rows, p.width, m.floats);
+  char* y = static_cast<char*>(p.y) + (first * features + head * p.v_width) * item;
+  float inverse[HeadMemory::kRows];
+  product<V>(q, step, rows, m.keys, p.width, p.k_tokens, m.scores, m.score_step);
+  weigh<V>(p, image, head, begin, rows, m, inverse);
+  product<V>(m.scores, m.score_step, rows, m.values, p.k_tokens, p.v_width, m.sums, m.sum_step);
   const auto finish = Finisher<V>::make(p.epilogue);
   int64_t r = 0;
-  for (; r + 2 <= rows; r += 2) divide_rows<V, 2>(finish, p, m, r, row + r, y + r * features * item);
-  if (r < rows) divide_rows<V, 1>(finish, p, m, r, row + r, y + r * features * item);
+  for (; r + 2 <= rows; r += 2) divide_rows<V, 2>(finish, p, m, r, inverse + r, y + r * features * item);
+  if (r < rows) divide_rows<V, 1>(finish, p, m, r, inverse + r, y + r * features * item);
 }
 
 }  // namespace

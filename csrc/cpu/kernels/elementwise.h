@@ -1,6 +1,5 @@
 // One number after the other, of one value or of two: lanes are neighbours in memory.
 #pragma once
-#include "functions.h"
 #include "operand.h"
 
 namespace qk {

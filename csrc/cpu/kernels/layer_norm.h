@@ -1,7 +1,7 @@
 // Layer normalization: rows are read three times, from L1 after the first, and four at a time, so that their chains of
 // additions hide each other's latency.
 #pragma once
-#include "tokens.h"
+#include "operand.h"
 
 namespace qk {
 namespace {
@@ -34,12 +34,14 @@ QK_INLINE void sum_rows(const float* x, int64_t count, const float* rest, Add ad
 }
 
 template <class V, int R>
-QK_INLINE void layer_norm_rows(const LayerNormProblem& p, const Finisher<V>& finish, int64_t first) {
-  const float* x = p.x + first * p.c;
+QK_INLINE void layer_norm_rows(const LayerNormProblem& p, const Finisher<V>& finish, int64_t first, float* memory) {
+  const float* x = as_floats<V>(p.x, first * p.c, R * p.c, memory);
   const float count = float(p.c), zeros[R] = {};
-  float mean[R], scale[R];
-  sum_rows<V, R>(x, p.c, zeros, [](typename V::F sum, typename V::F v, int) QK_LAMBDA { return V::add(sum, v); }, mean);
-  for (int r = 0; r < R; ++r) mean[r] /= count;
+  float mean[R] = {}, scale[R];
+  if (p.centered) {
+    sum_rows<V, R>(x, p.c, zeros, [](typename V::F sum, typename V::F v, int) QK_LAMBDA { return V::add(sum, v); }, mean);
+    for (int r = 0; r < R; ++r) mean[r] /= count;
+  }
   const auto square = [&](typename V::F sum, typename V::F v, int r) QK_LAMBDA {
     const auto away = V::sub(v, V::set1(mean[r]));
     return V::fma(away, away, sum);
@@ -50,17 +52,18 @@ QK_INLINE void layer_norm_rows(const LayerNormProblem& p, const Finisher<V>& fin
   const float *weight = p.weight, *bias = p.bias;
   const auto value = [&](int r, int64_t c, int64_t left) QK_LAMBDA {
     const auto away = V::sub(load_some<V>(x + r * step + c, left), V::set1(mean[r]));
-    return V::fma(V::mul(away, V::set1(scale[r])), load_some<V>(weight + c, left), load_some<V>(bias + c, left));
+    const auto add = bias ? load_some<V>(bias + c, left) : V::set1(0.0f);
+    return V::fma(V::mul(away, V::set1(scale[r])), load_some<V>(weight + c, left), add);
   };
   store_rows<V, R>(finish, p.c, static_cast<char*>(p.y) + first * p.c * size_of(p.epilogue.out_type), step, value);
 }
 
 template <class V>
-void layer_norm(const LayerNormProblem& p, int64_t begin, int64_t end) {
+void layer_norm(const LayerNormProblem& p, int64_t begin, int64_t end, float* memory) {
   const auto finish = Finisher<V>::make(p.epilogue);
   int64_t r = begin;
-  for (; r + 4 <= end; r += 4) layer_norm_rows<V, 4>(p, finish, r);
-  for (; r < end; ++r) layer_norm_rows<V, 1>(p, finish, r);
+  for (; r + 4 <= end; r += 4) layer_norm_rows<V, 4>(p, finish, r, memory);
+  for (; r < end; ++r) layer_norm_rows<V, 1>(p, finish, r, memory);
 }
 
 }  // namespace

@@ -1,9 +1,6 @@
-// The kernels that only need lanes: one source for every vector type V, instantiated once per instruction set.
+// The kernels beside the GEMM that only need lanes, and are no steps on float32 (value_kernels.h): one source for every vector type V, instantiated once per instruction set.
 #pragma once
-#include "attention.h"
 #include "depthwise.h"
-#include "elementwise.h"
-#include "layer_norm.h"
 #include "lookup.h"
 #include "pixels.h"
 #include "pool.h"
@@ -29,15 +26,5 @@
   void pool_##suffix(const Pool2dProblem& p, int64_t image, int64_t row) { pool<V>(p, image, row); }                \
   void lookup_##suffix(const int8_t* table, int64_t count, const int8_t* x, int8_t* y) {                            \
     lookup<V>(table, count, x, y);                                                                                  \
-  }                                                                                                                 \
-  void unary_##suffix(const UnaryProblem& p, int64_t begin, int64_t end) { unary<V>(p, begin, end); }               \
-  void binary_##suffix(const BinaryRows& r) { binary<V>(r); }                                                       \
-  void layer_norm_##suffix(const LayerNormProblem& p, int64_t begin, int64_t end) { layer_norm<V>(p, begin, end); } \
-  void pack_head_##suffix(const AttentionProblem& p, int64_t image, int64_t head, const HeadMemory& m) {            \
-    pack_head<V>(p, image, head, m);                                                                                \
-  }                                                                                                                 \
-  void attend_##suffix(const AttentionProblem& p, int64_t image, int64_t head, int64_t begin, int64_t rows,         \
-                       const HeadMemory& m) {                                                                       \
-    attend<V>(p, image, head, begin, rows, m);                                                                      \
-  }                                                                                                                 \
+  }                                                                                                                   \
   }

@@ -13,7 +13,10 @@ Pool2dProblem window(const Payload& s) {
   return p;
 }
 
-const char* check(const StepCheck& c) { return check_pool(c, window(c.payload<Payload>())); }
+const char* check(const StepCheck& c) {
+  if (c.x.type != c.y.type) return "its output has another type";
+  return check_pool(c, window(c.payload<Payload>()));
+}
 
 std::string shape(const StepCall& call, ProgramShape& y) {
   const Payload& s = call.payload<Payload>();

@@ -6,6 +6,8 @@
 
 namespace qk {
 
+constexpr double kMaxReduced = 1 << 23;  // pixels that are added: as many int8 stay within int32
+
 #define QK_X(F) F(float, x_scale, 1.0f) F(int32_t, x_zero, 0)
 #define QK_CLAMP(F)                                                                          \
   F(float, lo, -std::numeric_limits<float>::infinity()) F(float, hi, std::numeric_limits<float>::infinity())

@@ -19,7 +19,7 @@ Pool2dProblem window_of(const Payload& s) {
 }
 
 inline const char* check_pool(const StepCheck& c, const Pool2dProblem& window) {
-  if (!are_images(c)) return "it reads or writes no image";
+  if (c.x.rank != 4 || c.x.channels < 1 || c.x.planar || c.y.rank != 4 || c.y.planar) return "it reads or writes no image";
   if (const char* why = check_window(window)) return why;
   if (window.pad_h < 0 || window.pad_w < 0 || window.pad_h * 2 > window.kh || window.pad_w * 2 > window.kw)
     return "its padding is negative or more than half of its window";

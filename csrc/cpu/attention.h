@@ -1,12 +1,10 @@
-// What transformers do to tokens between linear layers, in float32: layer normalization and attention.
+// Attention in float32, of values that are float32 or int8.
 #pragma once
 #include "isa.h"
 #include "parallel.h"
 #include "../core/problem.h"
 
 namespace qk {
-
-void layer_norm(const LayerNormProblem& p, Isa isa, const Parallel& parallel);
 
 int64_t attention_workspace(const AttentionProblem& p, int threads);
 void attention(const AttentionProblem& p, Isa isa, const Parallel& parallel, void* workspace);

@@ -2,7 +2,10 @@
 // IEEE's and in a fixed order, so that all vector widths give the same bits. A NaN stays one or counts as a lower bound;
 // what stores results makes it the lower bound of its clamp.
 #pragma once
-#include "../../core/epilogue.h"
+#include <cstddef>
+
+#include "inline.h"
+#include "problem.h"
 
 namespace qk {
 namespace {
@@ -149,6 +152,31 @@ QK_INLINE void with_function(Function f, Body body) {
 #define QK_CASE(name) case Function::name: return body(FunctionTag<Function::name>());
   switch (f) { QK_FUNCTIONS(QK_CASE) }
 #undef QK_CASE
+}
+
+// Whether a vector type has what functions are made of: those of CPUs.
+template <class V>
+constexpr bool kHasFunctions = requires(typename V::F v) { V::sqrt(v); };
+
+// A call, so that the one function that is needed hardly touches the loops around it.
+template <class V>
+__attribute__((noinline)) typename V::F activated(Function f, float parameter, typename V::F x) {
+  with_function(f, [&](auto tag) QK_LAMBDA { x = value_of<V, decltype(tag)::function>(x, V::set1(parameter)); });
+  return x;
+}
+
+// The same for x[0 .. count), in place; what lies behind up to a multiple of four vectors is computed too.
+template <class V>
+__attribute__((noinline)) void activate(Function f, float parameter, float* x, int64_t count) {
+  const auto p = V::set1(parameter);
+  with_function(f, [=](auto tag) QK_LAMBDA {
+    for (int64_t i = 0; i < count; i += 4 * V::width)
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        float* at = x + i + v * V::width;
+        V::store_f32(at, value_of<V, decltype(tag)::function>(V::load_f32(at), p));
+      }
+  });
 }
 
 }  // namespace
