@@ -240,6 +240,26 @@ struct Depthwise {
     }
   }
 
+  // The same with an activation: float32 to a buffer, there all at once, then stored.
+  template <int U, int Rows, int Quads>
+  __attribute__((noinline)) static void line_activated(const Line& line) {
+    alignas(64) float values[DepthwiseShape::kChunk * U * kPanel + 4 * V::width];
+    const Epilogue& e = line.finish.e;
+    const Epilogue plain;
+    Epilogue clamped = e;
+    clamped.activation = Function::identity;
+    DepthwiseBlock d = line.d;
+    d.channels = kPanel;
+    line_of<U, Rows, Quads, DType::f32>({d, line.shape, line.memory, Finisher<V>::make(plain), 0, line.m, line.pixels, line.count,
+                                         reinterpret_cast<char*>(values)});
+    activate<V>(e.activation, e.parameter, values, line.pixels * kPanel);
+    const auto finish = Finisher<V>::make(clamped);
+    const int64_t item = size_of(e.out_type);
+    for (int64_t i = 0; i < line.pixels; ++i)
+      for (int64_t c = 0; c < kPanel; c += V::width)
+        finish.whole(V::load_f32(values + i * kPanel + c), nullptr, line.y + (i * line.d.channels + c) * item);
+  }
+
   // A panel of channels down the lines, `count` windows wide from window `first` on.
   template <int U, int Rows, int Quads>
   static void strip(const DepthwiseBlock& d, const DepthwiseShape& shape, const DepthwiseMemory& memory, int64_t c,
@@ -247,7 +267,9 @@ struct Depthwise {
     const Epilogue& e = *d.epilogue;
     const auto finish = Finisher<V>::make(e);
     const bool plain = !e.residual && c + kPanel <= d.channels;
-    const auto run_line = plain && e.out_type == DType::s8    ? line_of<U, Rows, Quads, DType::s8>
+    const bool activated = e.activation != Function::identity;
+    const auto run_line = plain && activated                  ? line_activated<U, Rows, Quads>
+                          : plain && e.out_type == DType::s8    ? line_of<U, Rows, Quads, DType::s8>
                           : plain && e.out_type == DType::f32 ? line_of<U, Rows, Quads, DType::f32>
                                                               : line_of_any<U>;
     const int8_t* x = d.x + first * shape.step + c;

@@ -87,7 +87,9 @@ struct Columns {
 
   // `gap`: of C, elements before them besides rows.
   QK_METHOD void store_rows(const int32_t* acc, int64_t r0, int64_t rows, int64_t gap) {
-    if (store_)
+    if (e.activation != Function::identity)
+      store_activated(*this, acc, r0, rows, gap);
+    else if (store_)
       for (int64_t v = 0; v * V::width < count; v += together_) store_(*this, acc, r0, rows, v, gap);
     else
       for (int64_t v = 0; v * V::width < count; ++v) store_any(*this, acc, r0, rows, v, gap);
@@ -108,6 +110,44 @@ struct Columns {
       f(d(V::load_i32(acc + r * P * kPanel + place)), residual ? residual + r * residual_step : nullptr, left, c);
     }
     own.dequantize[v] = d;
+  }
+
+  // Residuals are added in a buffer, the activation is computed there all at once, then rows are stored.
+  __attribute__((noinline)) static void store_activated(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t gap) {
+    constexpr int64_t step = P * kPanel, at_once = 32;
+    alignas(64) float y[at_once * step + 4 * V::width];
+    const GemmBlock& g = own.g;
+    const Epilogue& e = own.e;
+    Epilogue stored = e;
+    stored.activation = Function::identity, stored.residual = nullptr;
+    const auto finish = Finisher<V>::make(stored);
+    const int64_t item = size_of(e.out_type);
+    for (int64_t first = 0; first < rows; first += at_once) {
+      const int64_t count = rows - first < at_once ? rows - first : at_once;
+      for (int64_t v = 0; v * V::width < own.count; ++v) own.add_up(acc, r0, first, count, v, y);
+      activate<V>(e.activation, e.parameter, y, count * step);
+      char* c = static_cast<char*>(g.c) + ((r0 + first) * g.c_stride + gap + own.j) * item;
+      for (int64_t r = 0; r < count; ++r, c += g.c_stride * item)
+        for (int64_t v = 0; v * V::width < own.count; ++v) {
+          const int64_t at = own.place(v);
+          finish(V::load_f32(y + r * step + at), nullptr, own.count - at, c + at * item);
+        }
+    }
+  }
+
+  // Sums of rows first.. of a vector of columns, dequantized, and residuals, to y.
+  QK_METHOD void add_up(const int32_t* acc, int64_t r0, int64_t first, int64_t rows, int64_t v, float* y) {
+    const int64_t at = place(v), left = count - at, item = size_of(e.residual_type);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = first + r;
+      if (!g.one_scale) dequantize[v].use(g.row_scale[r0 + row], g.row_offset[r0 + row]);
+      auto value = dequantize[v](V::load_i32(acc + row * P * kPanel + at));
+      const char* residual = finish.residual_at(g.m0 + r0 + row, g.n0 + j + at);
+      alignas(64) char some[V::width * 4] = {};
+      if (residual && left < V::width) residual = static_cast<const char*>(__builtin_memcpy(some, residual, size_t(left * item)));
+      if (residual) value = finish.add_residual(value, residual);
+      V::store_f32(y + r * P * kPanel + at, value);
+    }
   }
 
   template <int N>

@@ -15,7 +15,9 @@ namespace qk {
   F(float, residual_scale, 1.0f) F(int32_t, residual_zero, 0)                                \
   F(float, lo, -std::numeric_limits<float>::infinity()) F(float, hi, std::numeric_limits<float>::infinity()) \
   QK_OUTPUT(F)                                                                               \
-  F(Range, range, Range::given)
+  F(Range, range, Range::given)                                                              \
+  F(Function, activation, Function::identity)  /* behind the residual, before the clamp */   \
+  F(float, parameter, 1.0f)         /* of the activation */
 
 inline const char* check_residual(const StepCheck& c) {
   const int32_t v = c.step.reads[1];
@@ -45,6 +47,7 @@ const char* check_product(const StepCheck& c, const Payload& p, const PackedLayo
   if (!is_scale(p.x_scale) || !is_scale(p.residual_scale) || !is_scale(p.out_inv_scale)) return "a scale is not finite and above 0";
   for (int32_t zero : {p.x_zero, p.residual_zero, p.out_zero})
     if (!within(zero, -128, 127)) return "a zero point is outside [-128, 127]";
+  if (!within(int(p.activation), 0, kFunctions - 1) || !std::isfinite(p.parameter)) return "its activation or that one's parameter is none that is known";
   return p.lo <= p.hi ? check_residual(c) : "its clamp is empty";
 }
 
@@ -64,6 +67,7 @@ Epilogue epilogue_of(const StepCall& call, const Payload& p, int64_t rows) {
     e.residual_scale = p.residual_scale;
     e.residual_zero = p.residual_zero;
   }
+  e.activation = p.activation, e.parameter = p.parameter;
   e.lo = p.lo, e.hi = p.hi;
   return e;
 }
