@@ -237,8 +237,8 @@ def forged(program: Program, step: int, **fields: Any) -> np.ndarray:
         ("attention", {"exponent": 0.0}, "factor of its scores"),
         ("attention", {"heads": 0}, "its heads have no sizes"),
         ("attention", {"heads": 5}, "its heads have no sizes"),
-        ("attention", {"reads": (0, -1, -1, -1)}, "reach beyond the channels"),
-        ("attention", {"reads": (1, 1, -1, -1)}, "reads fewer values than its kind"),
+        ("attention", {"reads": (0, -1, -1, -1)}, "reads fewer values than its kind"),
+        ("attention", {"reads": (0, 0, 0, -1)}, "reach beyond the channels"),
         ("layer_norm", {"reads": (0, 0, -1, -1)}, "reads more values than its kind"),
     ],
 )
