@@ -73,6 +73,29 @@ MoveProblem::Dim take_rows(MoveProblem& p) {
   return rows;
 }
 
+// A place in x and in y that walks through all dims, the last fastest.
+struct Place {
+  const MoveProblem& p;
+  int64_t index[MoveProblem::kMost];
+  const char* x;
+  char* y;
+
+  Place(const MoveProblem& p, int64_t first) : p(p), x(static_cast<const char*>(p.x)), y(static_cast<char*>(p.y)) {
+    for (int i = p.count; i-- > 0; first /= p.dims[i].count) {
+      index[i] = first % p.dims[i].count;
+      x += index[i] * p.dims[i].x, y += index[i] * p.dims[i].y;
+    }
+  }
+  void next() {
+    for (int i = p.count; i-- > 0;) {
+      x += p.dims[i].x, y += p.dims[i].y;
+      if (++index[i] < p.dims[i].count) return;
+      x -= p.dims[i].x * index[i], y -= p.dims[i].y * index[i];
+      index[i] = 0;
+    }
+  }
+};
+
 void move_bytes(const void* x, void* y, int64_t bytes, const Parallel& parallel) {
   const int workers = workers_for(bytes, kBytesPerThread, parallel.threads);
   parallel(workers, [&](int64_t worker) {
@@ -94,21 +117,16 @@ void move(MoveProblem p, const Parallel& parallel) {
   if (p.count == 0) return move_bytes(p.x, p.y, p.item, parallel);
   const MoveProblem::Dim columns = p.dims[--p.count], rows = p.count ? take_rows(p) : MoveProblem::Dim{1, 0, 0};
   const MoveBlock move_one = block_of(p.item);
-  int64_t blocks = workers > 1 ? ceil_div(rows.count, int64_t(64)) : 1;  // of rows
-  int64_t tasks = blocks;
-  for (int i = 0; i < p.count; ++i) tasks *= p.dims[i].count;
+  const int64_t most = workers > 1 ? 64 : rows.count;  // rows of a block
+  p.dims[p.count++] = {ceil_div(rows.count, most), most * rows.x, most * rows.y};
+  int64_t blocks = 1;
+  for (int i = 0; i < p.count; ++i) blocks *= p.dims[i].count;
   parallel(workers, [&](int64_t worker) {
-    const Share mine = share(tasks, workers, worker);
-    for (int64_t task = mine.begin; task < mine.end; ++task) {
-      const Share of_rows = share(rows.count, blocks, task % blocks);
-      const char* x = static_cast<const char*>(p.x) + of_rows.begin * rows.x;
-      char* y = static_cast<char*>(p.y) + of_rows.begin * rows.y;
-      int64_t index = task / blocks;
-      for (int i = p.count; i-- > 0; index /= p.dims[i].count) {
-        x += index % p.dims[i].count * p.dims[i].x;
-        y += index % p.dims[i].count * p.dims[i].y;
-      }
-      move_one({of_rows.end - of_rows.begin, rows.x, rows.y}, columns, p.item, x, y);
+    const Share mine = share(blocks, workers, worker);
+    Place at(p, mine.begin);
+    for (int64_t i = mine.begin; i < mine.end; ++i, at.next()) {
+      const int64_t left = rows.count - at.index[p.count - 1] * most;
+      move_one({std::min(most, left), rows.x, rows.y}, columns, p.item, at.x, at.y);
     }
   });
 }

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program_bytes import payload, seal
 from rearranging import Atom, fields
+from value_steps import ISAS
 
 from qkernels import _core, ops, reference  # noqa: F401
 from qkernels.program import Program
@@ -78,7 +79,9 @@ def test_rows_of_a_table_have_the_bits_of_the_reference(
     expected = reference.embedding(torch.from_numpy(x), tensors["table"], tensors.get("scale"))
     if output:
         expected = reference.round_to_int8(expected, torch.tensor(2.5), torch.tensor(-3))
-    assert np.array_equal(program(x), expected.float().numpy())
+    for isa in ISAS:
+        [y] = _core.Program(program.data).run([x], threads, isa=isa)
+        assert np.array_equal(y, expected.float().numpy()), isa
     assert np.array_equal(run_by_torch(program, x, threads=threads)[0], expected.float().numpy())
 
 
@@ -164,6 +167,8 @@ def test_a_constant_stands_in_front_of_every_sequence(dtype: str, batch: int) ->
     assert y.shape == (batch, 5, 40)
     assert (np.abs(y[:, 0] - first) <= (0 if dtype == "int8" else 0.04)).all()
     assert all(np.array_equal(y[i : i + 1], program(x[i : i + 1])) for i in range(batch))
+    for isa in ISAS:
+        assert np.array_equal(_core.Program(program.data).run([x], 2, isa=isa)[0], y)
     for threads in (1, 2, 3):
         assert np.array_equal(run_by_torch(program, x, threads=threads)[0], y)
 
