@@ -21,7 +21,7 @@ float factor_of(const AxisMap& map) {
 }
 
 Tap tap_of(const AxisMap& map, float factor, int64_t i) {
-  if (map.in == map.out) return {i, i, 0.0f};
+  if (map.in == map.out && map.mode != ResizeMode::nearest_exact) return {i, i, 0.0f};  // as torch, whatever the scale
   if (map.mode == ResizeMode::nearest) {
     const int64_t first = map.out == 2 * map.in ? i / 2 : index_of(float(i) * factor, map.in);
     return {first, first, 0.0f};
