@@ -106,6 +106,12 @@ class LoadedProgram {
     return all;
   }
 
+  py::list input_dtypes() const {
+    py::list all;
+    for (int32_t i = 0; i < program_->header->inputs; ++i) all.append(input_type(*program_, i).name);
+    return all;
+  }
+
   int64_t max_batch() const { return program_->header->max_batch; }
 
  private:
@@ -280,6 +286,7 @@ void bind_program(py::module_& m) {
       .def("steps", &LoadedProgram::steps, "input_sizes"_a, "threads"_a = 1, "What a call with inputs of these sizes does: one dict a step.")
       .def("arena_bytes", &LoadedProgram::arena_bytes, "input_sizes"_a, "threads"_a = 1, "Memory of one call, beside weights, inputs and outputs.")
       .def("signature", &LoadedProgram::signature, "inputs"_a, "(axes, channels) of the inputs, or of the outputs.")
+      .def_property_readonly("input_dtypes", &LoadedProgram::input_dtypes)
       .def_property_readonly("max_batch", &LoadedProgram::max_batch);
 }
 

@@ -88,6 +88,11 @@ class Program:
         return list(self._program.signature(True))
 
     @property
+    def input_dtypes(self) -> list[str]:
+        """float32 or, of token ids and masks, int64, for each input."""
+        return list(self._program.input_dtypes)
+
+    @property
     def outputs(self) -> list[tuple[int, int]]:
         """(axes, channels) of each output; 0 channels: they follow from the sizes of a call."""
         return list(self._program.signature(False))
