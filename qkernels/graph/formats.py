@@ -68,7 +68,8 @@ class Formats:
                 return None if self.exact else ANY
             return input_of(user)
         if role is Role.MOVES:
-            return self._wants[user]
+            joins = len(data_of(user)) > 1
+            return None if joins and self._wants[user] is ANY else self._wants[user]
         if role is Role.TABLE and isinstance(self._wants[user], tuple) and not self.exact:
             return tables.input_format(tables.function_of(user), self._wants[user])  # type: ignore[arg-type]
         if role in (Role.COMPUTES, Role.TABLE):
@@ -111,11 +112,18 @@ class Formats:
         for node in self.graph.nodes:
             role, want = self.role(node), self._wants[node]
             format = want if role is not None and isinstance(want, tuple) else None
-            if role is Role.MOVES and any(stored(x) != format for x in data_of(node)):
-                format = None if any(stored(x) is None for x in data_of(node)) else format
+            if role is Role.MOVES:
+                format = self._moved(format, {stored(x) for x in data_of(node)})
             if role is Role.TABLE and stored(data_of(node)[0]) is None and not self.rescales:
                 format = None
             node.meta["int8"] = format
+
+
+    def _moved(self, want: Format, sources: set[Format]) -> Format:
+        """The format of moved values: that of what is moved, or what is wanted where readers rescale."""
+        if len(sources) == 1:
+            return sources.pop()
+        return want if self.rescales and None not in sources else None
 
 
 def data_of(node: fx.Node) -> list[fx.Node]:

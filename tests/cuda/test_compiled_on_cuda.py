@@ -13,8 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 import qkernels as qk
 from qkernels import models
-from qkernels.graph.chain import chain
+from qkernels.calling import example_call
+from qkernels.graph.chain import chain_on_device
+from qkernels.graph.compiling import assembled
 from qkernels.graph.compiled import CompiledModel
+from qkernels.graph.trace import trace
 from qkernels.nn import MeanPool2d
 
 
@@ -45,12 +48,10 @@ def int8_model(name: str, activation: str) -> tuple[nn.Module, Tensor]:
 
 def operators_only(model: nn.Module, x: Tensor, exact: bool = True) -> CompiledModel:
     """What `compile` makes of a model on a CUDA device."""
-    return CompiledModel(*_without_program(model, x, exact))
-
-
-def _without_program(model: nn.Module, x: Tensor, exact: bool) -> tuple[Any, ...]:
-    traced = chain(model, (x,), exact)
-    return traced, None, (x,), qk.report(traced), None
+    call = example_call(x)
+    traced = trace(model, call)
+    graph, report = chain_on_device(traced.graph, model, exact)
+    return assembled(graph, report, traced, call, None)
 
 
 @pytest.mark.parametrize("activation", ["static", "dynamic"])
@@ -111,7 +112,7 @@ def test_a_model_on_a_cuda_device_is_compiled_there(cuda: torch.device) -> None:
         model = nn.Sequential(*layers, qk.QuantLinear(8, 4, device=cuda)).eval()
         chained = qk.compile(model, x, max_batch=4, exact=True)
         assert chained.program is None and chained(x).device.type == "cuda"
-        assert chained.report.layers[0].fused == ("_1",)
+        assert chained.report.layers[0].fused == ("1 (relu)",)
         with pytest.raises(
             ValueError, match="batch of 5; the model was made for batches of at most 4"
         ):

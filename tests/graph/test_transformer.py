@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 import qkernels as qk
 from qkernels import models
-from qkernels.graph import qkv
-from qkernels.graph.trace import trace
+from qkernels.graph.fuse import side_by_side
 
 WIDTH, TOKENS = 24, 7
 SCHEMES = ["static", "dynamic"]
@@ -57,7 +56,7 @@ def test_merged_layers_compute_the_bits_of_each(activation: str) -> None:
         for n, bias in ((5, True), (21, False), (16, True))
     ]
     x = torch.randn(3, 4, 37)
-    merged = qkv.side_by_side(layers)
+    merged = side_by_side(layers)
     assert torch.equal(merged(x), torch.cat([layer(x) for layer in layers], -1))
 
 
@@ -77,25 +76,27 @@ class Branches(nn.Module):
 def test_layers_that_chaining_serves_better_are_left_alone() -> None:
     torch.manual_seed(0)
     model = qk.quantize(Branches().eval(), "static", [tokens()])
-    traced = trace(model, (tokens(),))
-    assert qk.report(qkv.merge_linears_(traced)).names == ["c_d"]
-    assert torch.equal(qk.compile(traced, tokens(), exact=True)(tokens()), model(tokens()))
+    chained = qk.compile(model, tokens(), exact=True)
+    assert {row.name for row in chained.report.layers} == {"a", "b", "c_d", "last"}
+    assert torch.equal(chained(tokens()), model(tokens()))
 
 
 def test_layers_of_other_scales_are_not_merged() -> None:
     model = int8_encoder("static", depth=1)
     model.layers[0].attention.key.input_scale *= 2
-    traced = trace(model, (tokens(),))
-    assert qk.report(qkv.merge_linears_(traced)).names == ["layers.0.attention.query_value"]
-    assert torch.equal(traced(tokens()), model(tokens()))
+    chained = qk.compile(model, tokens(), exact=True)
+    names = {row.name for row in chained.report.layers}
+    assert {"layers.0.attention.query_value", "layers.0.attention.key"} <= names
+    assert torch.equal(chained(tokens()), model(tokens()))
 
 
 def test_the_report_says_where_int8_is_interrupted() -> None:
-    report = qk.compile(int8_encoder("static", depth=1), tokens()).report
+    report = qk.compile(int8_encoder("static", depth=1), tokens(), exact=True).report
     why = {row.name: row.why for row in report.layers}
-    assert why["layers.0.attention.query_key_value"].startswith("read in float by getitem")
+    assert why["layers.0.attention.query_key_value"].startswith("read in float by ")
     assert "gelu" in why["layers.0.fc1"]
-    assert {"scaled_dot_product_attention", "norm"} <= set(report.unfused)
+    left = set(report.unfused)
+    assert {"layers.0.attention (scaled_dot_product_attention)", "norm (layer_norm)"} <= left
 
 
 @pytest.mark.parametrize("activation", SCHEMES)

@@ -15,6 +15,7 @@ from qkernels.graph.steps.layers import image
 from qkernels.graph.steps.table import step
 
 aten = torch.ops.aten
+_END = 2**31  # and beyond: where a slice ends that takes all
 
 
 # ---- views, which move nothing
@@ -75,23 +76,19 @@ def slice_(b: Builder, node: fx.Node) -> None:
     source = nodes.value(given["self"])
     assert y is not None and source is not None
     dim = given["dim"] % len(x.axes)
-    start, end, stride = given["start"] or 0, given["end"], given["step"]
-    size = source.shape[dim]
-    if not isinstance(stride, int) or not isinstance(start, int):
-        raise LeftToTorch("where its slice begins follows from the input")
-    to_end = end is None or not isinstance(end, int) or end >= nodes.hint(size)
-    if not nodes.is_fixed(size) and not to_end:
-        to_end = False
-        if start < 0 or end < 0:
-            raise LeftToTorch("its slice counts from the end of a free size")
-    if start < 0:
-        if not nodes.is_fixed(size):
-            raise LeftToTorch("its slice counts from the end of a free size")
-        start = max(start + nodes.hint(size), 0)
-    if start == 0 and to_end and stride == 1:
+    start, stride, whole, taken = given["start"] or 0, given["step"], source.shape[dim], y.shape[dim]
+    if nodes._same_size(whole, taken):
         b.put(node, x)
         return
-    count = None if to_end and not nodes.is_fixed(size) else nodes.sizes(y)[dim]
+    if not isinstance(stride, int) or not isinstance(start, int):
+        raise LeftToTorch("where its slice begins follows from the input")
+    if start < 0 and not nodes.is_fixed(whole):
+        raise LeftToTorch("its slice counts from the end of a free size")
+    start = start % nodes.hint(whole) if start < 0 else start
+    to_end = given["end"] is None or (isinstance(given["end"], int) and given["end"] >= _END)
+    if not nodes.is_fixed(taken) and not to_end:
+        raise LeftToTorch("where its slice ends follows from the input")
+    count = nodes.hint(taken) if nodes.is_fixed(taken) else None
     b.put(node, _with_one_part(b, x, dim).sliced(dim, start, count, stride))
 
 

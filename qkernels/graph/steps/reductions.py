@@ -108,7 +108,8 @@ def adaptive_avg_pool(b: Builder, node: fx.Node, size: list[int]) -> None:
 
 def _pool(b: Builder, node: fx.Node, x: Place, **fields: Any) -> None:
     y = like_image(b, node, x, stored(node))
-    b.add("avg_pool", "", b.read(x), y.value, **fields, **b.input_fields(x.value), **output_fields(stored(node)))
+    same = stored(node) is not None and stored(node) == b.formats[x.value] and "adaptive" not in fields
+    b.add("avg_pool", "", b.read(x), y.value, same_scale=int(same), **fields, **b.input_fields(x.value), **output_fields(stored(node)))
     b.put(node, y)
 
 

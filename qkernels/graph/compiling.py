@@ -79,19 +79,20 @@ def _compiled(
     traced = trace(model, call)
     if device.type != "cpu":
         graph, report = chain_on_device(traced.graph, model, exact)
-        return _model(graph, report, traced, call, None)
+        return assembled(graph, report, traced, call, None)
     graph, report = chain_on_cpu(traced.graph, model, exact, max_batch)
     if report.unfused and any(None in sizes[1:] for sizes in traced.sizes):
         fixed = trace(model, call, free_sizes=False)
         other, fewer = chain_on_cpu(fixed.graph, model, exact, max_batch)
         if len(fewer.unfused) < len(report.unfused):
             graph, report, traced = other, fewer, fixed
-    return _model(graph, report, traced, call, max_batch)
+    return assembled(graph, report, traced, call, max_batch)
 
 
-def _model(
+def assembled(
     graph: fx.GraphModule, report: ChainReport, traced: Traced, call: Call, max_batch: int | None
 ) -> CompiledModel:
+    """The model of a chained graph."""
     signature = Signature(call, traced.inputs, traced.output, traced.sizes, max_batch)
     return CompiledModel(graph, whole(graph), signature, report)
 
