@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from qkernels import bench, data
-from qkernels.cli import main
+from qkernels.cli import entry, main
 from qkernels.distill import CachedTeacher
 from qkernels.measure import count_macs
 from qkernels.pipeline import PipelineConfig, create_model
@@ -55,6 +55,24 @@ def test_info_says_that_the_instruction_set_was_lowered() -> None:
 def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     assert "pipeline" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_help_and_version_wait_for_no_torch(word: str) -> None:
+    script = f"import sys; from qkernels.cli import main\ntry: main(['{word}'])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "qkernels" in done.stdout and done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize("name", entry.COMMANDS)
+def test_every_command_says_in_the_list_what_its_own_help_says(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "serve":
+        pytest.skip("its help is the server's")
+    assert run(name, "--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert " ".join(entry._docstring(name).split("\n")[0].split()[:6]) in said
 
 
 @pytest.mark.parametrize(
@@ -128,7 +146,7 @@ def test_debug_shows_where_a_mistake_was_found() -> None:
 
 
 def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qkernels.cli.describe_machine", lambda: {}["missing"])
+    monkeypatch.setattr("qkernels.cli.info.describe_machine", lambda: {}["missing"])
     with pytest.raises(KeyError):
         main(["info"])
 
