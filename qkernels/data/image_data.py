@@ -17,7 +17,7 @@ class ImageData:
 
     `mean` and `std` are per channel, of pixels scaled to [0, 1]; `augment` is what suits the data
     (None: nothing). `val` is never part of `train`; it may be empty. `border` is the share of each
-    edge that the images have lost, see `ImageInput`.
+    edge that the images have lost, see `ImageInput`. `notes` say what of the files was left out.
     """
 
     name: str
@@ -29,6 +29,7 @@ class ImageData:
     std: tuple[float, ...]
     augment: Augment | None = None
     border: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         channels = self.train.images.shape[1]
@@ -70,6 +71,10 @@ class ImageData:
         """
         options["augment"] = self.augment if augment else None
         return Batches(self.split(split), batch_size, self.mean, self.std, **options)
+
+    def digest(self) -> str:
+        """Hash of what a training reads: the images and labels of train and val, and their order."""
+        return f"{self.train.digest()}-{self.val.digest()}"
 
     def with_train(self, train: Split) -> ImageData:
         """The same data with other training images, such as new ones without labels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,9 @@ class ImageStore(Protocol):
 
     def select(self, index: Tensor) -> ImageStore:
         """The store of the images of `index` only, nothing decoded."""
+
+    def digest(self) -> str:
+        """A hash that other images would change."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,18 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def digest(self) -> str:
+        """Hash of the labels and of the pixels, or of what the store says of its files."""
+        total = hashlib.blake2b(digest_size=8)
+        if isinstance(self.images, Tensor):
+            total.update(f"{list(self.images.shape)}".encode())
+            total.update(self.images.cpu().contiguous().numpy().data)
+        else:
+            total.update(self.images.digest().encode())
+        if self.labels is not None:
+            total.update(self.labels.cpu().contiguous().numpy().data)
+        return total.hexdigest()
 
     def take(self, index: Tensor) -> Split:
         """The images (and labels) of an int64 index [M], in its order."""
