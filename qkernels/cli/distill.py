@@ -60,6 +60,8 @@ def command(
         guide = guide if teacher_cache is None else CachedTeacher(guide, teacher_cache)
     torch.manual_seed(config.seed)
     model = create_model(student, images, student_width)
-    train(model, images, config, teacher=guide, run_dir=run, resume=resume)
+    result = train(model, images, config, teacher=guide, run_dir=run, resume=resume)
+    if result.trained == 0:
+        say(f"nothing trained: {run} holds all {len(result.history)} epochs of this run")
     say(f"test accuracy {evaluate_model(model, images, progress=True)}")
     say(f"wrote {run / 'model.safetensors'}")

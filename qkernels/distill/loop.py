@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from qkernels.answers import logits_of
 from qkernels.data.batches import Batches, epoch_seed
 from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
@@ -20,6 +21,7 @@ from qkernels.distill.config import TrainConfig, learning_rate
 from qkernels.distill.history import EpochRecord
 from qkernels.distill.objective import Objective
 from qkernels.distill.run_folder import RunFolder
+from qkernels.distill.soundness import check_classes_of, check_finite
 
 AfterStep = Callable[[nn.Module, float], object]  # model, lr
 
@@ -42,6 +44,9 @@ class Loop:
             )
         for teacher in objective.teachers:
             _check_apart(model, teacher)
+        # What lies in eval mode in a model that trains, such as frozen batch norms, stays as it is.
+        self.still = [m for m in model.modules() if model.training and not m.training]
+        self.data, self.steps = data, 0
         self.config, self.accelerator = config, accelerator
         self.batches = _train_batches(data, config, accelerator)
         self.val_batches = _val_batches(data, config, accelerator)
@@ -73,8 +78,13 @@ class Loop:
         """Show the objective a few images, so that what does not fit is said before training."""
         self.model.eval()
         images, labels = next(self.batches.epoch(len(self.history)))
+        few = images[:4]
         with torch.no_grad(), self._autocast():
-            self.objective.check(self.model, images[:4], None if labels is None else labels[:4])
+            for teacher in self.objective.teachers:
+                check_finite("the teacher", teacher, few)
+            check_finite("the model", self.model, few)
+            check_classes_of(self.data, logits_of(self.model, few).shape[-1])
+            self.objective.check(self.model, few, None if labels is None else labels[:4])
 
     def save(self, folder: RunFolder) -> None:
         """Write the checkpoint from the first process; refuse weights that are not finite."""
@@ -99,14 +109,16 @@ class Loop:
         # Seeding per epoch (dropout) makes an epoch independent of what ran before it.
         torch.manual_seed(epoch_seed(self.config.seed, epoch) + self.accelerator.process_index)
         self.wrapped.train()
+        for module in self.still:
+            module.training = False
         loss, accuracy, count, rate = 0.0, 0.0, 0.0, 0.0
         for step, batch in enumerate(self.batches.epoch(epoch)):
             rate = learning_rate(self.config, epoch * len(self.batches) + step, len(self.batches))
             sums = self._step(*batch, rate)
             if not math.isfinite(sums[0]):
-                raise FloatingPointError(
-                    f"the loss is {sums[0]} in epoch {epoch + 1}, step {step + 1}: lower the lr"
-                )
+                where = f"the loss is {sums[0]} in epoch {epoch + 1}, step {step + 1}"
+                raise FloatingPointError(f"{where}: {self._blame(batch[0])}")
+            self.steps += 1
             loss, accuracy, count = loss + sums[0], accuracy + sums[1], count + sums[2]
             note = f"epoch {epoch + 1} loss {loss / count:.3f} acc {accuracy / count:.1%}"
             advance(1, note)
@@ -134,6 +146,16 @@ class Loop:
             self.after_step(self.model, rate)
         return self._sum(loss.detach() * len(truth), logits, truth)
 
+    @torch.no_grad()
+    def _blame(self, images: Tensor) -> str:
+        """What a loss that is no number comes from: the lr only where a step has been taken with it."""
+        for teacher in self.objective.teachers:
+            if not logits_of(teacher, images).isfinite().all():
+                return "the teacher's answers to this batch are not finite"
+        if self.steps == 0:
+            return "no step has been taken yet, so that no lr helps; look at the model's answers and the objective"
+        return "lower the lr"
+
     def _average_objective(self) -> None:
         """The wrapped model averages its gradients over the processes, the objective's are left to us."""
         if self.accelerator.num_processes > 1:
@@ -152,7 +174,7 @@ class Loop:
         totals = [0.0, 0.0, 0.0]
         for images, labels in self.val_batches:
             with torch.no_grad(), self._autocast():
-                logits = self.model(images).float()
+                logits = logits_of(self.model, images).float()
             assert labels is not None
             loss = cross_entropy(logits, labels, reduction="sum")
             totals = [a + b for a, b in zip(totals, self._sum(loss, logits, labels), strict=True)]

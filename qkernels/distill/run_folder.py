@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from qkernels.calling import first_line
+from qkernels.models.weights import plain_name
 
 START = "start"  # in config.json
 
@@ -62,7 +66,12 @@ class RunFolder:
         path = self.path / "checkpoint.pt"
         if not self.resume or not path.exists():
             return None
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever torch says of a file that is cut off
+            raise ValueError(
+                f"{path} is damaged ({first_line(error)}): remove it to begin this run again"
+            ) from error
         return checkpoint
 
     def save(self, checkpoint: dict[str, Any]) -> None:
@@ -73,7 +82,7 @@ class RunFolder:
 
     def save_weights(self, weights: dict[str, Tensor]) -> None:
         """Write the final weights as model.safetensors."""
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        plain = {plain_name(n): tensor.detach().cpu().contiguous() for n, tensor in weights.items()}
         first: dict[int, str] = {}
         for name, tensor in plain.items():  # safetensors holds no tensor under two names
             if first.setdefault(tensor.untyped_storage().data_ptr(), name) != name:
@@ -100,7 +109,12 @@ class RunFolder:
         """Write aside, flush to disk and rename: a reader sees the old file or the new one."""
         with tempfile.TemporaryDirectory(dir=self.path, prefix=".writing-") as folder:
             aside = Path(folder) / name
-            write(aside)
-            with aside.open("rb+") as file:
-                os.fsync(file.fileno())
+            try:
+                write(aside)
+                with aside.open("rb+") as file:
+                    os.fsync(file.fileno())
+            except (OSError, RuntimeError, SafetensorError) as error:  # such as of a full disk
+                raise OSError(
+                    f"{self.path / name} could not be written ({first_line(error)}): what was there before is kept"
+                ) from error
             aside.replace(self.path / name)

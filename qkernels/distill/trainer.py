@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qkernels.copying import unwrapped
 from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
 from qkernels.data.progress import progress as progress_bar
@@ -21,6 +22,7 @@ from qkernels.distill.loop import AfterStep, Loop
 from qkernels.distill.objective import LabelObjective, Objective
 from qkernels.distill.registry import OBJECTIVES
 from qkernels.distill.run_folder import RunFolder
+from qkernels.distill.soundness import check_trainable
 
 
 def train(
@@ -43,13 +45,16 @@ def train(
     The teacher stays as it is: its weights are read by a twin in eval mode without gradients. With a `run_dir` the run
     may be killed at any moment and called again with the same arguments: the final weights are those of a run never
     interrupted, bit for bit. A run that goes on does so from its own weights; that those given are others than it began
-    with is a warning. Afterwards the model is on the device and in the layout that it came in. Under `accelerate
-    launch` every process takes its share of each batch.
+    with is a warning. Afterwards the model is on the device and in the layout that it came in. What is in
+    eval mode in a model in training mode, such as frozen batch norms, stays so. Under `accelerate launch` every process
+    takes its share of each batch.
 
     Raises ValueError for settings that do not fit the data, the models or the run folder; FloatingPointError
     when the loss is no longer finite (the last good checkpoint stays); TargetError when the run ends below
     `config.until` (everything is kept).
     """
+    model, _ = unwrapped(model)  # names in files are those of the model, not of what is around it
+    check_trainable(model)
     accelerator = require("accelerate").Accelerator(mixed_precision="no")
     if config.until is not None and (len(data.val) == 0 or data.val.labels is None):
         raise ValueError(f"until={config.until}: {data.name} has no labelled validation images")
@@ -65,6 +70,7 @@ def train(
         loop = Loop(model, data, config, objective, after_step, accelerator)
         loop.check()
         loop.restore(folder)
+        begun = len(loop.history)
         total, done = config.epochs * len(loop.batches), len(loop.history) * len(loop.batches)
         show = progress and accelerator.is_main_process
         with progress_bar("training", total, done=done, enabled=show) as advance:
@@ -76,7 +82,7 @@ def train(
         if folder is not None and accelerator.is_main_process:
             folder.save_weights(loop.model.state_dict())
         accelerator.wait_for_everyone()
-    result = TrainResult(tuple(loop.history))
+    result = TrainResult(tuple(loop.history), trained=len(loop.history) - begun)
     check_target(config, result)
     return result
 
@@ -121,6 +127,7 @@ def _describe(
     return {
         **config.model_dump(),
         "data": f"{data.name}, {len(data.train)} images of {list(data.image_shape)}",
+        "data_digest": data.digest(),
         "model": describe(model),
         "teacher": None if teacher is None else describe(teacher),
         "objective": None if objective is None else repr(objective),

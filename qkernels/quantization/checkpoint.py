@@ -36,6 +36,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
+from qkernels.copying import unwrapped
 from qkernels.nn import ClampedReLU, QuantModule, fix_mean_order_
 from qkernels.nn.registry import LayerSpec, spec_of, spec_of_int8
 from qkernels.plain import is_plain, plain_class, recomputing_hooks
@@ -70,6 +71,7 @@ def save(
         CheckpointError: for state that is no tensor or has no values, `architecture` or `extra`
             that JSON cannot hold.
     """
+    model, _ = unwrapped(model)
     tensors, aliases = _stored_once(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     metadata = {
