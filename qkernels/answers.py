@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 
 
+class AnswerError(TypeError, ValueError):
+    """A model whose answer does not say which of it are the logits."""
+
+
 def logits_of(model: Callable[..., Any], images: Tensor) -> Tensor:
     """The logits of `images`: the tensor that the model returns, or the one that its answer calls logits.
 
     An answer with an attribute or a key "logits" is that of transformers and of torchvision's training mode. A model
     whose weights all have another floating dtype than the images is asked in its own, and answers in that.
-    Raises TypeError for any other answer, with the line that picks the logits out of it.
+    Raises AnswerError for any other answer, with the line that picks the logits out of it.
     """
     own = None
     if images.is_floating_point() and not torch.is_autocast_enabled(images.device.type):
@@ -25,7 +29,7 @@ def logits_of(model: Callable[..., Any], images: Tensor) -> Tensor:
     found = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
     if isinstance(found, Tensor):
         return found
-    raise TypeError(_refusal(model, answer))
+    raise AnswerError(_refusal(model, answer))
 
 
 def _only_dtype(model: Any) -> torch.dtype | None:

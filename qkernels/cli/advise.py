@@ -3,60 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
 import typer
 
-import qkernels
-from qkernels import data as datasets
-from qkernels import models
-from qkernels.advise import advise as run_advise
-from qkernels.cli.options import Data, Root, Width
+from qkernels.cli.flags import given
+from qkernels.cli.options import chosen_data, chosen_model, takes_data, takes_model
 from qkernels.cli.printing import check_writable, kilobytes, say
-from qkernels.distill import TrainConfig
-from qkernels.pipeline import create_model, describe_architecture, describe_data
+from qkernels.pipeline.advising import advise_on
 
 
+@takes_model
+@takes_data
 def command(
-    weights: Annotated[Path, typer.Argument(help="safetensors file of the float model.")],
+    weights: Annotated[Path, typer.Argument(help="Float weights, or a float checkpoint.")],
     out: Annotated[Path, typer.Argument(help="int8 checkpoint of the best combination to write.")],
-    model: Annotated[str, typer.Option(help="Which model the weights are of.")],
     floor: Annotated[str, typer.Option(help="Least accuracy, such as top1=91 (per cent).")],
     run: Annotated[Path, typer.Option(help="Folder of the trainings.")],
     latency: Annotated[
         str | None, typer.Option(help="Most time for one image, such as 2ms; else the fastest.")
     ] = None,
     students: Annotated[str, typer.Option(help="Smaller models to distil into: a,b.")] = "",
-    width: Width = None,
-    data: Data = "digits",
-    data_root: Root = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of one training.", min=1)] = 10,
-    lr: Annotated[float, typer.Option(help="Its learning rate.")] = 0.05,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of one training, else by data and model.", min=1)
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Its learning rate, else so.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of students, calibration and training.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Picture of the frontier to draw.")] = None,
+    **flags: Any,
 ) -> None:
     check_writable(out, plot)
-    dataset = datasets.load(data, data_root)
-    net = models.load_weights(create_model(model, dataset, width), weights).eval()
+    least, most = _share(floor), None if latency is None else _milliseconds(latency)
     names = [name for name in students.split(",") if name]
-    torch.manual_seed(seed)
-    advice = run_advise(
-        net,
-        dataset,
-        floor=_share(floor),
-        latency_ms=None if latency is None else _milliseconds(latency),
-        run_dir=run,
-        config=TrainConfig.model_validate({"epochs": epochs, "lr": lr, "seed": seed}),
-        students={name: create_model(name, dataset, width) for name in names},
-        seed=seed,
-    )
+    advice = advise_on(
+        weights, out, chosen_data(flags), chosen_model(flags), floor=least, latency_ms=most, run=run,
+        students=names, settings=given({"epochs": epochs, "lr": lr, "seed": seed}), seed=seed,
+    )  # fmt: skip
     print(advice)
-    best = advice.best
-    architecture = describe_architecture(best.student or model, dataset, width)
-    if best.channels:
-        architecture["kwargs"]["channels"] = best.channels
-    qkernels.save(best.model, out, architecture=architecture, extra=describe_data(dataset))
     say(f"wrote {out}: {kilobytes(out)}, before {kilobytes(weights)}")
     if plot is not None:
         advice.plot(plot)

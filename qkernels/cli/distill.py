@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
-from qkernels import data as datasets
-from qkernels import models
-from qkernels.cli.flags import flags_of, given
-from qkernels.cli.options import Data, Root, Width
+from qkernels.cli.flags import flags_of
+from qkernels.cli.options import MODEL, Trust, chosen_data, rest, takes_data
 from qkernels.cli.printing import say
-from qkernels.distill import CachedTeacher, TrainConfig, train
-from qkernels.evaluate import evaluate as evaluate_model
-from qkernels.pipeline import PipelineConfig, create_model
+from qkernels.cli.worse import check_not_ruined
+from qkernels.data.choice import DataChoice
+from qkernels.distill import TrainConfig
+from qkernels.pipeline import ModelChoice, PipelineConfig
+from qkernels.pipeline.distilling import Distillation, distil_student
 
 TRAIN_HELP = {
     "feature_weight": "Weight of a loss on features, else as published.",
@@ -24,44 +23,80 @@ TRAIN_HELP = {
     "momentum": "Momentum of sgd.",
     "label_smoothing": "Share of each label spread over all classes.",
     "clip_grad_norm": "Longest gradient.",
+    "keep": "Which weights: of the last epoch, or the best of start and epochs.",
     "eval_every": "Epochs between two validations.",
     "checkpoint_every": "Epochs between two checkpoints.",
 } | {name: field.description or "" for name, field in PipelineConfig.model_fields.items()}
+DEFAULT = "resnet14"
+SUITED = {"epochs", "batch_size", "optimizer", "lr", "warmup_epochs", "keep"}  # by suitable_config
 
 
-@flags_of(
-    TrainConfig, help_of=TRAIN_HELP, shown=lambda f: str(TrainConfig.model_fields[f].default or "")
-)
+def _shown(field: str) -> str:
+    default = str(TrainConfig.model_fields[field].default or "")
+    return "by data and model" if field in SUITED else default
+
+
+@flags_of(TrainConfig, help_of=TRAIN_HELP, shown=_shown)
+@takes_data
 def command(
     run: Annotated[Path, typer.Option(help="Folder of the run.")],
-    data: Data = "digits",
-    data_root: Root = None,
-    student: Annotated[str, typer.Option(help="Model to train.")] = "resnet14",
-    student_width: Width = None,
-    teacher: Annotated[str | None, typer.Option(help="Model of the teacher, if any.")] = None,
-    teacher_width: Width = None,
+    student: Annotated[
+        str | None, typer.Option(help=f"Model to train, else resnet14: {MODEL}.")
+    ] = None,
+    student_width: Annotated[int | None, typer.Option(help="Its width.", min=1)] = None,
+    student_args: Annotated[str, typer.Option(help="Its arguments as JSON.")] = "",
+    student_weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights it starts from, or a checkpoint, such as a pruned one."),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="Model of the teacher; once for each of several.")
+    ] = None,
+    teacher_width: Annotated[int | None, typer.Option(help="Its width.", min=1)] = None,
+    teacher_args: Annotated[str, typer.Option(help="Its arguments as JSON.")] = "",
     teacher_weights: Annotated[
-        Path | None, typer.Option(help="safetensors file of the teacher.")
+        list[Path] | None, typer.Option(help="Its weights; a checkpoint needs no --teacher.")
     ] = None,
     teacher_cache: Annotated[
         Path | None, typer.Option(help="File that keeps the teacher's answers for later runs.")
     ] = None,
+    adversarial: Annotated[
+        float,
+        typer.Option(help="Attack every batch, within so many levels of 255.", min=0, max=255),
+    ] = 0.0,
+    made_images: Annotated[
+        int,
+        typer.Option(help="Learn from the teacher alone, by so many made images an epoch.", min=0),
+    ] = 0,
+    trust: Trust = False,
+    may_lose: Annotated[
+        float, typer.Option(help="Points of accuracy below --student-weights that are no error.")
+    ] = 5.0,
     resume: Annotated[bool, typer.Option(help="Go on where a stopped run was.")] = True,
     **flags: Any,
 ) -> None:
-    if (teacher is None) != (teacher_weights is None):
-        raise ValueError("--teacher and --teacher-weights go together: give both or neither")
-    if teacher_cache is not None and teacher is None:
+    files, names = teacher_weights or [], teacher or []
+    if names and len(names) != len(files):
+        raise ValueError(
+            "--teacher and --teacher-weights go together: give as many of one as of the other"
+        )
+    if teacher_cache is not None and not files:
         raise ValueError("--teacher-cache keeps the answers of a --teacher: give one")
-    config, images = TrainConfig(**given(flags)), datasets.load(data, data_root)
-    guide = None
-    if teacher is not None and teacher_weights is not None:
-        guide = models.load_weights(create_model(teacher, images, teacher_width), teacher_weights)
-        guide = guide if teacher_cache is None else CachedTeacher(guide, teacher_cache)
-    torch.manual_seed(config.seed)
-    model = create_model(student, images, student_width)
-    result = train(model, images, config, teacher=guide, run_dir=run, resume=resume)
-    if result.trained == 0:
-        say(f"nothing trained: {run} holds all {len(result.history)} epochs of this run")
-    say(f"test accuracy {evaluate_model(model, images, progress=True)}")
-    say(f"wrote {run / 'model.safetensors'}")
+    choices = [ModelChoice(name, teacher_args, teacher_width, trust) for name in names]
+    choices = choices or [ModelChoice(trust=trust)] * len(files)
+    name = student or (DEFAULT if student_weights is None else None)
+    plan = Distillation(
+        ModelChoice(name, student_args, student_width, trust),
+        student_weights, list(zip(files, choices, strict=True)), teacher_cache, adversarial, made_images,
+    )  # fmt: skip
+    settings = rest(flags, DataChoice)
+    TrainConfig.model_validate(settings)  # what is wrong with them is said before the data is read
+    data = chosen_data(flags)
+    done = distil_student(plan, data, run, settings, resume=resume)
+    if done.training.trained == 0:
+        say(f"nothing trained: {run} holds all {len(done.training.history)} epochs of this run")
+    for note in done.training.notes:
+        say(note)
+    say(f"test accuracy {done.accuracy}")
+    say(f"wrote {run / 'model.safetensors'}, and {done.checkpoint}, which names its model")
+    check_not_ruined(done.accuracy, done.before, data, may_lose)

@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import sqlite3
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
 # Each is a module beside this one: its docstring is the help, its function `command` the command,
 # and SETTINGS, where there are any, are typer's.
 COMMANDS = (
-    "info", "pipeline", "distill", "prune", "quantize", "evaluate", "export", "advise", "compile",
+    "info", "data", "pipeline", "distill", "prune", "quantize", "evaluate", "export", "advise", "compile",
     "profile", "serve", "bench",
 )  # fmt: skip
-USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError)
+# Others are faults of ours; those of sqlite3 are of the file that keeps a teacher's answers.
+USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, sqlite3.Error)
+STOPPED = "stopped; the same command goes on from the last whole epoch"
+INTERRUPTED = 130  # 128 + SIGINT, which typer makes of Ctrl-C
 
 app = typer.Typer(
     help="int8 layers for PyTorch, and the workflow that gets a trained teacher into them.",
@@ -85,14 +89,16 @@ def main(arguments: list[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"] or ["--help"]
     try:
         code = app(words, standalone_mode=False)
-    except typer.Abort:
-        sys.exit("qkernels: stopped; the same command goes on from the last whole epoch")
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
     except Exception as error:
         usage = hasattr(error, "format_message")  # a flag that typer does not know or take
         if debug or not (usage or isinstance(error, USER_ERRORS)):
             raise
         print(f"qkernels: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
+    if code == INTERRUPTED:
+        print(f"qkernels: {STOPPED}", file=sys.stderr)
     sys.exit(code or 0)
 
 

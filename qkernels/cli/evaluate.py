@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from qkernels import data as datasets
-from qkernels.cli.opening import open_model
-from qkernels.cli.options import Data, Root, Width
+from qkernels.cli.options import chosen_data, chosen_model, takes_data, takes_model
 from qkernels.cli.printing import kilobytes, say_pairs
-from qkernels.evaluate import evaluate as evaluate_model
+from qkernels.evaluate import evaluate
 from qkernels.measure import measure_speed
+from qkernels.pipeline import open_model
 
 
+@takes_model
+@takes_data
 def command(
-    checkpoint: Annotated[Path, typer.Argument(help="An int8 checkpoint, or float weights.")],
-    model: Annotated[str | None, typer.Option(help="Which model float weights are of.")] = None,
-    width: Width = None,
-    data: Data = "digits",
-    data_root: Root = None,
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or float weights.")],
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which images.")] = "test",
+    **flags: Any,
 ) -> None:
-    images = datasets.load(data, data_root)
-    net, _ = open_model(checkpoint, images, model, width)
-    accuracy = evaluate_model(net, images, split, progress=True)
+    images = chosen_data(flags)
+    net, _ = open_model(checkpoint, images, chosen_model(flags))
+    accuracy = evaluate(net, images, split, progress=True)
     speed = measure_speed({"": net}, images.image_shape, progress=True)[""]
     say_pairs(
         {

@@ -9,6 +9,7 @@ import torch
 import typer
 
 import qkernels
+from qkernels.cli.options import Trust
 from qkernels.cli.printing import kilobytes, say
 from qkernels.data.extras import require
 from qkernels.export import export_onnx
@@ -26,6 +27,7 @@ def command(
         list[str] | None,
         typer.Option(help="Size of an input, such as 1,3,224,224; once an input, in order."),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     sizes = [parse_size(text) for text in size or ()]
     if to == "triton":
@@ -38,5 +40,5 @@ def command(
     examples = tuple(
         torch.zeros(size) for size in sizes or [image_size(model, read_metadata(model))]
     )
-    export_onnx(qkernels.load(model), examples, out)
+    export_onnx(qkernels.load(model, trust=trust), examples, out)
     say(f"wrote {out}: {kilobytes(out)}, before {kilobytes(model)}")

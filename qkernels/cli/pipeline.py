@@ -27,6 +27,8 @@ def _shown_default(field: str) -> str:
 def command(**flags: Any) -> None:
     config = PipelineConfig.for_data(**given(flags))
     result = run_pipeline(config, say=say, progress=True)
+    for sentence in result.at_chance():
+        say(sentence)
     say(results_table(result))
     for sentence in findings(result):
         say(sentence)

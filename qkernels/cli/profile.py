@@ -9,7 +9,7 @@ import torch
 import typer
 
 import qkernels
-from qkernels.cli.options import Size
+from qkernels.cli.options import Size, Trust
 from qkernels.cli.printing import say
 from qkernels.input_size import parse_size
 from qkernels.program import Program
@@ -20,11 +20,12 @@ def command(
     size: Size,
     threads: Annotated[int, typer.Option(help="Threads of a call.", min=1)] = 1,
     plot: Annotated[Path | None, typer.Option(help="Picture to draw: .svg, .png, .pdf.")] = None,
+    trust: Trust = False,
 ) -> None:
     x = torch.zeros(parse_size(size))
     torch.set_num_threads(threads)
     if file.suffix == ".safetensors":
-        steps = qkernels.compile(qkernels.load(file), x).profile(x)
+        steps = qkernels.compile(qkernels.load(file, trust=trust), x).profile(x)
     else:
         steps = Program.load(file, threads).profile(x.numpy())
     print(steps)

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-import qkernels
-from qkernels import data as datasets
-from qkernels import recovery
-from qkernels.cli.opening import open_model
-from qkernels.cli.options import Data, Root, Width
-from qkernels.cli.printing import kilobytes, say
-from qkernels.pipeline import calibration_batches, describe_data
+from qkernels.cli.options import chosen_data, chosen_model, takes_data, takes_model
+from qkernels.cli.printing import check_writable, kilobytes, say
+from qkernels.pipeline.quantizing import Int8Plan, quantize_file
 from qkernels.quantization import QuantConfig
 
 
+@takes_model
+@takes_data
 def command(
-    weights: Annotated[Path, typer.Argument(help="Float weights, or a pruned checkpoint.")],
+    weights: Annotated[Path, typer.Argument(help="Float weights, or a float checkpoint.")],
     out: Annotated[Path, typer.Argument(help="int8 checkpoint to write.")],
-    model: Annotated[str | None, typer.Option(help="Which model float weights are of.")] = None,
-    width: Width = None,
-    data: Data = "digits",
-    data_root: Root = None,
     activation: Annotated[
         Literal["static", "dynamic", "weight_only"], typer.Option(help="Where ranges come from.")
     ] = "static",
@@ -39,23 +33,17 @@ def command(
     correct_bias: Annotated[
         bool, typer.Option("--correct-bias", help="Then restore the float model's channel means.")
     ] = False,
+    qat_epochs: Annotated[
+        int, typer.Option(help="Train in int8 for so many epochs; kept if it gets better.", min=0)
+    ] = 0,
+    qat_run: Annotated[Path | None, typer.Option(help="Folder of that training, to go on.")] = None,
     images: Annotated[int, typer.Option(help="Training images to calibrate on.", min=1)] = 512,
     seed: Annotated[int, typer.Option(help="Seed of the choice of images.", min=0)] = 0,
+    **flags: Any,
 ) -> None:
     config = QuantConfig(activation=activation, weight=weight, observer=observer)
-    dataset = datasets.load(data, data_root)
-    net, architecture = open_model(weights, dataset, model, width)
-    needs_data = activation == "static" or correct_bias
-    batches = list(calibration_batches(dataset, images, seed)) if needs_data else None
-    if equalize:
-        net = recovery.equalize(net)
-        say(str(qkernels.report(net)))
-    exact = net if correct_bias else None
-    net = (qkernels.quantize_ if exact is None else qkernels.quantize)(net, config, batches)
-    report = qkernels.report(net)
-    if exact is not None and batches is not None:
-        shifts = qkernels.report(recovery.correct_bias_(net, exact, batches)).shifts
-        say(f"biases of {len(shifts)} layers corrected, by up to {max(shifts.values()):.3g}")
-    qkernels.save(net, out, architecture=architecture, extra=describe_data(dataset))
-    say(report)
+    check_writable(out)
+    plan = Int8Plan(config, images, seed, equalize, correct_bias, qat_epochs, qat_run)
+    for what in quantize_file(weights, out, chosen_data(flags), chosen_model(flags), plan):
+        say(what)
     say(f"wrote {out}: {kilobytes(out)}, before {kilobytes(weights)}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from qkernels.data.augment import Augment
 from qkernels.data.batches import Batches
@@ -33,6 +37,10 @@ class ImageData:
 
     def __post_init__(self) -> None:
         channels = self.train.images.shape[1]
+        if any(not 0 < value < math.inf for value in self.std):
+            raise ValueError(
+                f"{self.name}: std={self.std} must be positive: pixels are divided by it"
+            )
         if not len(self.mean) == len(self.std) == channels:
             raise ValueError(
                 f"{self.name}: mean and std must have {channels} values, "
@@ -40,18 +48,32 @@ class ImageData:
             )
 
     @property
+    def of_pixels(self) -> bool:
+        """Whether inputs are uint8 pictures, which `mean` and `std` normalise."""
+        images = self.train.images
+        probe = (
+            images
+            if isinstance(images, Tensor)
+            else images[torch.tensor([0])]
+            if len(images)
+            else None
+        )
+        return probe is not None and probe.dtype == torch.uint8 and probe.ndim == 4
+
+    @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
+        """(C, H, W), or whatever shape an input has."""
+        return tuple(self.train.images.shape[1:])  # type: ignore[return-value]
 
     @property
-    def image_input(self) -> ImageInput:
-        """How any picture becomes like these, for files of models that were trained on them."""
+    def image_input(self) -> ImageInput | None:
+        """How a picture becomes like these, for files of models trained on them; None where their data set does it."""
+        if not self.of_pixels:
+            return None
         return ImageInput(self.class_names, self.image_shape[1:], self.mean, self.std, self.border)
 
     def split(self, name: str) -> Split:

@@ -33,17 +33,21 @@ class ImageStore(Protocol):
 class Split:
     """Images uint8 [N, C, H, W] (or a store of them) and labels int64 [N], or None if unlabelled.
 
-    Raises ValueError if a shape or dtype is another, or if the lengths differ.
+    Inputs of floats [N, ...] or of int64 (tokens) are taken as they are, normalised already. Raises ValueError if a
+    shape or dtype is another, or if the lengths differ.
     """
 
     images: Tensor | ImageStore
     labels: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if len(self.images.shape) != 4:
+        dtype = self.images.dtype if isinstance(self.images, Tensor) else None
+        if dtype == torch.uint8 and len(self.images.shape) != 4:
             raise ValueError(f"images must be [N, C, H, W], not {tuple(self.images.shape)}")
-        if isinstance(self.images, Tensor) and self.images.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8, not {self.images.dtype}")
+        if dtype is not None and not (
+            dtype in (torch.uint8, torch.int64) or dtype.is_floating_point
+        ):
+            raise ValueError(f"images must be uint8, not {dtype}")
         if self.labels is None:
             return
         if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.images),):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
 from qkernels.data.progress import Advance
 from qkernels.distill.config import TrainConfig, learning_rate
-from qkernels.distill.history import EpochRecord
+from qkernels.distill.guard import Guard
+from qkernels.distill.history import EpochRecord, is_over
 from qkernels.distill.objective import Objective
 from qkernels.distill.run_folder import RunFolder
 from qkernels.distill.soundness import check_classes_of, check_finite
@@ -59,16 +61,23 @@ class Loop:
         self.optimizer = _optimizer(self.learned, config)
         self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
         self.history: list[EpochRecord] = []
+        self.guard: Guard | None = None
 
     def restore(self, folder: RunFolder | None) -> None:
         """Continue from the folder's checkpoint, or make a first one of the untrained model."""
         checkpoint = None if folder is None else folder.load()
+        if self.config.keep == "best":
+            found = (None, None) if checkpoint is not None else self._validate()
+            start = None if found[0] is None or found[1] is None else (found[1], -found[0])
+            self.guard = Guard(1 / max(1, self.data.num_classes), start, self.model.state_dict())
         self.accelerator.wait_for_everyone()  # nobody writes before all have looked
         if checkpoint is not None:
             self.model.load_state_dict(checkpoint["model"])
             self.objective.load_state_dict(checkpoint.get("objective", {}))
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.history = [EpochRecord(**record) for record in checkpoint["history"]]
+            if self.guard is not None:
+                self.guard.load(checkpoint["guard"])
         elif folder is not None:
             if self.accelerator.is_main_process:
                 folder.create()
@@ -99,26 +108,58 @@ class Loop:
                     "objective": self.objective.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "history": [asdict(record) for record in self.history],
+                    **({} if self.guard is None else {"guard": self.guard.state()}),
                 }
             )
         self.accelerator.wait_for_everyone()
 
-    def run_epoch(self, epoch: int, advance: Advance) -> None:
-        """Train one epoch, validate if it is due, and append the record."""
+    @property
+    def over(self) -> bool:
+        """Whether no epoch is left to take."""
+        return is_over(self.config, self.history) or (self.guard is not None and self.guard.over)
+
+    def run_epoch(self, advance: Advance) -> None:
+        """Train the next epoch, validate if it is due, and append its record."""
+        epoch = len(self.history)
+        if self.guard is None:
+            self.history.append(self.train_epoch(epoch, advance)[0])
+            return
+        before = copy.deepcopy((self.learned.state_dict(), self.optimizer.state_dict()))
+        while True:
+            try:
+                record, first_loss = self.train_epoch(epoch, advance)
+                why = self.guard.ruined(record, first_loss)
+            except FloatingPointError as error:
+                if self.steps == 0:
+                    raise
+                why = str(error)
+            if why is None:
+                self.guard.see(record, self.model.state_dict())
+                self.history.append(record)
+                return
+            self.learned.load_state_dict(before[0])
+            self.optimizer.load_state_dict(copy.deepcopy(before[1]))
+            if not self.guard.retake(epoch + 1, why, self.config.lr * self.guard.scale):
+                return
+
+    def train_epoch(self, epoch: int, advance: Advance) -> tuple[EpochRecord, float]:
+        """Train one epoch and validate if it is due; its record, and the loss of its first step."""
         started = time.perf_counter()
         # Seeding per epoch (dropout) makes an epoch independent of what ran before it.
         torch.manual_seed(epoch_seed(self.config.seed, epoch) + self.accelerator.process_index)
         self.wrapped.train()
         for module in self.still:
             module.training = False
-        loss, accuracy, count, rate = 0.0, 0.0, 0.0, 0.0
+        loss, accuracy, count, rate, first_loss = 0.0, 0.0, 0.0, 0.0, 0.0
         for step, batch in enumerate(self.batches.epoch(epoch)):
             rate = learning_rate(self.config, epoch * len(self.batches) + step, len(self.batches))
+            rate *= 1.0 if self.guard is None else self.guard.scale
             sums = self._step(*batch, rate)
             if not math.isfinite(sums[0]):
                 where = f"the loss is {sums[0]} in epoch {epoch + 1}, step {step + 1}"
                 raise FloatingPointError(f"{where}: {self._blame(batch[0])}")
             self.steps += 1
+            first_loss = sums[0] / sums[2] if step == 0 else first_loss
             loss, accuracy, count = loss + sums[0], accuracy + sums[1], count + sums[2]
             note = f"epoch {epoch + 1} loss {loss / count:.3f} acc {accuracy / count:.1%}"
             advance(1, note)
@@ -128,7 +169,7 @@ class Loop:
         record = EpochRecord(
             epoch + 1, loss / count, accuracy / count, val_loss, val_accuracy, rate, seconds
         )
-        self.history.append(record)
+        return record, first_loss
 
     def _step(self, images: Tensor, labels: Tensor | None, rate: float) -> list[float]:
         """One optimizer step; [summed loss, right answers, images] over all processes."""

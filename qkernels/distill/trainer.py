@@ -17,7 +17,7 @@ from qkernels.data.image_data import ImageData
 from qkernels.data.progress import progress as progress_bar
 from qkernels.distill.cache import describe, digest
 from qkernels.distill.config import TrainConfig
-from qkernels.distill.history import TrainResult, check_target, is_over
+from qkernels.distill.history import TrainResult, check_target
 from qkernels.distill.loop import AfterStep, Loop
 from qkernels.distill.objective import LabelObjective, Objective
 from qkernels.distill.registry import OBJECTIVES
@@ -74,15 +74,18 @@ def train(
         total, done = config.epochs * len(loop.batches), len(loop.history) * len(loop.batches)
         show = progress and accelerator.is_main_process
         with progress_bar("training", total, done=done, enabled=show) as advance:
-            while not is_over(config, loop.history):
-                loop.run_epoch(len(loop.history), advance)
+            while not loop.over:
+                loop.run_epoch(advance)
                 due = len(loop.history) % config.checkpoint_every == 0
-                if folder is not None and (due or is_over(config, loop.history)):
+                if folder is not None and (due or loop.over):
                     loop.save(folder)
+        if loop.guard is not None:
+            loop.model.load_state_dict(loop.guard.weights)
         if folder is not None and accelerator.is_main_process:
             folder.save_weights(loop.model.state_dict())
         accelerator.wait_for_everyone()
-    result = TrainResult(tuple(loop.history), trained=len(loop.history) - begun)
+    kept, notes = (None, ()) if loop.guard is None else (loop.guard.epoch, tuple(loop.guard.notes))
+    result = TrainResult(tuple(loop.history), len(loop.history) - begun, kept, notes)
     check_target(config, result)
     return result
 

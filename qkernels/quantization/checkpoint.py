@@ -9,7 +9,7 @@ The metadata key `qkernels` holds
     folded           {batch norm name: {"kind", "into"}}, the placeholder that stands there, and "rest", its children
     clamped          {name: channels} of every ClampedReLU that stands where a ReLU6 was; absent in older files
     aliases          {tensor name: name it is stored under} of tensors stored once
-    architecture     {"name", "kwargs"} for `qkernels.models.create`, or null
+    architecture     {"name", "kwargs"} for `qkernels.models.create`, or null; a name may be an import path
     versions         {module name: version} of the modules whose state dict has another version than 1
     extra            whatever the caller added
 
@@ -104,6 +104,7 @@ def load(
     model: nn.Module | Callable[[], nn.Module] | None = None,
     *,
     device: str | torch.device = "cpu",
+    trust: bool = False,
 ) -> nn.Module:
     """Rebuild the model saved at `path`: same tensors, bit for bit, in eval mode.
 
@@ -112,6 +113,8 @@ def load(
             function that makes one (its parameters are never allocated). None: the file's
             architecture, made by `qkernels.models.create`.
         device: where the tensors go.
+        trust: also build models whose code lies outside the installed packages, or is no class, where the file names
+            one: that runs the code.
 
     Returns:
         The model; for a root that is itself a layer another object than `model`.
@@ -124,7 +127,7 @@ def load(
     path = Path(path)
     metadata, tensors = _read(path, str(device))
     if not isinstance(model, nn.Module):
-        factory = model if model is not None else _registered(path, metadata["architecture"])
+        factory = model if model is not None else _registered(path, metadata["architecture"], trust)
         model = _built(factory)
     try:
         model = _with_empty_layers(model, metadata, {*tensors, *metadata["aliases"]})
@@ -279,11 +282,20 @@ def _checked_metadata(path: Path, metadata: Mapping[str, str] | None) -> dict[st
     return values
 
 
-def _registered(path: Path, architecture: Mapping[str, Any] | None) -> Callable[[], nn.Module]:
+def _registered(
+    path: Path, architecture: Mapping[str, Any] | None, trust: bool
+) -> Callable[[], nn.Module]:
     if architecture is None:
         raise CheckpointError(f"{path} does not name an architecture: give load(path, model=...)")
-    from qkernels.models import create
+    from qkernels.models import check_trusted, create, is_named_by_source
 
+    if is_named_by_source(architecture["name"]) and not trust:
+        try:
+            check_trusted(architecture["name"])
+        except (ImportError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} names its model: {error}; say trust=True (--trust) if you trust both"
+            ) from error
     return lambda: create(architecture["name"], **architecture["kwargs"])
 
 

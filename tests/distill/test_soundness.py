@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import qkernels as qk
 from qkernels.adversarial import Ball, fgsm
-from qkernels.answers import logits_of
+from qkernels.answers import AnswerError, logits_of
 from qkernels.data import ImageData, Split
 from qkernels.distill import CachedTeacher, TrainConfig, dkd_loss, hinton_loss, logit_mse, train
 from qkernels.evaluate import evaluate, predict, score
@@ -81,9 +81,9 @@ def first_tensor(output: Any) -> Tensor:
 )
 def test_an_output_without_logits_says_what_to_write(form: Any, line: str) -> None:
     model, data = Answering(form), toy_data()
-    with pytest.raises(TypeError, match=line):
+    with pytest.raises(AnswerError, match=line):
         evaluate(model, data)
-    with pytest.raises(TypeError, match=line):
+    with pytest.raises(AnswerError, match=line):
         train(model, data, CONFIG)
     model.register_forward_hook(lambda module, inputs, output: first_tensor(output))
     train(model, data, CONFIG)
