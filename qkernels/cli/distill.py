@@ -13,6 +13,7 @@ from qkernels.cli.printing import say
 from qkernels.cli.worse import check_not_ruined
 from qkernels.data.choice import DataChoice
 from qkernels.distill import TrainConfig
+from qkernels.distill.trainer import accelerator_for, training_on
 from qkernels.pipeline import ModelChoice, PipelineConfig
 from qkernels.pipeline.distilling import Distillation, distil_student
 
@@ -24,6 +25,9 @@ TRAIN_HELP = {
     "label_smoothing": "Share of each label spread over all classes.",
     "clip_grad_norm": "Longest gradient.",
     "keep": "Which weights: of the last epoch, or the best of start and epochs.",
+    "accumulate": "Parts of a batch that go through one after the other.",
+    "sync_batch_norm": "Statistics of batch norms over all processes (GPUs).",
+    "find_unused_parameters": "For models that leave some out in a step, on several processes.",
     "eval_every": "Epochs between two validations.",
     "checkpoint_every": "Epochs between two checkpoints.",
 } | {name: field.description or "" for name, field in PipelineConfig.model_fields.items()}
@@ -92,6 +96,7 @@ def command(
     settings = rest(flags, DataChoice)
     TrainConfig.model_validate(settings)  # what is wrong with them is said before the data is read
     data = chosen_data(flags)
+    say(training_on(accelerator_for(TrainConfig.model_validate({})).num_processes))
     done = distil_student(plan, data, run, settings, resume=resume)
     if done.training.trained == 0:
         say(f"nothing trained: {run} holds all {len(done.training.history)} epochs of this run")

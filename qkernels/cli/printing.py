@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +10,9 @@ from rich.table import Table
 
 
 def say(what: object) -> None:
-    """Print a line, a table or a report as it is, without colours of its own."""
+    """Print a line, a table or a report as it is, without colours of its own; of several processes the first one's."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     Console(highlight=False, soft_wrap=isinstance(what, str)).print(what)
 
 

@@ -43,6 +43,9 @@ class TrainConfig(BaseModel):
     keep: Literal["last", "best"] = (
         "last"  # weights: of the last epoch, or the best of start and epochs
     )
+    accumulate: int = Field(1, ge=1)  # parts of a batch that go through one after the other
+    sync_batch_norm: bool = False  # statistics over all processes; GPUs only
+    find_unused_parameters: bool = False  # for models that do not use all of them in every step
     seed: int = Field(0, ge=0)
     eval_every: int = Field(1, ge=1)  # epochs
     checkpoint_every: int = Field(1, ge=1)  # epochs

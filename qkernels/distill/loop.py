@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -59,7 +60,10 @@ class Loop:
             teacher.to(accelerator.device)  # in its own layout: another one would be a second copy
         self.learned = nn.ModuleList([self.model, self.objective])
         self.optimizer = _optimizer(self.learned, config)
-        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
+        shared = self.model
+        if config.sync_batch_norm and accelerator.num_processes > 1:
+            shared = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # holds the same tensors
+        self.wrapped, self.stepper = accelerator.prepare(shared, self.optimizer)
         self.history: list[EpochRecord] = []
         self.guard: Guard | None = None
 
@@ -175,17 +179,25 @@ class Loop:
         """One optimizer step; [summed loss, right answers, images] over all processes."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with self._autocast():
-            loss, logits, truth = self.objective(self.wrapped, images, labels)
         self.stepper.zero_grad()
-        self.accelerator.backward(loss)
+        parts = min(self.config.accumulate, len(images))
+        splits = [None] * parts if labels is None else labels.chunk(parts)
+        steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        for part, some in zip(images.chunk(parts), splits, strict=False):
+            last = len(steps) + 1 == len(images.chunk(parts))
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self._autocast():
+                    step = self.objective(self.wrapped, part, some)
+                self.accelerator.backward(step.loss * (len(part) / len(images)))
+            steps.append((step.loss.detach() * len(part), step.logits.detach(), step.truth))
         self._average_objective()
         if self.config.clip_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.learned.parameters(), self.config.clip_grad_norm)
         self.stepper.step()
         if self.after_step is not None:
             self.after_step(self.model, rate)
-        return self._sum(loss.detach() * len(truth), logits, truth)
+        losses, logits, truths = zip(*steps, strict=True)
+        return self._sum(torch.stack(losses).sum(), torch.cat(logits), torch.cat(truths))
 
     @torch.no_grad()
     def _blame(self, images: Tensor) -> str:

@@ -55,7 +55,7 @@ def train(
     """
     model, _ = unwrapped(model)  # names in files are those of the model, not of what is around it
     check_trainable(model)
-    accelerator = require("accelerate").Accelerator(mixed_precision="no")
+    accelerator = accelerator_for(config)
     if config.until is not None and (len(data.val) == 0 or data.val.labels is None):
         raise ValueError(f"until={config.until}: {data.name} has no labelled validation images")
     given = objective
@@ -73,7 +73,9 @@ def train(
         begun = len(loop.history)
         total, done = config.epochs * len(loop.batches), len(loop.history) * len(loop.batches)
         show = progress and accelerator.is_main_process
-        with progress_bar("training", total, done=done, enabled=show) as advance:
+        with progress_bar(
+            training_on(accelerator.num_processes), total, done=done, enabled=show
+        ) as advance:
             while not loop.over:
                 loop.run_epoch(advance)
                 due = len(loop.history) % config.checkpoint_every == 0
@@ -88,6 +90,22 @@ def train(
     result = TrainResult(tuple(loop.history), len(loop.history) - begun, kept, notes)
     check_target(config, result)
     return result
+
+
+def training_on(processes: int) -> str:
+    """What is said of a training, so that a launcher that starts fewer processes than it was asked for is noticed."""
+    return f"training on {processes} process" + ("es" if processes > 1 else "")
+
+
+def accelerator_for(config: TrainConfig) -> Any:
+    """The accelerator that a training has: the first state that accelerate makes is that of the process."""
+    library = require("accelerate")
+    found = config.find_unused_parameters
+    handlers = [library.DistributedDataParallelKwargs(find_unused_parameters=True)] if found else []
+    accelerator = library.Accelerator(mixed_precision="no", kwargs_handlers=handlers)
+    if config.sync_batch_norm and accelerator.device.type == "cpu":
+        raise ValueError("sync_batch_norm=True needs GPUs: torch has no SyncBatchNorm for the CPU")
+    return accelerator
 
 
 @contextmanager
