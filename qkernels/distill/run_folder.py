@@ -30,7 +30,8 @@ START = "start"  # in config.json
 class RunFolder:
     """A run folder opened for the run that `description` (JSON values by name) describes.
 
-    An existing folder is continued only if it was made by the same run; `resume=False` starts over. What one of
+    An existing folder is continued only if it was made by the same run, a finished one also for more epochs;
+    `resume=False` starts over. What one of
     the two does not name is not compared. Raises ValueError naming the first field that differs.
     """
 
@@ -49,6 +50,7 @@ class RunFolder:
         self.path = Path(path)
         self.description, self.start = description, start
         self.resume, self.defaults = resume, defaults or {}
+        self._longer = False
         if resume and (self.path / "config.json").exists():
             self._refuse_other_run(json.loads((self.path / "config.json").read_text()))
 
@@ -58,6 +60,9 @@ class RunFolder:
         if not self.resume:
             for name in ("checkpoint.pt", "history.jsonl", "model.safetensors"):
                 (self.path / name).unlink(missing_ok=True)
+        self._write_config()
+
+    def _write_config(self) -> None:
         text = json.dumps(self.description | {START: self.start}, indent=2) + "\n"
         self._replace("config.json", lambda file: file.write_text(text))
 
@@ -76,6 +81,9 @@ class RunFolder:
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Replace the checkpoint, then the history that it holds."""
+        if self._longer:
+            self._write_config()
+            self._longer = False
         self._replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
         lines = "".join(json.dumps(record) + "\n" for record in checkpoint["history"])
         self._replace("history.jsonl", lambda file: file.write_text(lines))
@@ -93,7 +101,9 @@ class RunFolder:
         start = found.pop(START, None)
         for name, new in sorted(self.description.items()):
             old = found.get(name, self.defaults.get(name, new))
-            if old != new:
+            if name == "epochs" and new > old and (self.path / "model.safetensors").exists():
+                self._longer = True  # a finished run goes on, by the schedule of the new length
+            elif old != new:
                 raise ValueError(
                     f"{self.path} holds a run with {name}={old!r}, not {new!r}: "
                     "take another run_dir, or resume=False to start over"
