@@ -23,7 +23,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
 class Batches:
     """Batches (images [B, C, H, W] = (pixel / 255 - mean) / std, labels int64 [B] or None).
 
-    Inputs that are no uint8 come as they are: their data set has normalised them.
+    Inputs that are normalised already come as they are.
 
     Epoch e of seed s always gives the same batches. With several processes, `batch_size` counts the
     batch of all of them together: each takes every world_size-th image of it, cropped and flipped
@@ -72,13 +72,13 @@ class Batches:
     def _batch(self, index: Tensor, generator: torch.Generator) -> Batch:
         mine = slice(self.rank, None, self.world_size)
         images = self.split.images[index[mine]]
-        if self.augment is not None and images.dtype == torch.uint8:
+        if self.augment is not None and not self.split.normalised:
             choice = self.augment.draw(len(index), generator)
             images = self.augment.apply(images, choice[mine])
         labels = self.split.labels
         picked = None if labels is None else labels[index[mine]].to(self.device)
         images = images.to(self.device)
-        if images.dtype == torch.uint8:
+        if not self.split.normalised:
             return self._normalise(images), picked
         return images.to(self.dtype) if images.is_floating_point() else images, picked
 

@@ -6,9 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from qkernels.data.augment import Augment
 from qkernels.data.batches import Batches
 from qkernels.data.split import Split
@@ -48,19 +45,6 @@ class ImageData:
             )
 
     @property
-    def of_pixels(self) -> bool:
-        """Whether inputs are uint8 pictures, which `mean` and `std` normalise."""
-        images = self.train.images
-        probe = (
-            images
-            if isinstance(images, Tensor)
-            else images[torch.tensor([0])]
-            if len(images)
-            else None
-        )
-        return probe is not None and probe.dtype == torch.uint8 and probe.ndim == 4
-
-    @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
@@ -72,7 +56,7 @@ class ImageData:
     @property
     def image_input(self) -> ImageInput | None:
         """How a picture becomes like these, for files of models trained on them; None where their data set does it."""
-        if not self.of_pixels:
+        if self.train.normalised:
             return None
         return ImageInput(self.class_names, self.image_shape[1:], self.mean, self.std, self.border)
 

@@ -35,6 +35,8 @@ class DatasetItems:
 
     @property
     def shape(self) -> torch.Size:
+        if not len(self):
+            return torch.Size((0, 0))
         return torch.Size(
             (len(self.positions), *_input(self.dataset[int(self.positions[0])]).shape)
         )
@@ -151,8 +153,8 @@ def _split(given: Any) -> Split:
     dataset = _dataset(given)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         return _read(given)
-    positions = torch.arange(len(dataset))
-    return Split(DatasetItems(dataset, positions), _labels(dataset))
+    items = DatasetItems(dataset, torch.arange(len(dataset)))
+    return Split(items, _labels(dataset), _normalised(_input(dataset[0])) if len(items) else True)
 
 
 def _read(batches: Iterable[Any]) -> Split:
@@ -165,7 +167,13 @@ def _read(batches: Iterable[Any]) -> Split:
         labels.append(batch[1])
     if not inputs:
         raise ValueError("a loader without batches has nothing to train or test on")
-    return Split(torch.cat(inputs), torch.cat(labels))
+    everything = torch.cat(inputs)
+    return Split(everything, torch.cat(labels), _normalised(everything[0]))
+
+
+def _normalised(item: Tensor) -> bool:
+    """Pictures of uint8 are not; whatever else a data set gives is what its model takes."""
+    return item.dtype != torch.uint8
 
 
 def _labels(dataset: Any) -> Tensor:

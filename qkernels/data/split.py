@@ -33,21 +33,20 @@ class ImageStore(Protocol):
 class Split:
     """Images uint8 [N, C, H, W] (or a store of them) and labels int64 [N], or None if unlabelled.
 
-    Inputs of floats [N, ...] or of int64 (tokens) are taken as they are, normalised already. Raises ValueError if a
-    shape or dtype is another, or if the lengths differ.
+    Inputs that are `normalised` already are taken as they are: floats or int64 tokens of any shape [N, ...]. Raises
+    ValueError if a shape or dtype is another, or if the lengths differ.
     """
 
     images: Tensor | ImageStore
     labels: Tensor | None = None
+    normalised: bool = False
 
     def __post_init__(self) -> None:
-        dtype = self.images.dtype if isinstance(self.images, Tensor) else None
-        if dtype == torch.uint8 and len(self.images.shape) != 4:
-            raise ValueError(f"images must be [N, C, H, W], not {tuple(self.images.shape)}")
-        if dtype is not None and not (
-            dtype in (torch.uint8, torch.int64) or dtype.is_floating_point
-        ):
-            raise ValueError(f"images must be uint8, not {dtype}")
+        if not self.normalised:
+            if len(self.images.shape) != 4:
+                raise ValueError(f"images must be [N, C, H, W], not {tuple(self.images.shape)}")
+            if isinstance(self.images, Tensor) and self.images.dtype != torch.uint8:
+                raise ValueError(f"images must be uint8, not {self.images.dtype}")
         if self.labels is None:
             return
         if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.images),):
@@ -78,7 +77,8 @@ class Split:
             images = self.images[index]
         else:
             images = self.images.select(index)
-        return Split(images, None if self.labels is None else self.labels[index])
+        labels = None if self.labels is None else self.labels[index]
+        return Split(images, labels, self.normalised)
 
     def head(self, count: int) -> Split:
         """The first `count` images."""
@@ -86,7 +86,7 @@ class Split:
 
     def unlabelled(self) -> Split:
         """The same images without labels: what a teacher labels by itself."""
-        return Split(self.images)
+        return Split(self.images, normalised=self.normalised)
 
 
 def stratified_parts(labels: Tensor, fractions: tuple[float, ...], seed: int) -> list[Tensor]:

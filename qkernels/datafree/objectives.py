@@ -40,6 +40,7 @@ class GeneratorObjective(Objective):
     """
 
     needs_labels = False
+    loss_falls = False  # student and generator pull at it from two sides
 
     def __init__(
         self, teacher: nn.Module, generator: Generator, *, batch_norm: float, temperature: float

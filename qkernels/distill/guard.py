@@ -23,9 +23,14 @@ class Guard:
         notes: what was taken again, and why.
     """
 
-    def __init__(self, chance: float, start: Score | None, weights: dict[str, Any]) -> None:
-        """`start`: of the weights that the run begins with; None where there is no labelled validation image."""
-        self.chance, self.start = chance, start
+    def __init__(
+        self, chance: float, start: Score | None, weights: dict[str, Any], *, by_loss: bool = True
+    ) -> None:
+        """`start`: of the weights that the run begins with; None where there is no labelled validation image.
+
+        `by_loss`: whether a loss that rises far above its start is a ruin.
+        """
+        self.chance, self.start, self.by_loss = chance, start, by_loss
         self.first_loss: float | None = None
         self.best: Score | None = start
         self.epoch, self.weights = 0, copy.deepcopy(weights)
@@ -36,7 +41,7 @@ class Guard:
         if self.first_loss is None:
             self.first_loss = first_loss
         limit = max(RISE * abs(self.first_loss), abs(self.first_loss) + 1)
-        if not record.loss <= limit:
+        if self.by_loss and not record.loss <= limit:
             return f"the loss rose from {self.first_loss:.3g} to {record.loss:.3g}"
         if self.start is None or record.val_accuracy is None:
             return None

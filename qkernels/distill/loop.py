@@ -73,7 +73,8 @@ class Loop:
         if self.config.keep == "best":
             found = (None, None) if checkpoint is not None else self._validate()
             start = None if found[0] is None or found[1] is None else (found[1], -found[0])
-            self.guard = Guard(1 / max(1, self.data.num_classes), start, self.model.state_dict())
+            chance, falls = 1 / max(1, self.data.num_classes), self.objective.loss_falls
+            self.guard = Guard(chance, start, self.model.state_dict(), by_loss=falls)
         self.accelerator.wait_for_everyone()  # nobody writes before all have looked
         if checkpoint is not None:
             self.model.load_state_dict(checkpoint["model"])
@@ -93,10 +94,11 @@ class Loop:
         images, labels = next(self.batches.epoch(len(self.history)))
         few = images[:4]
         with torch.no_grad(), self._autocast():
-            for teacher in self.objective.teachers:
-                check_finite("the teacher", teacher, few)
-            check_finite("the model", self.model, few)
-            check_classes_of(self.data, logits_of(self.model, few).shape[-1])
+            if self.objective.of_classes:
+                for teacher in self.objective.teachers:
+                    check_finite("the teacher", teacher, few)
+                check_finite("the model", self.model, few)
+                check_classes_of(self.data, logits_of(self.model, few).shape[-1])
             self.objective.check(self.model, few, None if labels is None else labels[:4])
 
     def save(self, folder: RunFolder) -> None:

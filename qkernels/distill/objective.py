@@ -59,6 +59,8 @@ class Objective(nn.Module):
     """
 
     needs_labels = True
+    of_classes = True  # the model answers with logits of classes, and labels are some of them
+    loss_falls = True  # a loss far above that of the first step means that the training fails
 
     def __init__(self, *teachers: nn.Module) -> None:
         """`teachers` are held `frozen`; they are no part of `parameters` or `state_dict`."""

@@ -30,8 +30,7 @@ START = "start"  # in config.json
 class RunFolder:
     """A run folder opened for the run that `description` (JSON values by name) describes.
 
-    An existing folder is continued only if it was made by the same run, a finished one also for more epochs;
-    `resume=False` starts over. What one of
+    An existing folder is continued only if it was made by the same run; `resume=False` starts over. What one of
     the two does not name is not compared. Raises ValueError naming the first field that differs.
     """
 
@@ -43,14 +42,16 @@ class RunFolder:
         *,
         resume: bool,
         defaults: Mapping[str, Any] | None = None,
+        extend: bool = False,
     ) -> None:
         """`start`: digest of the weights that a run begins with. Other ones are a warning and no error: they are not
         read again, and a model that was made without a seed has others in every process.
+        `extend`: a finished run goes on for more epochs, by the schedule of the new length.
         `defaults`: values of settings that a folder of an earlier version does not name."""
         self.path = Path(path)
         self.description, self.start = description, start
         self.resume, self.defaults = resume, defaults or {}
-        self._longer = False
+        self._extend, self._longer = extend, False
         if resume and (self.path / "config.json").exists():
             self._refuse_other_run(json.loads((self.path / "config.json").read_text()))
 
@@ -61,6 +62,9 @@ class RunFolder:
             for name in ("checkpoint.pt", "history.jsonl", "model.safetensors"):
                 (self.path / name).unlink(missing_ok=True)
         self._write_config()
+
+    def _finished(self) -> bool:
+        return (self.path / "model.safetensors").exists()
 
     def _write_config(self) -> None:
         text = json.dumps(self.description | {START: self.start}, indent=2) + "\n"
@@ -101,8 +105,8 @@ class RunFolder:
         start = found.pop(START, None)
         for name, new in sorted(self.description.items()):
             old = found.get(name, self.defaults.get(name, new))
-            if name == "epochs" and new > old and (self.path / "model.safetensors").exists():
-                self._longer = True  # a finished run goes on, by the schedule of the new length
+            if name == "epochs" and self._extend and new > old and self._finished():
+                self._longer = True
             elif old != new:
                 raise ValueError(
                     f"{self.path} holds a run with {name}={old!r}, not {new!r}: "

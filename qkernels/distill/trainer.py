@@ -35,6 +35,7 @@ def train(
     after_step: AfterStep | None = None,
     run_dir: str | Path | None = None,
     resume: bool = True,
+    extend: bool = False,
     progress: bool = True,
 ) -> TrainResult:
     """Train `model` in place on `data.train`; with a `teacher`, distil it by `config.loss`.
@@ -48,6 +49,8 @@ def train(
     with is a warning. Afterwards the model is on the device and in the layout that it came in. What is in
     eval mode in a model in training mode, such as frozen batch norms, stays so. Under `accelerate launch` every process
     takes its share of each batch.
+
+    With `extend` a finished run goes on for the epochs that the config has more, by the schedule of the new length.
 
     Raises ValueError for settings that do not fit the data, the models or the run folder; FloatingPointError
     when the loss is no longer finite (the last good checkpoint stays); TargetError when the run ends below
@@ -65,7 +68,9 @@ def train(
         description = _describe(model, data, config, teacher, given, after_step)
         description["teacher_weights"] = [digest(teacher) for teacher in objective.teachers]
         defaults = TrainConfig.model_validate({}).model_dump()
-        folder = RunFolder(run_dir, description, digest(model), resume=resume, defaults=defaults)
+        folder = RunFolder(
+            run_dir, description, digest(model), resume=resume, defaults=defaults, extend=extend
+        )
     with _given_back(model):
         loop = Loop(model, data, config, objective, after_step, accelerator)
         loop.check()

@@ -69,7 +69,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is cut off or neither a safetensors file nor one of torch.save: {error}"
+            f"{path} is not a safetensors file or is cut off, and is none of torch.save: {error}"
         ) from error
 
 

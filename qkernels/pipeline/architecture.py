@@ -56,17 +56,20 @@ def create_model(
     try:
         return models.create(name, **architecture["kwargs"])
     except TypeError as error:
-        what = f"width={width}" if width is not None and not args else f"{dict(args or {})}"
-        reason = f"{name} has no width to set" if width is not None and not args else str(error)
-        raise ValueError(f"{reason}: leave {what} out") from error
+        given = {**(args or {}), **({} if width is None else {"width": width})}
+        if given.keys() == {"width"}:
+            raise ValueError(f"{name} has no width to set: leave it out") from error
+        raise ValueError(f"{name} does not take {given}: {error}") from error
 
 
 def describe_architecture(
     name: str, data: ImageData, width: int | None = None, args: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What `create_model` makes, as `qkernels.save` keeps it in a file: never code, only its name and arguments."""
-    channels, *_, height = data.image_shape
-    kwargs = {"num_classes": data.num_classes, "in_channels": channels, "image_size": height}
+    shape: tuple[int, ...] = data.image_shape
+    kwargs = {"num_classes": data.num_classes, "in_channels": shape[0]}
+    if len(shape) > 1:
+        kwargs["image_size"] = shape[1]
     if models.is_named_by_source(name):
         kwargs = models.accepted(name, kwargs)
     given = dict(args or {}) if width is None else {**(args or {}), "width": width}

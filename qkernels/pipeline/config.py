@@ -38,6 +38,7 @@ class PipelineConfig(DataChoice):
     teacher_weights: Path | None = Field(
         None, description="Weights it starts from, or a checkpoint."
     )
+    trust: bool = Field(False, description="Run code that the teacher's checkpoint names.")
     teacher_epochs: int | None = Field(
         None, ge=0, description="Epochs of the teacher: 3 from weights (0: as it is), else as all."
     )

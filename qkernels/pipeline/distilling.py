@@ -101,7 +101,7 @@ def distil_student(
     teacher = guides[0] if guides and objective is None else None
     result = train(
         model, images, config, teacher=teacher, objective=objective, run_dir=run, resume=resume,
-        progress=progress,
+        extend=True, progress=progress,
     )  # fmt: skip
     save(model, run / CHECKPOINT, architecture=architecture, extra=describe_data(data))
     return Distilled(

@@ -154,7 +154,7 @@ def _teacher(config: PipelineConfig, data: ImageData) -> nn.Module:
     if config.teacher_weights is None:
         return _seeded(config, data, config.teacher_choice)
     if names_its_model(config.teacher_weights):
-        teacher, _ = open_float_model(config.teacher_weights, data, ModelChoice())
+        teacher, _ = open_float_model(config.teacher_weights, data, ModelChoice(trust=config.trust))
     else:
         teacher, _ = open_float_model(config.teacher_weights, data, config.teacher_choice)
     return teacher.requires_grad_(True)

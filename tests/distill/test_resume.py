@@ -351,11 +351,14 @@ def test_a_folder_is_no_cache_of_a_teacher(tmp_path: Path) -> None:
 def test_a_finished_run_goes_on_for_more_epochs_and_for_no_fewer(tmp_path: Path) -> None:
     longer = CONFIG.model_copy(update={"epochs": 6})
     train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path)
-    result = train(toy_model(), toy_data(), longer, run_dir=tmp_path)
+    with pytest.raises(ValueError, match="epochs=4, not 6"):  # not without being asked for
+        train(toy_model(), toy_data(), longer, run_dir=tmp_path)
+    result = train(toy_model(), toy_data(), longer, run_dir=tmp_path, extend=True)
     assert (result.trained, len(result.history)) == (2, 6)
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 6
     with pytest.raises(ValueError, match="epochs=6, not 4"):
-        train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path)
+        train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path, extend=True)
     (tmp_path / "model.safetensors").unlink()  # as of a run that was stopped
     with pytest.raises(ValueError, match="epochs=6, not 8"):
-        train(toy_model(), toy_data(), longer.model_copy(update={"epochs": 8}), run_dir=tmp_path)
+        more = longer.model_copy(update={"epochs": 8})
+        train(toy_model(), toy_data(), more, run_dir=tmp_path, extend=True)

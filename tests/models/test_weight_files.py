@@ -57,7 +57,7 @@ def test_code_in_a_weights_file_is_never_run(tmp_path: Path) -> None:
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "a web page"),
-        (b"", "cut off or neither"),
+        (b"", "is not a safetensors file or is cut off"),
         (b"PK\x03\x04 and no more", "cut off or no file of torch.save"),
         (b"\x80\x02 and no more", "cut off|besides tensors"),
     ],
@@ -84,5 +84,7 @@ def test_a_cut_safetensors_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     save_file(net().state_dict(), path)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(ValueError, match=r"net.safetensors is cut off"):
+    with pytest.raises(
+        ValueError, match=r"net.safetensors is not a safetensors file or is cut off"
+    ):
         load_weights(net(), path)
