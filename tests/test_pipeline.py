@@ -115,7 +115,7 @@ def test_test_images_without_labels_are_refused_before_the_teacher_is_trained(
 ) -> None:
     digits = datasets.load("digits")
     blind = replace(digits, test=replace(digits.test, labels=None))
-    monkeypatch.setattr("qkernels.pipeline.run.datasets.load", lambda *name: blind)
+    monkeypatch.setattr("qkernels.data.choice.load", lambda *name: blind)
     with pytest.raises(ValueError, match="the test images have no labels"):
         run_pipeline(PipelineConfig.for_data("digits", run=tmp_path / "run", **TINY))
     assert not (tmp_path / "run").exists()

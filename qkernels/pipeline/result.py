@@ -43,6 +43,16 @@ class PipelineResult:
     quantization: dict[str, QuantReport]
     layers: dict[str, list[LayerError]]  # on test images
 
+    def at_chance(self) -> list[str]:
+        """A sentence for each float model that has learned no more than chance would know."""
+        chance = 1 / max(1, len(self.data["classes"]))
+        return [
+            f"{row.name}: {row.accuracy.accuracy:.2%} is no more than chance, {chance:.2%} of "
+            f"{len(self.data['classes'])} classes; nothing was learned, more epochs or another lr may help"
+            for row in self.rows
+            if row.precision == "fp32" and row.accuracy.interval[0] <= chance
+        ]
+
     def row(self, name: str) -> Row:
         """The row of this name; KeyError if there is none."""
         return next(row for row in self.rows if row.name == name)

@@ -12,15 +12,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qkernels import data as datasets
-from qkernels import models
 from qkernels.data import ImageData
 from qkernels.distill import OBJECTIVES, EpochRecord, TrainConfig, train
 from qkernels.evaluate import predict, score
 from qkernels.graph import compile
 from qkernels.machine import describe_machine
 from qkernels.measure import Speed, count_macs, count_parameters, measure_speed, paired_change
-from qkernels.pipeline.architecture import create_model, describe_architecture, describe_data
+from qkernels.pipeline.architecture import (
+    ModelChoice,
+    create_model,
+    describe_architecture,
+    describe_data,
+    names_its_model,
+    open_float_model,
+)
 from qkernels.pipeline.config import PipelineConfig
 from qkernels.pipeline.result import PipelineResult, Row
 from qkernels.quantization import (
@@ -62,11 +67,15 @@ def run_pipeline(
     is told what is about to happen.
     Raises ValueError or FileNotFoundError for settings, data, weights or a run folder at fault.
     """
-    data = datasets.load(config.data, config.data_root)
+    data = config.load_data()
+    for note in data.notes:
+        say(note)
+    config = config.suited(data)
     if (labels := data.test.labels) is None:
         raise ValueError(f"{data.name}: the test images have no labels to compare with")
     floats, curves = _train_all(config, data, say, progress)
-    say(f"quantizing, calibrated on {config.calibration_images} training images")
+    shown = min(config.calibration_images, len(data.train))
+    say(f"quantizing, calibrated on {shown} training images")
     quantized, reports = _quantize_all(config, data, floats[DISTILLED].model)
     compile_student(config, data, quantized[INT8].model, say)
     entries = floats | quantized
@@ -126,13 +135,8 @@ def _train_all(
         curves[name] = result.history
         return folder / "model.safetensors"
 
-    teacher = _seeded(config, data, config.teacher, config.teacher_width)
-    if config.teacher_weights is not None:
-        models.load_weights(teacher, config.teacher_weights)
-    students = {
-        name: _seeded(config, data, config.student, config.student_width)
-        for name in (ALONE, DISTILLED)
-    }
+    teacher = _teacher(config, data)
+    students = {name: _seeded(config, data, config.student_choice) for name in (ALONE, DISTILLED)}
     learning = config.student_training()
     # What does not fit a student is said here, before the teacher is trained.
     OBJECTIVES[learning.loss](learning, teacher, students[DISTILLED], data.image_shape)
@@ -145,9 +149,21 @@ def _train_all(
     return entries, curves
 
 
-def _seeded(config: PipelineConfig, data: ImageData, name: str, width: int | None) -> nn.Module:
+def _teacher(config: PipelineConfig, data: ImageData) -> nn.Module:
+    """With its weights; a checkpoint, such as a pruned one, names its model itself."""
+    if config.teacher_weights is None:
+        return _seeded(config, data, config.teacher_choice)
+    if names_its_model(config.teacher_weights):
+        teacher, _ = open_float_model(config.teacher_weights, data, ModelChoice(trust=config.trust))
+    else:
+        teacher, _ = open_float_model(config.teacher_weights, data, config.teacher_choice)
+    return teacher.requires_grad_(True)
+
+
+def _seeded(config: PipelineConfig, data: ImageData, choice: ModelChoice) -> nn.Module:
     torch.manual_seed(config.seed)
-    return create_model(name, data, width)
+    assert choice.name is not None
+    return create_model(choice.name, data, None, choice.arguments)
 
 
 def _keep(config: PipelineConfig, teacher: nn.Module) -> Path:
@@ -162,7 +178,9 @@ def _quantize_all(
     config: PipelineConfig, data: ImageData, student: nn.Module
 ) -> tuple[dict[str, _Entry], dict[str, QuantReport]]:
     entries, reports = {}, {}
-    architecture = describe_architecture(config.student, data, config.student_width)
+    architecture = describe_architecture(
+        config.student, data, None, config.student_choice.arguments
+    )
     for name, settings in int8_configs(config).items():
         batches = calibration_batches(data, config.calibration_images, config.seed)
         static = settings.activation == "static"
