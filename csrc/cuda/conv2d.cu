@@ -13,7 +13,10 @@
 namespace qk::cuda {
 namespace {
 
-bool is_nhwc(const Conv2dProblem& p) { return p.x_strides[1] == 1 && (p.x_strides[3] == p.c || p.h * p.w == 1); }
+bool is_nhwc(const Conv2dProblem& p) {
+  const int64_t sizes[] = {p.batch, p.c, p.h, p.w};
+  return lies_as_pixels(sizes, p.x_strides);
+}
 
 // Read 16 bytes at a time where channels allow it.
 bool reads_in_place(const Conv2dProblem& p) {

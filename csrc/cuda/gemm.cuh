@@ -152,8 +152,9 @@ template <class T>
 constexpr bool made_for_this() { return (QK_ARCH >= 800) == (T::LeastArch >= 800); }
 
 template <class T, class Source>
-QK_KERNEL(T::threads) gemm_kernel(QK_PARAMETER GemmArgs g, QK_PARAMETER Source source) {
+QK_KERNEL(made_for_this<T>() ? T::threads : kNoThreads) gemm_kernel(QK_PARAMETER GemmArgs g, QK_PARAMETER Source source) {
   if constexpr (made_for_this<T>()) gemm_block<T>(g, source);
+  else not_made_for_this();
 }
 
 // Of shared memory: the stages, and in their place the sums.

@@ -31,6 +31,8 @@ QK_DEVICE int64_t block_y() { return blockIdx.y; }
 QK_DEVICE int64_t block_z() { return blockIdx.z; }
 QK_DEVICE int64_t blocks_x() { return gridDim.x; }
 
+QK_DEVICE void not_made_for_this() { asm volatile("trap;"); }
+
 QK_DEVICE char* shared_memory() {
   extern __shared__ __align__(1024) char memory[];  // a period of the 128-byte swizzle
   return memory;
@@ -103,6 +105,10 @@ QK_DEVICE void mma_8816(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b) {
 #endif  // QK_EMU
 
 namespace qk {
+
+// Of a block of a kernel that is made for other architectures: fewer than it is launched with, so that launch() can tell.
+constexpr int kNoThreads = 32;
+
 namespace {
 
 QK_DEVICE int lane_index() { return thread_index() % 32; }

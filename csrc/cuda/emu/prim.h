@@ -30,11 +30,14 @@ QK_DEVICE void touch(const void* p, int bytes, int alignment, bool write) {
   emu::current->accesses.push_back({uint32_t(static_cast<const char*>(p) - emu::shared), bytes, write});
 }
 
+QK_DEVICE void not_made_for_this() { emu::fail("the kernel is not made for %d", QK_ARCH); }
+
 QK_DEVICE char* shared_memory() { return emu::shared; }
 QK_DEVICE uint32_t shared_address(const void* p) { return uint32_t(static_cast<const char*>(p) - emu::shared); }
 template <class T>
 QK_DEVICE T shared_load(const void* p) {
   touch(p, sizeof(T), alignof(T), false);
+  emu::current->registers_fenced = false;
   T v;
   std::memcpy(&v, p, sizeof v);
   return v;
@@ -49,6 +52,7 @@ QK_DEVICE void shared_store(void* p, T v) {
 template <class T>
 QK_DEVICE T global_load(const void* p) {
   emu::check_global(p, sizeof(T), alignof(T));
+  emu::current->registers_fenced = false;
   T v;
   std::memcpy(&v, p, sizeof v);
   return v;
