@@ -21,6 +21,7 @@ QK_DEVICE void consume(const GemmArgs& g) {
       if (lane_index() == 0) barrier_arrive(ring.freed());
     }
     products.finish(g, m0, n0);
+    warp_sync();  // its lanes finish rows of different numbers, and multiply together
   });
 }
 

@@ -81,12 +81,13 @@ struct Operands {
   Epilogue e;
 
   void draw(Random& r, int64_t m, int64_t n, int64_t k, int64_t rows_each) {
-    x_type = kTypes[r.between(0, 3)];
-    out_type = kTypes[r.between(0, 3)];
+    const bool chained = !r.between(0, 3);  // int8 all the way, with one scale
+    x_type = chained ? DType::s8 : kTypes[r.between(0, 3)];
+    out_type = chained ? DType::s8 : kTypes[r.between(0, 3)];
     range = x_type == DType::s8 ? Range::given : Range(r.between(0, 2));
     w_scale = reals(r, n, 0.001f, 0.02f);
     bias = reals(r, n, -1, 1);
-    e.rows_per_scale = r.between(0, 1) ? m : rows_each;
+    e.rows_per_scale = chained || r.between(0, 1) ? m : rows_each;
     x_scale = reals(r, m / e.rows_per_scale, 0.01f, 0.11f);
     x_zero = ints<int32_t>(r, m / e.rows_per_scale, -128, 127);
     e.w_scale = w_scale.data();
@@ -97,9 +98,9 @@ struct Operands {
     e.out_inv_scale = 1 / (0.02f * float(k));
     e.out_zero = int32_t(r.between(-128, 127));
     if (r.between(0, 1)) e.lo = 0;
-    if (!r.between(0, 3)) e.hi = 6;
-    if (!r.between(0, 2)) {
-      e.residual_type = kTypes[r.between(0, 3)];
+    if (!r.between(0, 3)) e.hi = r.between(0, 3) ? 6 : 0;
+    if (!r.between(0, chained ? 1 : 2)) {
+      e.residual_type = chained ? DType::s8 : kTypes[r.between(0, 3)];
       residual = activations(r, m * n, e.residual_type);
       e.residual = residual.data();
       e.residual_stride = n;

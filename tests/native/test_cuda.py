@@ -246,6 +246,13 @@ FAULTS = {
     "products not waited for": rows(
         "products_wgmma.cuh", "wgmma_wait<0>", "wgmma_wait<1>", "race|under way"
     ),
+    "scale of another row": Fault(
+        "rows_end.cuh",
+        "g.scales.quotient(p.m + uint32_t(offset(i)))",
+        "g.scales.quotient(p.m)",
+        "wrong",
+        750,
+    ),
     "more registers claimed than were released": windows(
         "gemm_hopper.cuh",
         "registers_claim<Feed::consumer_registers>",
