@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -198,3 +199,15 @@ def test_the_library_needs_nothing_of_cuda_or_unstable_torch_to_load() -> None:
         ["readelf", "-d", LIBRARY], capture_output=True, text=True, check=True
     ).stdout
     assert not re.findall(r"NEEDED.*(?:cuda|nv)", needed)
+
+
+def test_inner_loops_stay_within_their_budget_of_instructions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nearly every kernel is limited by the instructions it issues: docs/cuda-instructions.md."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks/cuda"))
+    machine_code = importlib.import_module("machine_code")
+    if not instructions("sm_90a"):
+        pytest.skip("built without sm_90a")
+    above = [(b.work, n, b.most) for b, n in machine_code.measured(LIBRARY) if n > b.most]
+    assert not above
