@@ -73,7 +73,7 @@ def isa_flags(source: Path) -> list[str] | None:
     return []
 
 
-CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
+CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0+PTX;12.0+PTX"
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr"]
 NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]
 

@@ -66,6 +66,18 @@ struct GemmProblem {
   Epilogue epilogue;
 };
 
+// Whether the pixels [n, c, h, w] lie channels together and row by row, as [n, h, w, c]; axes of size 1 may have any stride.
+constexpr bool lies_as_pixels(const int64_t* sizes, const int64_t* strides) {
+  constexpr int axes[] = {1, 3, 2, 0};
+  int64_t expected = 1;
+  for (int axis : axes) {
+    if (sizes[axis] == 1) continue;
+    if (strides[axis] != expected) return false;
+    expected *= sizes[axis];
+  }
+  return true;
+}
+
 enum class PadMode : uint8_t { zeros, reflect, replicate, circular };
 constexpr const char* kPadModeNames[] = {"zeros", "reflect", "replicate", "circular", nullptr};
 
