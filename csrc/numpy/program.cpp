@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,7 +22,9 @@ class Arena {
  public:
   void* at_least(int64_t bytes) {
     if (bytes > size_) {
-      memory_.reset(new char[size_t(bytes) + kAlignment - 1]);
+      size_ = 0;
+      memory_.reset(new (std::nothrow) char[size_t(bytes) + kAlignment - 1]);
+      if (!memory_) throw std::bad_alloc();  // said here, since a throwing `new` of AddressSanitizer ends the process
       size_ = bytes;
     }
     const uintptr_t begin = reinterpret_cast<uintptr_t>(memory_.get());
