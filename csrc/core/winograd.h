@@ -1,9 +1,9 @@
 // Exact F(4x4, 3x3): a 4x4 tile of a 3x3 kernel's outputs from 36 products a channel instead of 144, in integers.
 //
-//   U = G' g G'^T   [6][6] of a weight g [3][3]; G' = diag(4, 6, 6, 24, 24, 1) G has integer entries: |U| <= 49 * 127, int16
+//   U = G' g G'^T   [6][6] of a weight g [3][3]; G' = diag(24, 24, 24, 24, 24, 3) G is integer: |U| <= 144 * 127, int16
 //   V = B^T d B     [6][6] of a tile d [6][6] of x: |V| <= 100 * 128, int16
 //   M = sum over channels of U * V, modulo 2^32
-//   576 Y = A' M A'^T modulo 2^32, with A'^T = A^T diag(6, 4, 4, 1, 1, 24)
+//   576 Y = A' M A'^T modulo 2^32, with A'^T = A^T diag(1, 1, 1, 1, 1, 8): additions and shifts
 //
 // 576 = 64 * 9, and 9 has an inverse modulo 2^32: Y follows modulo 2^26, so it is exact where |Y| < 2^25. docs/kernels.md
 // derives it.

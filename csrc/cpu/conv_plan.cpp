@@ -196,7 +196,7 @@ std::string shown(const ConvPlan& plan) {
        << " times, lines of " << plan.row << " bytes, " << plan.read_on << " readable behind it";
   text << "\nweight: " << plan.layout.groups << " groups of N=" << plan.layout.n << ", K=" << plan.layout.k << ", "
        << (plan.together ? "kernel rows together" : "tap by tap");
-  text << "\nbatch: " << plan.each << " images for each worker alone; workspace " << plan.bytes << " bytes";
+  text << "\nbatch: " << plan.each << " images for each worker alone; workspace " << plan.bytes << " bytes, " << plan.weight_bytes << " of them a transformed weight";
   show(text, "alone", plan, plan.alone[0]), show(text, "alone, last", plan, plan.alone[1]);
   show(text, "shared", plan, plan.shared[0]), show(text, "shared, last", plan, plan.shared[1]);
   return text.str();

@@ -9,6 +9,23 @@ namespace {
 
 constexpr int64_t kTileBytes = 384 * 1024;    // of V at a time, a part of L2
 constexpr int64_t kWorkPerThread = 1 << 19;   // products below which another thread costs more than it gives
+constexpr int64_t kNearBytes = 512 * 1024;    // of a transformed weight, up to which it stays in L2 from block to block
+
+constexpr double kGain = 0.95;                // of the GEMM's time: less is within what counting cannot tell
+
+// What things take, in the time of a multiply-add of the GEMM kernel at its peak (measured, docs/kernels.md).
+struct Rates {
+  double gemm;                                // a multiply-add of the whole GEMM
+  double product;                             // of two words
+  double input, output;                       // a channel of a tile
+  double weight;                              // the transform of a channel of an output channel
+  double byte;                                // of a transformed weight from beyond L2
+};
+constexpr Rates kAvx2{1.09, 0.92, 260, 480, 300, 2}, kAvx512{1.09, 2.05, 470, 1080, 990, 11};
+
+// Null where products of words are too slow to gain anything (neondot: a quarter of the rate of bytes, amx: a sixteenth), or
+// where nobody measured.
+const Rates* rates_of(Isa isa) { return isa == Isa::avx2 ? &kAvx2 : isa == Isa::avx512vnni ? &kAvx512 : nullptr; }
 
 void plan_memory(const Conv2dProblem& p, WinogradPlan& plan) {
   Workspace w(nullptr), own(nullptr);
@@ -55,6 +72,16 @@ WinogradPlan plan_winograd(const Conv2dProblem& p, const PackedLayout& layout, i
   return plan;
 }
 
-bool winograd_pays(const Conv2dProblem&, const PackedLayout&, Isa, bool) { return false; }
+bool winograd_pays(const Conv2dProblem& p, const PackedLayout& layout, Isa isa, bool keeps) {
+  const Rates* r = rates_of(isa);
+  if (!r) return false;
+  const WinogradPlan plan = plan_winograd(p, layout, p.batch, 1);
+  const WinogradWeight& w = plan.weight;
+  const double tiles = double(plan.tiles), c = double(w.groups * w.channels), n = double(w.groups * w.n), pairs = double(w.channels) * n;
+  const double streamed = w.bytes() > kNearBytes ? double(plan.tile_blocks) * double(w.bytes()) : 0.0;
+  const double products = std::max(WinogradWeight::kPoints * tiles * pairs * r->product, streamed * r->byte);
+  const double transforms = tiles * (c * r->input + n * r->output) + (keeps ? 0.0 : pairs * r->weight);
+  return products + transforms < kGain * double(p.batch * p.oh() * p.ow()) * 9 * pairs * r->gemm;
+}
 
 }  // namespace qk

@@ -163,7 +163,7 @@ py::dict conv2d_plan(const Arguments&... arguments) {
   py::dict d;
   d["path"] = kConvPathNames[int(plan.path)];
   d["writes_image"] = plan.writes_image, d["mask"] = int(plan.mask), d["repeat"] = plan.repeat;
-  d["each"] = plan.each, d["bytes"] = plan.bytes, d["parts"] = parts, d["text"] = shown(plan);
+  d["each"] = plan.each, d["bytes"] = plan.bytes, d["weight_bytes"] = plan.weight_bytes, d["parts"] = parts, d["text"] = shown(plan);
   return d;
 }
 

@@ -12,22 +12,23 @@ namespace {
 
 // ---- weights
 
-// G' of three vectors of `Count` words each; loops that the compiler turns into vectors.
+// G' of three vectors of words, rows (6,0,0) (-4,-4,-4) (-4,4,-4) (1,2,4) (1,-2,4) (0,0,3); the compiler makes vectors of it.
 template <int Count>
-QK_INLINE void times_g(const int16_t* a, const int16_t* b, const int16_t* c, int16_t* out, int64_t step) {
+QK_INLINE void times_g(const uint16_t* a, const uint16_t* b, const uint16_t* c, uint16_t* out, int64_t step) {
   for (int i = 0; i < Count; ++i) {
-    const int ends = a[i] + c[i], far = a[i] + 4 * c[i], twice = 2 * b[i];
-    out[i] = a[i];
-    out[step + i] = int16_t(-ends - b[i]);
-    out[2 * step + i] = int16_t(b[i] - ends);
-    out[3 * step + i] = int16_t(far + twice);
-    out[4 * step + i] = int16_t(far - twice);
-    out[5 * step + i] = c[i];
+    const auto ends = uint16_t((a[i] + c[i]) << 2), middle = uint16_t(b[i] << 2), far = uint16_t(a[i] + (c[i] << 2));
+    const auto twice = uint16_t(b[i] << 1);
+    out[i] = uint16_t(a[i] * 6);
+    out[step + i] = uint16_t(-ends - middle);
+    out[2 * step + i] = uint16_t(middle - ends);
+    out[3 * step + i] = uint16_t(far + twice);
+    out[4 * step + i] = uint16_t(far - twice);
+    out[5 * step + i] = uint16_t(c[i] * 3);
   }
 }
 
 // Four channels from c0 on of a tap, whose K starts at `k`, as words [2 pairs][16][2]; zeros where there are none.
-QK_INLINE void read_tap(const int8_t* panel, int64_t k, int64_t channels, int64_t c0, int16_t* out) {
+QK_INLINE void read_tap(const int8_t* panel, int64_t k, int64_t channels, int64_t c0, uint16_t* out) {
   alignas(64) int8_t four[64];                   // [16][4], as they are packed
   if (k % 4 == 0 && c0 + 4 <= channels) {
     __builtin_memcpy(four, panel + (k + c0) * kPanel, 64);
@@ -40,12 +41,12 @@ QK_INLINE void read_tap(const int8_t* panel, int64_t k, int64_t channels, int64_
   }
   for (int pair = 0; pair < 2; ++pair)
     for (int n = 0; n < 16; ++n)
-      for (int j = 0; j < 2; ++j) out[pair * 32 + n * 2 + j] = four[n * 4 + pair * 2 + j];
+      for (int j = 0; j < 2; ++j) out[pair * 32 + n * 2 + j] = uint16_t(four[n * 4 + pair * 2 + j]);
 }
 
 inline void winograd_weights(const int8_t* panel, int64_t channels, int64_t row, int64_t point, int16_t* u) {
   constexpr int words = 64;
-  alignas(64) int16_t g[9][words], t[18][words], r[36][words];
+  alignas(64) uint16_t g[9][words], t[18][words], r[36][words];
   for (int64_t c0 = 0; c0 < channels; c0 += 4, u += words) {
     for (int tap = 0; tap < 9; ++tap) read_tap(panel, tap / 3 * row + tap % 3 * channels, channels, c0, g[tap]);
     for (int j = 0; j < 3; ++j) times_g<words>(g[j], g[3 + j], g[6 + j], t[j], 3 * words);
@@ -169,17 +170,14 @@ void winograd_products(const WinogradProducts& g) {
 
 // ---- output
 
-// A'^T m: rows (6,4,4,1,1,0) (0,4,-4,2,-2,0) (0,4,4,4,4,0) (0,4,-4,8,-8,24).
+// A'^T m: rows (1,1,1,1,1,0) (0,1,-1,2,-2,0) (0,1,1,4,4,0) (0,1,-1,8,-8,8).
 template <class V>
 QK_INLINE void times_a(const typename V::I (&m)[6], typename V::I (&out)[4]) {
-  const auto p = V::template shli<2>(V::addi(m[1], m[2])), q = V::template shli<2>(V::subi(m[1], m[2]));
-  const auto r = V::addi(m[3], m[4]), s = V::subi(m[3], m[4]);
-  const auto first = V::addi(V::template shli<2>(m[0]), V::template shli<1>(m[0]));
-  const auto last = V::addi(V::template shli<4>(m[5]), V::template shli<3>(m[5]));
-  out[0] = V::addi(V::addi(first, p), r);
+  const auto p = V::addi(m[1], m[2]), q = V::subi(m[1], m[2]), r = V::addi(m[3], m[4]), s = V::subi(m[3], m[4]);
+  out[0] = V::addi(V::addi(m[0], p), r);
   out[1] = V::addi(q, V::template shli<1>(s));
   out[2] = V::addi(p, V::template shli<2>(r));
-  out[3] = V::addi(V::addi(q, V::template shli<3>(s)), last);
+  out[3] = V::addi(q, V::template shli<3>(V::addi(s, m[5])));
 }
 
 // A vector of channels of a tile: its 16 sums, 4 lines of pixels that are `pixel` sums apart.
