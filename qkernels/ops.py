@@ -35,6 +35,7 @@ def _check_environment() -> None:
         "QKERNELS_MAX_ISA": ISAS,
         "QKERNELS_CUDA_TILE": CUDA_TILES,
         "QKERNELS_CONV_PATH": CONV_PATHS,
+        "QKERNELS_KEEP_WEIGHTS": ("0", "1"),
     }
     for variable, known in variables.items():
         asked = os.environ.get(variable)

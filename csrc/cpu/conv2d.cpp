@@ -73,9 +73,12 @@ void run(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart* parts, in
 void conv2d(const Conv2dProblem& p, const ConvPlan& plan, const Parallel& parallel, void* workspace) {
   char* memory = static_cast<char*>(workspace);
   const int64_t together = plan.each * plan.threads;
-  int16_t* u = reinterpret_cast<int16_t*>(memory);
-  if (plan.weight_bytes) transform_weight(p, plan, parallel, u);
-  memory += plan.weight_bytes;
+  const int16_t* u = p.winograd;
+  if (plan.weight_bytes) {
+    transform_weight(p, plan, parallel, reinterpret_cast<int16_t*>(memory));
+    u = reinterpret_cast<const int16_t*>(memory);
+    memory += plan.weight_bytes;
+  }
   if (plan.each)
     parallel(plan.threads, [&](int64_t i) { run(p, plan, plan.alone, i * plan.each, plan.each, u, Parallel{}, memory + i * plan.bytes_each); });
   run(p, plan, plan.shared, together, p.batch - together, u, parallel, memory);

@@ -44,8 +44,9 @@ bool reads_in_place(const Conv2dProblem& p, const ConvPlan& plan, int8_t wanted_
 
 // Whether the sums stay within what Winograd's are exact for, and whether it is asked for or pays.
 bool takes_winograd(const Conv2dProblem& p, const ConvPlan& plan, ConvWay way) {
-  if (way == ConvWay::direct || !has_winograd(p) || !winograd_is_exact(127 * 9 * (p.c / p.groups))) return false;
-  return way == ConvWay::winograd || winograd_pays(p, plan.layout, plan.kernels->isa, false);
+  const int64_t most = 127 * 9 * (p.c / p.groups);  // whatever the weights
+  if (way == ConvWay::direct || !has_winograd(p) || !winograd_is_exact(p.weight_sum ? p.weight_sum : most)) return false;
+  return way == ConvWay::winograd || winograd_pays(p, plan.layout, plan.kernels->isa);
 }
 
 void plan_path(const Conv2dProblem& p, ConvPlan& plan, ConvWay way) {
@@ -171,7 +172,8 @@ ConvPlan plan_conv2d(const Conv2dProblem& p, Isa isa, int threads, ConvWay way) 
   plan.kernels = &kernels_of(isa);
   plan.layout = weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups);
   plan_path(p, plan, way);
-  if (plan.winograd()) plan.weight_bytes = round_up(winograd_weight(p, plan.layout).bytes(), 64);
+  plan.keeps_weight = plan.winograd() && p.winograd;
+  if (plan.winograd() && !plan.keeps_weight) plan.weight_bytes = round_up(winograd_weight(p, plan.layout).bytes(), 64);
   plan.threads = threads;
   plan.each = images_each(p, threads);
   plan.bytes_each = plan_run(p, plan, plan.each, 1, plan.alone);

@@ -62,7 +62,8 @@ struct ConvPlan {
   int threads = 1;
   int64_t each = 0;
   ConvPart alone[2], shared[2];
-  int64_t weight_bytes = 0;      // of the workspace's beginning: winograd's weight, where it is made for this call
+  bool keeps_weight = false;     // winograd reads a weight that is kept, Conv2dProblem::winograd
+  int64_t weight_bytes = 0;      // of the workspace's beginning: else it is made for this call
   int64_t bytes_each = 0, bytes = 0;  // of the workspace: of a worker alone; of the call
 
   bool depthwise() const { return path == ConvPath::depthwise; }

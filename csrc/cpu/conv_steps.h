@@ -39,9 +39,6 @@ void find_scales(const Conv2dProblem& p, const Kernels& k, const Parallel& paral
 void write_image(const Conv2dProblem& p, const ConvPlan& plan, const Scales& s, const Parallel& parallel, int8_t* lines, int8_t* out);
 void write_border(const Conv2dProblem& p, const Parallel& parallel);
 
-// conv_winograd.cpp: the packed weight to core/winograd.h's, once for all images
-void transform_weight(const Conv2dProblem& p, const ConvPlan& plan, const Parallel& parallel, int16_t* u);
-
 // conv_gemm.cpp, conv_depthwise.cpp, conv_winograd.cpp: the paths
 void convolve_gemm(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part, const Image& x, const Scales& s, const Parallel& parallel,
                    char* workspace);

@@ -1,6 +1,7 @@
 #include "winograd_plan.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "gemm_blocks.h"
 
@@ -21,7 +22,7 @@ struct Rates {
   double weight;                              // the transform of a channel of an output channel
   double byte;                                // of a transformed weight from beyond L2
 };
-constexpr Rates kAvx2{1.09, 0.92, 260, 480, 300, 2}, kAvx512{1.09, 2.05, 470, 1080, 990, 11};
+constexpr Rates kAvx2{1.09, 0.92, 260, 480, 200, 2}, kAvx512{1.09, 2.05, 470, 1080, 600, 11};
 
 // Null where products of words are too slow to gain anything (neondot: a quarter of the rate of bytes, amx: a sixteenth), or
 // where nobody measured.
@@ -72,7 +73,7 @@ WinogradPlan plan_winograd(const Conv2dProblem& p, const PackedLayout& layout, i
   return plan;
 }
 
-bool winograd_pays(const Conv2dProblem& p, const PackedLayout& layout, Isa isa, bool keeps) {
+bool winograd_pays(const Conv2dProblem& p, const PackedLayout& layout, Isa isa) {
   const Rates* r = rates_of(isa);
   if (!r) return false;
   const WinogradPlan plan = plan_winograd(p, layout, p.batch, 1);
@@ -80,8 +81,20 @@ bool winograd_pays(const Conv2dProblem& p, const PackedLayout& layout, Isa isa, 
   const double tiles = double(plan.tiles), c = double(w.groups * w.channels), n = double(w.groups * w.n), pairs = double(w.channels) * n;
   const double streamed = w.bytes() > kNearBytes ? double(plan.tile_blocks) * double(w.bytes()) : 0.0;
   const double products = std::max(WinogradWeight::kPoints * tiles * pairs * r->product, streamed * r->byte);
-  const double transforms = tiles * (c * r->input + n * r->output) + (keeps ? 0.0 : pairs * r->weight);
+  const double transforms = tiles * (c * r->input + n * r->output) + (p.winograd ? 0.0 : pairs * r->weight);
   return products + transforms < kGain * double(p.batch * p.oh() * p.ow()) * 9 * pairs * r->gemm;
+}
+
+int64_t largest_weight_sum(const Conv2dProblem& p) {
+  const PackedLayout layout = weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups);
+  int32_t largest = 0;
+  for (int64_t at = 0; at < layout.values_bytes(); at += layout.panel_bytes()) {
+    int32_t sums[kPanel * 4] = {};               // of a panel, [16][4]
+    for (int64_t k = 0; k < layout.panel_bytes(); k += kPanel * 4)
+      for (int64_t i = 0; i < kPanel * 4; ++i) sums[i] += std::abs(p.weight[at + k + i]);
+    for (int64_t n = 0; n < kPanel; ++n) largest = std::max(largest, sums[4 * n] + sums[4 * n + 1] + sums[4 * n + 2] + sums[4 * n + 3]);
+  }
+  return largest;
 }
 
 }  // namespace qk

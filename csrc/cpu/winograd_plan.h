@@ -24,7 +24,10 @@ struct WinogradPlan {
 WinogradWeight winograd_weight(const Conv2dProblem& p, const PackedLayout& layout);
 WinogradPlan plan_winograd(const Conv2dProblem& p, const PackedLayout& layout, int64_t images, int threads);
 
-// Whether it takes less time than a GEMM over output pixels, by counted work; `keeps`: the transformed weight is there already.
-bool winograd_pays(const Conv2dProblem& p, const PackedLayout& layout, Isa isa, bool keeps);
+// Whether it takes less time than a GEMM over output pixels, by counted work; the weight's transform is counted unless it is kept.
+bool winograd_pays(const Conv2dProblem& p, const PackedLayout& layout, Isa isa);
+
+// Of a packed weight, Conv2dProblem::weight_sum.
+int64_t largest_weight_sum(const Conv2dProblem& p);
 
 }  // namespace qk

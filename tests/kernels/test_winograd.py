@@ -119,7 +119,10 @@ def test_depthwise_layers_are_not_taken() -> None:
     assert plan_of(problem, "scalar", path="winograd")["path"] == "depthwise"
 
 
-@given(problem=squares, isa=st.sampled_from(ISAS), threads=st.integers(1, 3), shift=st.sampled_from([0, 1, 17]))  # fmt: skip
+shifts = st.sampled_from([0, 1, 17])
+
+
+@given(problem=squares, isa=st.sampled_from(ISAS), threads=st.integers(1, 3), shift=shifts)
 @quick(150)
 def test_nothing_is_read_or_written_past_an_end(
     problem: Conv2d, isa: str, threads: int, shift: int

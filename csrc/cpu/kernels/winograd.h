@@ -14,7 +14,7 @@ namespace {
 
 // G' of three vectors of words, rows (6,0,0) (-4,-4,-4) (-4,4,-4) (1,2,4) (1,-2,4) (0,0,3); the compiler makes vectors of it.
 template <int Count>
-QK_INLINE void times_g(const uint16_t* a, const uint16_t* b, const uint16_t* c, uint16_t* out, int64_t step) {
+QK_INLINE void times_g(const uint16_t* a, const uint16_t* b, const uint16_t* c, uint16_t* __restrict out, int64_t step) {
   for (int i = 0; i < Count; ++i) {
     const auto ends = uint16_t((a[i] + c[i]) << 2), middle = uint16_t(b[i] << 2), far = uint16_t(a[i] + (c[i] << 2));
     const auto twice = uint16_t(b[i] << 1);
@@ -29,29 +29,31 @@ QK_INLINE void times_g(const uint16_t* a, const uint16_t* b, const uint16_t* c, 
 
 // Four channels from c0 on of a tap, whose K starts at `k`, as words [2 pairs][16][2]; zeros where there are none.
 QK_INLINE void read_tap(const int8_t* panel, int64_t k, int64_t channels, int64_t c0, uint16_t* out) {
-  alignas(64) int8_t four[64];                   // [16][4], as they are packed
+  alignas(64) uint32_t four[kPanel], words[2 * kPanel];  // four bytes of an output channel, as they are packed
   if (k % 4 == 0 && c0 + 4 <= channels) {
-    __builtin_memcpy(four, panel + (k + c0) * kPanel, 64);
+    __builtin_memcpy(four, panel + (k + c0) * kPanel, sizeof four);
   } else {
-    for (int64_t j = 0; j < 4; ++j)
-      for (int64_t n = 0; n < kPanel; ++n) {
-        const int64_t column = k + c0 + j;
-        four[n * 4 + j] = c0 + j < channels ? panel[column / 4 * 64 + n * 4 + column % 4] : int8_t(0);
-      }
+    for (int64_t n = 0; n < kPanel; ++n) {
+      four[n] = 0;
+      for (int64_t j = 0, column = k + c0; j < 4 && c0 + j < channels; ++j, ++column)
+        four[n] |= uint32_t(uint8_t(panel[column / 4 * 64 + n * 4 + column % 4])) << 8 * j;
+    }
   }
-  for (int pair = 0; pair < 2; ++pair)
-    for (int n = 0; n < 16; ++n)
-      for (int j = 0; j < 2; ++j) out[pair * 32 + n * 2 + j] = uint16_t(four[n * 4 + pair * 2 + j]);
+  const auto byte = [](uint32_t v, int i) QK_LAMBDA { return int32_t(v << (24 - 8 * i)) >> 24; };
+  for (int64_t n = 0; n < kPanel; ++n) {
+    words[n] = (uint32_t(byte(four[n], 0)) & 0xffff) | uint32_t(byte(four[n], 1)) << 16;
+    words[kPanel + n] = (uint32_t(byte(four[n], 2)) & 0xffff) | uint32_t(byte(four[n], 3)) << 16;
+  }
+  __builtin_memcpy(out, words, sizeof words);
 }
 
 inline void winograd_weights(const int8_t* panel, int64_t channels, int64_t row, int64_t point, int16_t* u) {
   constexpr int words = 64;
-  alignas(64) uint16_t g[9][words], t[18][words], r[36][words];
+  alignas(64) uint16_t g[9][words], t[18][words];
   for (int64_t c0 = 0; c0 < channels; c0 += 4, u += words) {
     for (int tap = 0; tap < 9; ++tap) read_tap(panel, tap / 3 * row + tap % 3 * channels, channels, c0, g[tap]);
     for (int j = 0; j < 3; ++j) times_g<words>(g[j], g[3 + j], g[6 + j], t[j], 3 * words);
-    for (int i = 0; i < 6; ++i) times_g<words>(t[i * 3], t[i * 3 + 1], t[i * 3 + 2], r[i * 6], words);
-    for (int q = 0; q < 36; ++q) __builtin_memcpy(u + q * point, r[q], sizeof r[q]);
+    for (int i = 0; i < 6; ++i) times_g<words>(t[i * 3], t[i * 3 + 1], t[i * 3 + 2], reinterpret_cast<uint16_t*>(u) + i * 6 * point, point);
   }
 }
 
