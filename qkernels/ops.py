@@ -18,6 +18,7 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what layers take
 CUDA_TILES = ("small", "medium", "tall", "large", "hopper")
+CONV_PATHS = ("counted", "direct", "winograd")
 
 
 def _load_library() -> None:
@@ -30,7 +31,13 @@ def _load_library() -> None:
 
 
 def _check_environment() -> None:
-    for variable, known in (("QKERNELS_MAX_ISA", ISAS), ("QKERNELS_CUDA_TILE", CUDA_TILES)):
+    variables = {
+        "QKERNELS_MAX_ISA": ISAS,
+        "QKERNELS_CUDA_TILE": CUDA_TILES,
+        "QKERNELS_CONV_PATH": CONV_PATHS,
+        "QKERNELS_KEEP_WEIGHTS": ("0", "1"),
+    }
+    for variable, known in variables.items():
         asked = os.environ.get(variable)
         if asked and asked not in known:
             raise ValueError(f"{variable}={asked!r} is unknown; choose one of {', '.join(known)}")

@@ -51,7 +51,9 @@ class _Timer(fx.Interpreter):
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _add(self, name: str, kind: str, x: str, y: str) -> None:
-        self.steps.append({"name": name, "kind": kind, "x": x, "y": y, "macs": 0, "bytes": 0})
+        self.steps.append(
+            {"name": name, "kind": kind, "path": "", "x": x, "y": y, "macs": 0, "bytes": 0}
+        )
 
 
 def _described(value: Any) -> str:

@@ -124,7 +124,7 @@ inline std::vector<int8_t> packed_weight(Random& r, int64_t oc, int64_t c, int64
 inline int64_t size(Random& r, int64_t few, int64_t least, int64_t most) { return r.between(0, 3) ? r.between(1, few) : r.between(least, most); }
 
 // Any; several of the largest tiles, with remainders (a GEMM's); few rows and channels of a long K.
-enum class Sizes : uint8_t { any, tiles, deep };
+enum class Sizes : uint8_t { any, tiles, deep, square };  // square: 3x3 windows, one a pixel
 constexpr uint64_t kLargeProblems = 4;  // of the latter two, a kind
 
 struct GemmCase {
@@ -206,6 +206,7 @@ struct Conv2dCase {
       p.kh = p.kw = 3;
       p.dilation_h = p.dilation_w = 1;
     }
+    if (sizes == Sizes::square) p.kh = p.kw = 3, p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
     p.pad_mode = r.between(0, 1) ? PadMode::zeros : PadMode(r.between(0, 3));
     shrink_to_fit();
     const int64_t pixels = p.oh() * p.ow();
