@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,12 +31,11 @@ from qkernels.data.extras import require
 from qkernels.distill import CachedTeacher, TrainConfig, train
 from qkernels.evaluate import evaluate as evaluate_model
 from qkernels.export import export_onnx
-from qkernels.html_report import findings, results_table, write_report
+from qkernels.html_report import findings, next_commands, results_table, write_report
 from qkernels.input_size import image_size, parse_size
 from qkernels.machine import describe_cuda, describe_machine
-from qkernels.measure import count_macs, measure_speed
+from qkernels.measure import count_macs
 from qkernels.pipeline import (
-    PROGRAM,
     RECIPES,
     PipelineConfig,
     calibration_batches,
@@ -46,6 +46,7 @@ from qkernels.pipeline import (
 )
 from qkernels.program import Program
 from qkernels.quantization import CheckpointError, QuantConfig, read_metadata
+from qkernels.speed import MEANING, measure_speed
 
 BENCH_COLUMNS = 122  # of the terminal; a narrower one wraps lines, but no figure is cut
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError)
@@ -152,10 +153,9 @@ def pipeline(**flags: Any) -> None:
     result = run_pipeline(config, say=_print, progress=True)
     _print(results_table(result))
     for sentence in findings(result):
-        _print(sentence)
-    _print(f"\nThe report: {write_report(result, config.run / 'report').resolve()}")
-    if (program := config.run / PROGRAM).exists():
-        _print(f"To serve the int8 student: qkernels serve {shlex.quote(str(program))}")
+        _print(textwrap.fill(sentence, 79))
+    page = write_report(result, config.run / "report")
+    _print("\n" + "\n".join(next_commands(result, page)))
 
 
 TRAIN_HELP = {
@@ -316,15 +316,14 @@ def evaluate(
     images = datasets.load(data, data_root)
     net, _ = _open(checkpoint, images, model, width)
     accuracy = evaluate_model(net, images, split, progress=True)
-    speed = measure_speed({"": net}, images.image_shape, progress=True)[""]
-    _print_pairs(
-        {
-            "accuracy": f"{accuracy} {split} images",
-            "size": _kilobytes(checkpoint),
-            "one image": f"p50 {speed.p50_ms:.3g} ms, p95 {speed.p95_ms:.3g} ms",
-            f"batches of {speed.batch}": f"{speed.images_per_second:,.0f} images/s",
-        }
-    )
+    speeds = measure_speed({"": net}, images.image_shape, progress=True)[""]
+    _print_pairs({"accuracy": f"{accuracy} {split} images", "size": _kilobytes(checkpoint)})
+    table = Table("runs as", "threads", "ms, p50", "p95", "images/s", "what that is")
+    for speed in speeds.every:
+        figures = f"{speed.p50_ms:.3g}", f"{speed.p95_ms:.3g}", f"{speed.images_per_second:,.0f}"
+        table.add_row(speed.form, str(speed.threads), *figures, MEANING[speed.form])
+    _print(table)
+    _print(f"Deploy the {speeds.form}; images/s in batches of {speeds.all_threads.batch}.")
 
 
 @app.command()

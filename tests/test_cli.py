@@ -146,6 +146,7 @@ def test_pipeline_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "student int8" in said
     assert str(tmp_path / "report" / "index.html") in said
+    assert said.splitlines()[-2].startswith(f"qkernels serve {tmp_path / 'student.qkp'}")
     rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
     assert len(rows) == 4
 
@@ -190,6 +191,7 @@ def test_quantize_writes_what_evaluate_reads(
     said = capsys.readouterr().out
     assert "4 of 4 layers" in said
     assert "of 359 test images" in said
+    assert "Deploy the program" in said
 
 
 def test_export_writes_an_onnx_file_of_a_checkpoint(
