@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+# Where torch comes from, if not from the usual index. PyTorch's install page has one without gigabytes of CUDA libraries:
+# make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 BUILD_TOOLS := torch numpy ninja pybind11 setuptools wheel
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
@@ -46,6 +49,7 @@ soak: $(STAMP)-dev
 
 $(STAMP)-tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch)
 	$(BIN)/pip install -q -c constraints.txt $(BUILD_TOOLS)
 	touch $@
 

@@ -97,12 +97,24 @@ def _flag(field: object) -> str:
     return "--" + str(field).replace("_", "-")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"qkernels {qkernels.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch and of the kernels.", min=1)
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Say which qkernels this is.", callback=_version, is_eager=True
+        ),
+    ] = False,
 ) -> None:
     if threads:
         torch.set_num_threads(threads)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,11 @@ def test_info_says_that_the_instruction_set_was_lowered() -> None:
 def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     assert "pipeline" in capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"qkernels {metadata.version('qkernels')}\n"
 
 
 @pytest.mark.parametrize(
