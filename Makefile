@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 BUILD_TOOLS := torch numpy ninja pybind11 setuptools wheel
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint sanitize bench bench-serving soak engines proto clean
+.PHONY: demo test lint docs sanitize bench bench-serving soak engines proto clean
 
 demo: $(STAMP)-train
 	$(BIN)/qkernels pipeline
@@ -21,6 +21,11 @@ lint: $(STAMP)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documents as a site, in build/site: any warning fails.
+docs: $(STAMP)-docs
+	$(BIN)/python docs/site.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # The kernel and operator tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(STAMP)-dev
@@ -55,7 +60,7 @@ $(STAMP)-tools: constraints.txt
 
 # One stamp an extra: train is what the workflow needs, dev the tests, peers the benchmarks. Ninja rebuilds only what
 # changed.
-$(STAMP)-train $(STAMP)-dev $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES)
+$(STAMP)-train $(STAMP)-dev $(STAMP)-docs $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[$*]'
 	touch $@
 
