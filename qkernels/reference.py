@@ -6,7 +6,8 @@ Kernels return these bits on every instruction set, thread count and device. The
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,6 +123,25 @@ class Epilogue:
         return steps.float() * torch.tensor(self.residual_scale, dtype=torch.float32)
 
 
+@dataclass
+class Operand:
+    """Values that a step reads as float32: float32 itself, or int8 of a scale."""
+
+    values: Tensor
+    scale: float = 1.0
+    zero_point: int = 0
+
+    def floats(self) -> Tensor:
+        """``values``, or ``float(q - zero_point) * scale`` of int8."""
+        if self.values.dtype != torch.int8:
+            return self.values
+        return (self.values.int() - self.zero_point).float() * _float32(self.scale)
+
+
+def _float32(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32)
+
+
 def matmul_s8(x: Tensor, weight: Tensor, zero_point: Tensor) -> Tensor:
     """``sum_k (x[m,k] - zero_point[m]) * weight[n,k]`` in int32, for x [M, K] and weight [N, K] int8."""
     # Exact: float64 holds integers to 2**53, and its matmul is fast.
@@ -213,6 +233,45 @@ def lookup(x: Tensor, table: Tensor) -> Tensor:
     return table[x.long() + 128]
 
 
+def embedding(ids: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor:
+    """The rows of ``table`` [rows, C] that int64 ``ids`` name, float32; those of int8 times their ``scale`` [rows]."""
+    rows = table[ids].float()
+    return rows if scale is None else rows * scale[ids][..., None]
+
+
+def resize_bilinear(
+    x: Tensor,
+    size: tuple[int, int],
+    scales: tuple[float, float] = (0.0, 0.0),
+    *,
+    align_corners: bool = False,
+) -> Tensor:
+    """``x`` [N, C, H, W], float32 or int8, to ``size``: four pixels times their weights, added in rows, then in
+    columns, in float32; int8 rounds half to even. ``scales``: of the sizes; 0: their ratio."""
+    up, down, below = _taps(x.shape[2], size[0], scales[0], align_corners)
+    left, right, behind = _taps(x.shape[3], size[1], scales[1], align_corners)
+    below, values = below[:, None], x.float()
+    y = ((1 - below) * (1 - behind)) * values[:, :, up][..., left]
+    y = y + ((1 - below) * behind) * values[:, :, up][..., right]
+    y = y + (below * (1 - behind)) * values[:, :, down][..., left]
+    y = y + (below * behind) * values[:, :, down][..., right]
+    return y if x.dtype == torch.float32 else torch.round(y).to(torch.int8)
+
+
+def _taps(n: int, out: int, scale: float, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row or column of the output, the two that it lies between, and the second one's share."""
+    i = torch.arange(out)
+    if n == out:
+        return i, i, torch.zeros(out)
+    if align_corners:
+        at = i.float() * (torch.tensor(float(n - 1)) / max(out - 1, 1))
+    else:
+        ratio = torch.tensor(1 / scale) if scale else torch.tensor(float(n)) / out
+        at = ((i.float() + 0.5) * ratio - 0.5).clamp(min=0)
+    first = at.long().clamp(max=n - 1)
+    return first, (first + 1).clamp(max=n - 1), (at - first).clamp(0, 1)
+
+
 def mean_pool2d(x: Tensor) -> Tensor:
     """Pixels added one after the other in float32, times the rounded 1 / (H * W)."""
     pixels = x.flatten(2).unbind(2)
@@ -263,26 +322,179 @@ def layer_norm(
     count = torch.tensor(float(x.shape[1]))
     away = x - row_sums(x) / count
     variance = square_sums(away) / count + torch.tensor(epsilon, dtype=torch.float32)
-    root = torch.sqrt(variance.double()).float()  # IEEE's; that of float32 may be off by one unit
-    return epilogue.store(fma(away * (1 / root), weight, bias))
+    return epilogue.store(fma(away * (1 / _sqrt(variance)), weight, bias))
 
 
 _EXP2 = (
     1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2, 2.402264791363012e-1,
     6.931472028550421e-1, 1.0,
 )  # fmt: skip
+_LOG = (
+    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+    2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+)  # fmt: skip
+_ERF_TOP = (
+    -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05, -7.34990630326855e-04,
+    -2.95459980854025e-03, -1.60960333262415e-02,
+)  # fmt: skip
+_ERF_BOTTOM = (
+    -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02,
+)  # fmt: skip
+
+
+def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    """One chain of `fma` from the highest power to the constant."""
+    y = torch.full_like(x, coefficients[0])
+    for c in coefficients[1:]:
+        y = fma(y, x, _float32(c))
+    return y
+
+
+def _power_of_two(n: Tensor) -> Tensor:
+    """2^n of whole n in [-127, 128]; 2^-127 counts as 0, 2^128 is infinite."""
+    return ((n.int() + 127) << 23).view(torch.float32)
+
+
+def maximum(a: Tensor, b: Tensor | float) -> Tensor:
+    """``a > b ? a : b``: b where one of them is NaN."""
+    a, b = torch.broadcast_tensors(a, torch.as_tensor(b, dtype=torch.float32))
+    return torch.where(a > b, a, b)
+
+
+def minimum(a: Tensor, b: Tensor | float) -> Tensor:
+    """``a < b ? a : b``: b where one of them is NaN."""
+    a, b = torch.broadcast_tensors(a, torch.as_tensor(b, dtype=torch.float32))
+    return torch.where(a < b, a, b)
 
 
 def exp2(t: Tensor) -> Tensor:
     """2^t for t <= 0; 0 below -126.5 and for NaN. 2^f, f in [-0.5, 0.5], by the polynomial of Cephes' exp2f, times
     2^n."""
-    t = torch.where(t > -127, t, torch.tensor(-127.0))
+    t = maximum(t, -127.0)
     n = torch.round(t)
-    f = t - n
-    y = torch.full_like(f, _EXP2[0])
-    for c in _EXP2[1:]:
-        y = fma(y, f, torch.tensor(c))
-    return y * ((n.int() + 127) << 23).view(torch.float32)  # 2^-127 counts as 0
+    return polynomial(_EXP2, t - n) * _power_of_two(n)
+
+
+def _split_exponent(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x * log2(e) as a whole number and the rest."""
+    high = _float32(math.log2(math.e))
+    n = torch.round(x * high)
+    low = _float32(math.log2(math.e) - high.item())
+    return n, fma(x, low, fma(x, high, 0.0 - n))
+
+
+def exp(x: Tensor) -> Tensor:
+    """e^x; 0 below -87.0 and for NaN."""
+    n, f = _split_exponent(minimum(maximum(x, -87.0), 89.0))
+    return polynomial(_EXP2, f) * _power_of_two(n - 1) * 2
+
+
+def expm1(x: Tensor) -> Tensor:
+    """e^x - 1 of x up to 88."""
+    n, f = _split_exponent(minimum(maximum(x, -87.0), 88.0))
+    power = _power_of_two(n)
+    return fma(polynomial(_EXP2[:-1], f) * f, power, power - 1)
+
+
+def tanh(x: Tensor) -> Tensor:
+    e = expm1(minimum(maximum(x + x, -20.0), 20.0))
+    return e / (e + 2)
+
+
+def log(x: Tensor) -> Tensor:
+    """The natural logarithm, by the polynomial of Cephes' logf; -inf for what is not above 0 and for NaN."""
+    small = x < torch.finfo(torch.float32).tiny
+    bits = torch.where(small, x * 2.0**24, x).contiguous().view(torch.int32)
+    n = (bits - 0x3F3504F3) >> 23
+    r = (bits - (n << 23)).view(torch.float32) - 1
+    e = n.float() + torch.where(small, -24.0, 0.0)
+    square = r * r
+    y = fma(e, _float32(-2.12194440e-4), polynomial(_LOG, r) * (r * square))
+    y = fma(e, _float32(0.693359375), r + fma(square, _float32(-0.5), y))
+    return torch.where(x > 0, torch.where(x < torch.inf, y, x), -torch.inf)
+
+
+def erf(x: Tensor) -> Tensor:
+    """The rational approximation of Eigen and XLA; 1 from 4 on."""
+    x = minimum(maximum(x, -4.0), 4.0)
+    square = x * x
+    return x * polynomial(_ERF_TOP, square) / polynomial(_ERF_BOTTOM, square)
+
+
+def _gated(x: Tensor, minus_t: Tensor) -> Tensor:
+    return x / (1 + exp(minus_t))
+
+
+def _gelu(x: Tensor) -> Tensor:
+    half = x * 0.5
+    return fma(half, erf(x * _float32(math.sqrt(0.5))), half)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    slope = 2 * math.sqrt(2 / math.pi)
+    return _gated(x, x * fma(x * x, _float32(-slope * 0.044715), _float32(-slope)))
+
+
+def _sixth(x: Tensor) -> Tensor:
+    return minimum(maximum(x + 3, 0.0), 6.0) * _float32(1 / 6)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    e = exp(0.0 - maximum(x, 0.0 - x))
+    u = 1 + e
+    return maximum(x, 0.0) + (log(u) + (e - (u - 1)) / u)
+
+
+def _mish(x: Tensor) -> Tensor:
+    e = exp(minimum(x, 20.0))
+    n = e * (e + 2)
+    return x * (n / (n + 2))
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    return torch.sqrt(x.double()).float()  # IEEE's; that of float32 may be off by one unit
+
+
+FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "identity": lambda x, _: x,
+    "silu": lambda x, beta: _gated(x, x * (0.0 - beta)),
+    "gelu": lambda x, _: _gelu(x),
+    "gelu_tanh": lambda x, _: _gelu_tanh(x),
+    "hardswish": lambda x, _: x * _sixth(x),
+    "hardsigmoid": lambda x, _: _sixth(x),
+    "sigmoid": lambda x, _: _gated(torch.ones(1), 0.0 - x),
+    "tanh": lambda x, _: tanh(x),
+    "elu": lambda x, alpha: torch.where(x > 0, x, alpha * expm1(x)),
+    "leaky_relu": lambda x, slope: torch.where(x > 0, x, slope * x),
+    "exp": lambda x, _: exp(x),
+    "log": lambda x, _: log(x),
+    "sqrt": lambda x, _: _sqrt(x),
+    "rsqrt": lambda x, _: 1 / _sqrt(x),
+    "reciprocal": lambda x, _: 1 / x,
+    "abs": lambda x, _: maximum(x, 0.0 - x),
+    "neg": lambda x, _: -x,
+    "square": lambda x, _: x * x,
+    "softplus": lambda x, _: _softplus(x),
+    "mish": lambda x, _: _mish(x),
+}
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "max": maximum,
+    "min": minimum,
+}
+
+
+def unary(x: Operand, function: str, parameter: float, epilogue: Epilogue) -> Tensor:
+    """A function of `FUNCTIONS` of every number."""
+    return epilogue.store(FUNCTIONS[function](x.floats(), _float32(parameter)))
+
+
+def binary(a: Operand, b: Operand, op: str, epilogue: Epilogue) -> Tensor:
+    """An operation of `OPERATIONS` on numbers that broadcast."""
+    return epilogue.store(OPERATIONS[op](a.floats(), b.floats()))
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def bits_of_models(a: argparse.Namespace) -> dict[str, Any]:
         x = torch.randn(5, 3, 32, 32)
         model = qk.quantize(models.create(name).eval(), "static", [x])
         expected, model = model(x), model.to(a.device)
-        got = qk.compile(model, x.to(a.device))(x.to(a.device)).cpu()
+        got = qk.compile(model, x.to(a.device), exact=True)(x.to(a.device)).cpu()
         assert torch.equal(got, expected), f"{name} differs from the CPU"
     return {"models": names}
 
@@ -136,7 +136,7 @@ def streams_and_graphs(a: argparse.Namespace) -> dict[str, Any]:
     """A side stream, a compiled model's graph replayed on new input, every device: all as on the default stream."""
     need_gpu(a)
     layers, x = small_model("cuda")
-    model = qk.compile(layers, x)
+    model = qk.compile(layers, x, exact=True)
     others = [torch.randn_like(x) for _ in range(3)]
     expected = [layers(y) for y in others]
     side = torch.cuda.Stream()
@@ -162,7 +162,7 @@ def streams_and_graphs(a: argparse.Namespace) -> dict[str, Any]:
 def compile_whole(a: argparse.Namespace) -> dict[str, Any]:
     """torch.compile makes one graph of a layer, on a GPU of a compiled model too, and keeps their bits."""
     model, x = small_model(a.device)
-    given: list[nn.Module] = [model[0]] if a.device == "cpu" else [model[0], qk.compile(model, x)]
+    given: list[nn.Module] = [model[0]] if a.device == "cpu" else [model[0], qk.compile(model, x, exact=True)]
     with torch.inference_mode():
         for module in given:
             whole = torch.compile(module, fullgraph=True)

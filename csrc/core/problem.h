@@ -7,10 +7,10 @@
 
 namespace qk {
 
-enum class DType : uint8_t { f32, f16, bf16, s8 };
-constexpr const char* kDTypeNames[] = {"float32", "float16", "bfloat16", "int8", nullptr};
+enum class DType : uint8_t { f32, f16, bf16, s8, s64 };
+constexpr const char* kDTypeNames[] = {"float32", "float16", "bfloat16", "int8", "int64", nullptr};
 
-constexpr int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::s8 ? 1 : 2; }
+constexpr int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::s8 ? 1 : t == DType::s64 ? 8 : 2; }
 
 // How float activations become int8. `given`: x is int8 already, or the scales are known (static).
 enum class Range : uint8_t { given, dynamic_symmetric, dynamic_asymmetric };
@@ -110,6 +110,50 @@ struct LookupProblem {
   int8_t mask = 0;                // what x and y are XORed with
   const int8_t* x = nullptr;
   int8_t* y = nullptr;
+};
+
+// Values that are read as float32: float32 itself, or (q - zero) * scale of int8.
+struct Operand {
+  const void* data = nullptr;
+  DType type = DType::f32;
+  int8_t mask = 0;                      // what int8 values are XORed with
+  float scale = 1.0f;
+  int32_t zero = 0;
+};
+
+// Functions of one number, docs/numerics.md; some take a parameter.
+#define QK_FUNCTIONS(F)                                                                      \
+  F(identity) F(silu) F(gelu) F(gelu_tanh) F(hardswish) F(hardsigmoid) F(sigmoid) F(tanh) F(elu) F(leaky_relu) F(exp) F(log) \
+  F(sqrt) F(rsqrt) F(reciprocal) F(abs) F(neg) F(square) F(softplus) F(mish)
+#define QK_FUNCTION_NAME(name) name,
+enum class Function : uint8_t { QK_FUNCTIONS(QK_FUNCTION_NAME) };
+#undef QK_FUNCTION_NAME
+#define QK_FUNCTION_NAME(name) #name,
+constexpr const char* kFunctionNames[] = {QK_FUNCTIONS(QK_FUNCTION_NAME) nullptr};
+#undef QK_FUNCTION_NAME
+constexpr int kFunctions = int(sizeof kFunctionNames / sizeof *kFunctionNames) - 1;
+
+// y[i] = function(x[i])
+struct UnaryProblem {
+  int64_t count = 0;
+  Function function = Function::identity;
+  float parameter = 1.0f;
+  Operand x;
+  void* y = nullptr;
+  Epilogue epilogue;                    // clamp, the output's type and scale
+};
+
+enum class BinaryOp : uint8_t { add, sub, mul, div, max, min };
+constexpr const char* kBinaryOpNames[] = {"add", "sub", "mul", "div", "max", "min", nullptr};
+
+// y[i,j] = a[i,j] op b[i,j], in float32.
+struct BinaryProblem {
+  int64_t sizes[4] = {0, 0, 0, 0};      // of y, contiguous
+  BinaryOp op = BinaryOp::add;
+  Operand a, b;
+  int64_t a_strides[4] = {}, b_strides[4] = {};  // elements; 0 along an axis that is repeated; along the last one 0 or 1
+  void* y = nullptr;
+  Epilogue epilogue;                    // clamp, the output's type and scale
 };
 
 // y[r,c] = (x[r,c] - mean) / sqrt(variance + epsilon) * weight[c] + bias[c], of each row; the order is docs/numerics.md.

@@ -10,7 +10,7 @@
 
 namespace qk {
 
-constexpr uint32_t kProgramVersion = 3;
+constexpr uint32_t kProgramVersion = 4;
 constexpr int32_t kMaxBorder = 255;              // pixels
 
 struct ProgramMagic {
@@ -42,17 +42,19 @@ template <> struct FieldFormat<StepReads> { static constexpr const char* format 
 QK_RECORD(ProgramHeader, QK_HEADER);
 static_assert(sizeof(ProgramHeader) == 64);
 
-// One tensor between steps: an image [n, h, w, c], tokens [n, t, c] or rows [n, c].
+// One tensor between steps: a box of four axes n, h, w, c in the order of memory, c fastest. An image has all of them, tokens
+// are [n, h, c], rows are [n, c]; n is the batch of the call times a constant, so that a call can be cut by images.
 #define QK_VALUE(F)                                                                          \
   F(int32_t, slot, -1)         /* of the arena; -1: an input or output, whose memory is the caller's */ \
-  F(int32_t, channels, 0)      /* 0: features of a flattened image, known at the call */     \
+  F(int32_t, channels, 0)      /* 0: known at the call, as the features of a flattened image */ \
   F(uint8_t, rank, 0)          /* 4, 3 or 2 */                                               \
-  F(DType, type, DType::f32)   /* f32 or s8 */                                               \
-  F(uint8_t, planar, 0)        /* [n, c, h, w] instead; an output only */                    \
+  F(DType, type, DType::f32)   /* f32 or s8; s64 too of an input */                          \
+  F(uint8_t, planar, 0)        /* a rank of 4 that lies as [n, c, h, w]; an input or output only */ \
   F(uint8_t, nhwc_only, 0)     /* an input that must come as [n, h, w, c] */                 \
-  F(int32_t, border, 0)        /* pixels of zero point on every side of an s8 image, written with it */
+  F(int32_t, border, 0)        /* pixels of zero point on every side of an s8 image, written with it */ \
+  F(int32_t, fixed_h, 0) F(int32_t, fixed_w, 0)  /* of an input: the only sizes that it may have; 0: any */
 QK_RECORD(ProgramValue, QK_VALUE);
-static_assert(sizeof(ProgramValue) == 16);
+static_assert(sizeof(ProgramValue) == 24);
 
 // One step: what it reads and writes, and where its payload and name lie.
 #define QK_STEP_ROW(F)                                                                       \

@@ -49,10 +49,29 @@ template <> struct FieldFormat<int64_t> { static constexpr const char* format = 
 template <> struct FieldFormat<uint64_t> { static constexpr const char* format = "<u8"; };
 template <> struct FieldFormat<Constant> { static constexpr const char* format = kConstant.data(); static constexpr double initial = 0; };
 template <> struct FieldFormat<float> { static constexpr const char* format = "<f4"; };
+template <> struct FieldFormat<double> { static constexpr const char* format = "<f8"; };
+
+// Eight numbers, of which a payload uses the first few.
+template <int32_t kInitial>
+struct Eight {
+  static constexpr int32_t kMost = 8;
+  int32_t value[kMost] = {kInitial, kInitial, kInitial, kInitial, kInitial, kInitial, kInitial, kInitial};
+  int32_t operator[](int i) const { return value[i]; }
+  void read(const FieldReader& reader, const char* field) const {
+    static constexpr const char* parts[kMost] = {"0", "1", "2", "3", "4", "5", "6", "7"};
+    for (int i = 0; i < kMost; ++i) reader.say(reader.to, field, parts[i], double(value[i]));
+  }
+};
+template <int32_t kInitial> struct FieldFormat<Eight<kInitial>> {
+  static constexpr const char* format = "(8,)<i4";
+  static constexpr double initial = kInitial;
+};
 
 inline const char* const* choices_of(DType) { return kDTypeNames; }
 inline const char* const* choices_of(Range) { return kRangeNames; }
 inline const char* const* choices_of(PadMode) { return kPadModeNames; }
+inline const char* const* choices_of(Function) { return kFunctionNames; }
+inline const char* const* choices_of(BinaryOp) { return kBinaryOpNames; }
 
 template <class T>
 Field field(const char* name, size_t offset, T initial) {

@@ -16,6 +16,8 @@ namespace qk {
   void deinterleave_##suffix(const PixelsToPlanes&);                                                 \
   void pool_##suffix(const Pool2dProblem&, int64_t, int64_t);                                        \
   void lookup_##suffix(const int8_t*, int64_t, const int8_t*, int8_t*);                              \
+  void unary_##suffix(const UnaryProblem&, int64_t, int64_t);                                        \
+  void binary_##suffix(const BinaryRows&);                                                           \
   void layer_norm_##suffix(const LayerNormProblem&, int64_t, int64_t);                               \
   void pack_head_##suffix(const AttentionProblem&, int64_t, int64_t, const HeadMemory&);             \
   void attend_##suffix(const AttentionProblem&, int64_t, int64_t, int64_t, int64_t, const HeadMemory&);
@@ -31,7 +33,7 @@ constexpr Kernels kTable[] = {
   {Isa::isa, #gemm, mr, x_offset, piece, piece_rows, gemm, gemm##_peak,                                     \
    weight_only_##suffix, depthwise_##suffix, quantize_##suffix, extremes_##suffix, to_f32_##suffix,      \
    dequantize_##suffix, gather_##suffix, interleave_##suffix, deinterleave_##suffix, pool_##suffix, \
-   lookup_##suffix, layer_norm_##suffix, pack_head_##suffix, attend_##suffix},
+   lookup_##suffix, unary_##suffix, binary_##suffix, layer_norm_##suffix, pack_head_##suffix, attend_##suffix},
 #include "kernels.inc"
 #undef QK_KERNELS
 };

@@ -161,6 +161,17 @@ struct PixelsToPlanes {
   int64_t plane_stride;       // elements
 };
 
+// Rows of y, one after the other: y[r][c] = a op b. Operands move by their steps from row to row, and by 0 or 1 from column
+// to column.
+struct BinaryRows {
+  BinaryOp op;
+  Operand a, b;
+  int64_t a_row, b_row, a_step, b_step;  // elements
+  int64_t rows, columns;
+  void* y;
+  const Epilogue* epilogue;
+};
+
 struct Extremes {
   float lo, hi;               // both include 0; NaN is ignored
 };
@@ -184,6 +195,8 @@ struct Kernels {
   void (*deinterleave)(const PixelsToPlanes&);
   void (*pool)(const Pool2dProblem&, int64_t image, int64_t row);
   void (*lookup)(const int8_t* table, int64_t count, const int8_t* x, int8_t* y);  // table[256], by unsigned bytes
+  void (*unary)(const UnaryProblem&, int64_t begin, int64_t end);  // elements
+  void (*binary)(const BinaryRows&);
   void (*layer_norm)(const LayerNormProblem&, int64_t begin, int64_t end);  // rows
   void (*pack_head)(const AttentionProblem&, int64_t image, int64_t head, const HeadMemory&);
   void (*attend)(const AttentionProblem&, int64_t image, int64_t head, int64_t begin, int64_t rows, const HeadMemory&);

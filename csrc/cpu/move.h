@@ -19,6 +19,20 @@ struct CopyProblem {
 };
 void copy(const CopyProblem& p, const Parallel& parallel);
 
+// Elements of `item` bytes from x to y, one for each index of all dims; no two go to one place, and x and y do not overlap.
+struct MoveProblem {
+  static constexpr int kMost = 8;
+  struct Dim {
+    int64_t count, x, y;       // bytes from one index to the next
+  };
+  int count = 0;               // of dims
+  Dim dims[kMost];
+  int64_t item = 1;
+  const void* x = nullptr;
+  void* y = nullptr;
+};
+void move(MoveProblem p, const Parallel& parallel);
+
 // x [batch, h, w, c] -> y [batch, c, h, w].
 struct PlanarProblem {
   int64_t batch = 0, pixels = 0, c = 0;
@@ -27,6 +41,18 @@ struct PlanarProblem {
   void* y = nullptr;
 };
 void to_planar(const PlanarProblem& p, const Parallel& parallel);
+
+// y[i] = table[ids[i]], a row of c values, times its scale where there is one.
+struct EmbeddingProblem {
+  int64_t count = 0, rows = 0, c = 0;
+  const int64_t* ids = nullptr;        // [count], in [0, rows)
+  const void* table = nullptr;         // [rows, c]: int8, or f32 where there is no scale
+  const float* scale = nullptr;        // [rows] or null
+  void* y = nullptr;                   // [count, c]
+  Epilogue epilogue;                   // the output's type and scale
+};
+int64_t embedding_workspace(const EmbeddingProblem& p, int threads);
+void embedding(const EmbeddingProblem& p, Isa isa, const Parallel& parallel, void* workspace);
 
 void lookup(const LookupProblem& p, Isa isa, const Parallel& parallel);
 

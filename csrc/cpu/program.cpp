@@ -58,11 +58,14 @@ void run_images(const Program& program, const ProgramPlan& plan, const ProgramIn
   for (int64_t done = 0, images; done < count; done += images) {
     images = std::min(plan.at_once, count - done);
     const ProgramPart& part = plan.part(images, parallel.threads);
-    for (int32_t i = 0; i < h.inputs; ++i)
-      x[size_t(i)].data = static_cast<const float*>(inputs[i].data) + (first + done) * inputs[i].strides[0];
+    for (int32_t i = 0; i < h.inputs; ++i) {
+      const int64_t image = inputs[i].strides[0] * size_of(program.values[program.inputs[i]].type);
+      x[size_t(i)].data = static_cast<const char*>(inputs[i].data) + (first + done) * image;
+    }
     for (int32_t i = 0; i < h.outputs; ++i) {
-      const ProgramShape& s = part.shapes[size_t(program.outputs[i])];
-      y[size_t(i)] = static_cast<float*>(outputs[i]) + (first + done) * s.h * s.w * s.c;
+      const int32_t v = program.outputs[i];
+      const int64_t image = part.shapes[size_t(v)].count() / part.images * size_of(program.values[v].type);
+      y[size_t(i)] = static_cast<char*>(outputs[i]) + (first + done) * image;
     }
     const char* step_plan = part.plans.get();
     for (int32_t i = 0; i < h.steps; ++i) {
@@ -90,10 +93,22 @@ void run_program(const Program& program, const ProgramPlan& plan, const ProgramI
   run_images(program, plan, inputs, outputs, together, plan.batch - together, isa, parallel, memory, seconds);
 }
 
+std::string check_values(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs) {
+  ProgramPart whole;
+  for (int32_t i = 0; i < program.header->steps && plan.batch; ++i) {
+    const ProgramStep& step = program.steps[i];
+    const StepType& type = type_of(step);
+    if (!type.check_values) continue;
+    if (whole.shapes.empty()) whole.shapes = plan.shapes, whole.images = plan.batch;
+    const std::string why = type.check_values({program, step, whole, inputs, nullptr, nullptr, Isa::scalar, 0});
+    if (!why.empty()) return sentence("step ", program.name(step), ": ", why);
+  }
+  return {};
+}
+
 StepWork work_of(const Program& program, const ProgramPlan& plan, const ProgramStep& s) {
   const auto bytes = [&](int32_t v) {
-    const ProgramShape& shape = plan.shapes[size_t(v)];
-    return shape.n * shape.h * shape.w * shape.c * size_of(program.values[v].type);
+    return plan.shapes[size_t(v)].count() * size_of(program.values[v].type);
   };
   StepWork work{0, bytes(s.y)};
   for (int i = 0; i < StepReads::kMost && s.reads[i] >= 0; ++i) work.bytes += bytes(s.reads[i]);
@@ -101,7 +116,7 @@ StepWork work_of(const Program& program, const ProgramPlan& plan, const ProgramS
   for (const Field* f = type.payload.fields(); f->name; ++f)
     if (f->is_constant) work.bytes += reinterpret_cast<const Constant*>(program.base + s.payload + f->offset)->bytes;
   ProgramPart whole;
-  whole.shapes = plan.shapes;
+  whole.shapes = plan.shapes, whole.images = plan.batch;
   const StepCall call{program, s, whole, nullptr, nullptr, nullptr, Isa::scalar, 0};
   if (type.macs) work.macs = int64_t(double(call.y_shape().n) * type.macs(call));
   return work;

@@ -31,9 +31,15 @@ struct Program {
 // Why these bytes are no program that may run, whoever wrote them; empty if they are one. Checks all but the checksum.
 std::string check_program(const void* bytes, int64_t size);
 
-// The shape of a value; of tokens, h is their number.
+// The sizes of a value; of tokens, h is their number.
 struct ProgramShape {
   int64_t n = 0, h = 1, w = 1, c = 0;
+  int32_t join_axis = -1;            // of a value that several steps write: the axis along which they do, -1: none
+  int64_t joined = 0;                // and how far they have come
+
+  constexpr int64_t size(int axis) const { return axis == 0 ? n : axis == 1 ? h : axis == 2 ? w : c; }
+  constexpr int64_t count() const { return n * h * w * c; }
+  constexpr bool whole() const { return join_axis < 0 || joined == size(join_axis); }
 };
 
 // An input of a call. Strides count elements, order n, c, h, w; rows and tokens are contiguous.
@@ -73,6 +79,9 @@ struct ProgramPlan {
 };
 
 ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa isa, int threads);
+
+// Why a call with these values of its inputs may not run; empty if it may. What depends on sizes alone is the plan's.
+std::string check_values(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs);
 
 // `arena` has plan.arena_bytes, aligned to 64; `seconds`, where given, receives one figure a step.
 void run_program(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, void* const* outputs, Isa isa,

@@ -40,8 +40,10 @@ struct Checker {
 
   const char* value(const ProgramValue& v) const {
     if (v.slot < -1 || v.slot >= program.header->slots) return "a value lies in no slot";
-    if (v.rank < 2 || v.rank > 4 || v.channels < 0 || v.planar > (v.rank == 4)) return "a value has no sizes";
-    if (v.type != DType::f32 && v.type != DType::s8) return "a value is neither float32 nor int8";
+    if (v.rank < 2 || v.rank > 4 || v.channels < 0 || v.planar > (v.rank == 4) || v.nhwc_only > (v.rank == 4 && !v.planar)) return "a value has no sizes";
+    if (v.fixed_h < 0 || v.fixed_w < 0 || (v.rank < 3 && v.fixed_h) || (v.rank < 4 && v.fixed_w)) return "a value has fixed sizes that it cannot have";
+    if (v.type != DType::f32 && v.type != DType::s8 && v.type != DType::s64) return "a value is neither float32, int8 nor int64";
+    if (v.planar && v.slot >= 0) return "a value between steps is planar";
     if (!within(v.border, 0, v.slot >= 0 && v.type == DType::s8 && v.rank == 4 && !v.planar ? kMaxBorder : 0)) return "a value has a border that none may have";
     return nullptr;
   }
@@ -68,6 +70,12 @@ struct Checker {
     if (program.is_input(s.y)) return "it writes an input";
     if (c.written && !type.joins) return "it writes a value that exists already, or a part of none";
     if (!type.strided && c.lies_anywhere(s.reads[0])) return "it reads an input whose pixels may lie anywhere";
+    if (c.y.planar && !type.writes_planes) return "it writes no planes";
+    for (int i = 0; i < type.most_reads && s.reads[i] >= 0; ++i) {
+      const ProgramValue& read = program.values[s.reads[i]];
+      if (read.planar && !type.reads_planes) return "it reads no planes";
+      if (read.type == DType::s64 && !type.reads_integers) return "it computes with no int64";
+    }
     known[size_t(s.y)] = true;
     return type.check(c);
   }
@@ -84,12 +92,15 @@ std::string check_program(const void* bytes, int64_t size) {
     if (const char* why = checker.value(program.values[i])) return why;
   for (int32_t i = 0; i < h.inputs; ++i) {
     const int32_t v = program.inputs[i];
-    if (!checker.exists(v) || checker.known[size_t(v)] || program.values[v].slot != -1 || program.values[v].channels < 1 ||
-        program.values[v].type != DType::f32)
-      return sentence("input ", i, " is no float32 value of the caller's");
+    if (!checker.exists(v) || checker.known[size_t(v)] || program.values[v].slot != -1 || program.values[v].type == DType::s8)
+      return sentence("input ", i, " is no float32 or int64 value of the caller's");
     checker.known[size_t(v)] = true;
   }
   const std::vector<bool> given = checker.known;
+  for (int32_t i = 0; i < h.values; ++i) {
+    const ProgramValue& v = program.values[i];
+    if (!given[size_t(i)] && (v.type == DType::s64 || v.fixed_h || v.fixed_w)) return sentence("value ", i, " is no input, but int64 or of fixed sizes");
+  }
   for (int32_t i = 0; i < h.steps; ++i)
     if (const char* why = checker.step(program.steps[i])) return sentence("step ", i, " may not run: ", why);
   std::vector<bool> callers = given;

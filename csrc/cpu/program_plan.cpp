@@ -16,6 +16,15 @@ int64_t bytes_of(const ProgramValue& v, const ProgramShape& s) {
   return s.n * (s.h + 2 * v.border) * (s.w + 2 * v.border) * s.c * size_of(v.type);
 }
 
+// The sizes that an input may have: [N, 3, H, 224].
+std::string shown_input(const ProgramValue& value) {
+  const auto known = [](int32_t size, const char* free) { return size ? std::to_string(size) : std::string(free); };
+  const std::string c = known(value.channels, "C");
+  if (value.rank == 2) return sentence("[N, ", c, "]");
+  if (value.rank == 3) return sentence("[N, ", known(value.fixed_h, "T"), ", ", c, "]");
+  return sentence("[N, ", c, ", ", known(value.fixed_h, "H"), ", ", known(value.fixed_w, "W"), "]");
+}
+
 std::string check_input(const Program& program, int32_t i, const ProgramInput& input, int64_t batch) {
   const ProgramValue& value = program.values[program.inputs[i]];
   const int64_t* size = input.sizes;
@@ -25,9 +34,11 @@ std::string check_input(const Program& program, int32_t i, const ProgramInput& i
   got << size[1];
   if (input.rank == 4) got << ", " << size[2] << ", " << size[3];
   got << "]; ";
-  const char *before = value.rank == 3 ? "[N, T, " : "[N, ", *after = value.rank == 4 ? ", H, W]" : "]";
-  if (input.rank != value.rank || size[1] != value.channels) return sentence(got.str(), before, value.channels, after, " is needed");
-  if (size[2] < 1 || size[3] < 1) return sentence(got.str(), "only the batch may be empty");
+  const auto differs = [](int32_t wanted, int64_t given) { return wanted && wanted != given; };
+  if (input.rank != value.rank || differs(value.channels, size[1]) || differs(value.fixed_h, size[2]) || differs(value.fixed_w, size[3]))
+    return sentence(got.str(), shown_input(value), " is needed");
+  if (double(size[0]) * double(size[1]) * double(size[2]) * double(size[3]) > kMaxElements) return sentence(got.str(), "it is too large");
+  if (size[1] < 1 || size[2] < 1 || size[3] < 1) return sentence(got.str(), "only the batch may be empty");
   if (program.header->max_batch && size[0] > program.header->max_batch)
     return sentence(got.str(), "the program was made for batches of at most ", program.header->max_batch);
   if (size[0] != batch) return sentence(got.str(), "the first input has a batch of ", batch);
@@ -43,8 +54,11 @@ StepCall planned(const Program& program, const ProgramStep& step, const ProgramP
 std::string set_shape(const StepCall& call, ProgramPart& part) {
   const StepType& type = type_of(call.step);
   const ProgramValue& value = call.y();
+  for (int i = 0; i < type.most_reads && call.read(i) >= 0; ++i)
+    if (!call.shape(call.read(i)).whole()) return "it reads a value that lacks a part";
   ProgramShape y{call.x_shape().n, 1, 1, value.channels};
   if (std::string why = type.shape(call, y); !why.empty()) return why;
+  if (!type.joins) y.join_axis = -1;
   if (double(y.n) * double(y.h + 2 * value.border) * double(y.w + 2 * value.border) * double(y.c) > kMaxElements) return too_large(call);
   part.shapes[size_t(call.step.y)] = y;
   return type.macs && double(y.n) * type.macs(call) > kMaxWork ? too_large(call) : std::string();
@@ -66,6 +80,8 @@ std::string set_shapes(const Program& program, const ProgramInput* inputs, int64
     bytes += double(bytes_of(program.values[s->y], part.shapes[size_t(s->y)]));
     if (bytes > kMaxBytes) return sentence("step ", program.name(*s), ": the values up to it have ", bytes, " bytes, too many");
   }
+  for (int32_t i = 0; i < h.outputs; ++i)
+    if (!part.shapes[size_t(program.outputs[i])].whole()) return sentence("output ", i, " lacks a part");
   return {};
 }
 
@@ -108,8 +124,9 @@ ImageWork image_work(const Program& program, const ProgramInput* inputs, const P
     const ProgramStep& s = program.steps[i];
     const ProgramShape& y = whole.shapes[size_t(s.y)];
     const ProgramValue& value = program.values[s.y];
-    if (value.slot >= 0) slots[size_t(value.slot)] = std::max(slots[size_t(value.slot)], bytes_of(value, y) / y.n);
-    if (const StepType& type = type_of(s); type.macs) work.macs += type.macs(planned(program, s, whole, inputs, Isa::scalar));
+    if (value.slot >= 0) slots[size_t(value.slot)] = std::max(slots[size_t(value.slot)], bytes_of(value, y) / whole.images);
+    if (const StepType& type = type_of(s); type.macs)
+      work.macs += double(y.n / whole.images) * type.macs(planned(program, s, whole, inputs, Isa::scalar));
   }
   for (int64_t bytes : slots) work.bytes += bytes;
   return work;
@@ -136,7 +153,8 @@ ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa
   plan.shapes = whole.shapes;
   if (!plan.error.empty() || plan.batch == 0) return plan;
   plan.at_once = plan.batch;
-  if (inputs[0].rank != 2) {  // rows would read all weights once more
+  const auto is_row = [](const ProgramValue& v) { return v.rank == 2; };
+  if (!std::all_of(program.values, program.values + program.header->values, is_row)) {  // rows alone would read all weights once more
     const ImageWork image = image_work(program, inputs, whole);
     plan.at_once = std::clamp<int64_t>(kCacheBytes / std::max<int64_t>(image.bytes, 1), 1, plan.batch);
     if (threads > 1 && double(plan.batch / threads) * image.macs >= double(kWorkPerThread)) plan.each = plan.batch / threads;

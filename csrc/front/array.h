@@ -7,7 +7,7 @@
 
 namespace qk {
 
-enum class Element : uint8_t { f32, f16, bf16, s8, i32, other };
+enum class Element : uint8_t { f32, f16, bf16, s8, i32, s64, other };
 
 struct Type {
   Element element = Element::f32;

@@ -15,17 +15,25 @@ void check_input_count(const Program& program, size_t given) {
   check(given == size_t(program.header->inputs), given, " inputs were given; the program takes ", program.header->inputs);
 }
 
-void check_input(int64_t i, const Array& x) {
+Type input_type(const Program& program, int32_t i) {
+  return program.values[program.inputs[i]].type == DType::s64 ? Type{Element::s64, "int64"} : Type();
+}
+
+void check_input(const Program& program, int32_t i, const Array& x) {
   check(x.on_cpu(), "input ", i, " is on ", shown(x.place), "; programs run on the CPU");
-  check_type(x.type.element == Element::f32, "input ", i, " has dtype ", x.type.name, "; float32 is needed");
+  const Type needed = input_type(program, i);
+  check_type(x.type.element == needed.element, "input ", i, " has dtype ", x.type.name, "; ", needed.name, " is needed");
   check(x.axes >= 2 && x.axes <= 4, "input ", i, " has ", x.axes, " axes; [N, C, H, W], [N, T, C] or [N, C] is needed");
 }
 
-static bool needs_pixels(const Program& program, int32_t i) { return program.values[program.inputs[i]].nhwc_only; }
+InputLies input_lies(const Program& program, int32_t i, const Array& x) {
+  const ProgramValue& value = program.values[program.inputs[i]];
+  if (x.axes != 4 || value.planar) return InputLies::contiguous;
+  return value.nhwc_only ? InputLies::pixels : InputLies::anywhere;
+}
 
-bool input_lies(const Program& program, int32_t i, const Array& x) {
-  if (x.axes != 4) return x.contiguous;
-  return !needs_pixels(program, i) || lies_as_pixels(x);
+bool lies(const Array& x, InputLies how) {
+  return how == InputLies::anywhere || (how == InputLies::pixels ? lies_as_pixels(x) : x.contiguous);
 }
 
 ProgramInput input_of(const Program& program, int32_t i, const Array& x) {
@@ -34,7 +42,7 @@ ProgramInput input_of(const Program& program, int32_t i, const Array& x) {
     const int to = axis_of(in.rank, axis);
     in.sizes[to] = x.sizes[axis], in.strides[to] = x.strides[axis];
   }
-  if (in.rank == 4 && needs_pixels(program, i)) {  // axes of size 1 may have any stride
+  if (input_lies(program, i, x) == InputLies::pixels) {  // axes of size 1 may have any stride
     in.strides[1] = 1, in.strides[3] = x.sizes[1], in.strides[2] = x.sizes[1] * x.sizes[3], in.strides[0] = in.strides[2] * x.sizes[2];
   }
   return in;
@@ -44,6 +52,11 @@ ProgramPlan checked_plan(const Program& program, const ProgramInput* inputs, Isa
   ProgramPlan plan = plan_program(program, inputs, isa, threads);
   check(plan.error.empty(), plan.error);
   return plan;
+}
+
+void check_input_values(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs) {
+  const std::string why = check_values(program, plan, inputs);
+  check(why.empty(), why);
 }
 
 std::vector<int64_t> sizes_of(const Program& program, const ProgramPlan& plan, int32_t v) {

@@ -17,6 +17,7 @@ Type type_of(const py::dtype& type) {
   if (native && kind == 'u' && size == 2) return {Element::bf16, "bfloat16"};
   if (native && kind == 'i' && size == 1) return {Element::s8, "int8"};
   if (native && kind == 'i' && size == 4) return {Element::i32, "int32"};
+  if (native && kind == 'i' && size == 8) return {Element::s64, "int64"};
   return {Element::other, nullptr};
 }
 

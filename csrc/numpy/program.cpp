@@ -45,12 +45,13 @@ class LoadedProgram {
     program_.emplace(checked_program(given));
   }
 
-  py::list run(std::vector<py::array> arrays, int threads, bool timed, py::object seconds_out) {
-    const Isa isa = active_isa();
+  py::list run(std::vector<py::array> arrays, int threads, bool timed, py::object seconds_out, const std::optional<std::string>& isa_name) {
+    const Isa isa = isa_of(isa_name);
     const std::vector<ProgramInput> inputs = inputs_of(arrays);
     const Parallel parallel = checked_threads(threads);
     const std::shared_ptr<const ProgramPlan> kept = planned(inputs, isa, threads);
     const ProgramPlan& plan = *kept;
+    check_input_values(*program_, plan, inputs.data());
     const ProgramHeader& h = *program_->header;
     py::list results;
     std::vector<void*> outputs;
@@ -116,7 +117,7 @@ class LoadedProgram {
   }
 
   std::string described(const ProgramPlan& plan, int32_t v) const {
-    std::string text = value(v).type == DType::s8 ? "int8 [" : "float32 [";
+    std::string text = sentence(kDTypeNames[int(value(v).type)], " [");
     const std::vector<int64_t> all = sizes_of(*program_, plan, v);
     for (size_t i = 0; i < all.size(); ++i) text += (i ? ", " : "") + std::to_string(all[i]);
     return text + "]";
@@ -128,14 +129,15 @@ class LoadedProgram {
     std::vector<ProgramInput> inputs;
     for (size_t i = 0; i < arrays.size(); ++i) {
       const View x(arrays[i], true);
-      check_input(int64_t(i), *x);
-      if (input_lies(*program_, int32_t(i), *x)) {
+      check_input(*program_, int32_t(i), *x);
+      const InputLies how = input_lies(*program_, int32_t(i), *x);
+      if (lies(*x, how)) {
         arrays[i] = x.array();
         inputs.push_back(input_of(*program_, int32_t(i), *x));
         continue;
       }
-      const bool image = x->axes == 4;
-      arrays[i] = image ? contiguous(x.array().attr("transpose")(0, 2, 3, 1)).attr("transpose")(0, 3, 1, 2).cast<py::array>() : contiguous(x.array());
+      const bool pixels = how == InputLies::pixels;
+      arrays[i] = pixels ? contiguous(x.array().attr("transpose")(0, 2, 3, 1)).attr("transpose")(0, 3, 1, 2).cast<py::array>() : contiguous(x.array());
       inputs.push_back(input_of(*program_, int32_t(i), *View(arrays[i])));
     }
     return inputs;
@@ -147,15 +149,15 @@ class LoadedProgram {
     std::vector<ProgramInput> inputs;
     for (const auto& s : all) {
       Array x;
-      x.axes = int64_t(s.size()), x.sizes = s.data();
-      check_input(int64_t(inputs.size()), x);
+      x.axes = int64_t(s.size()), x.sizes = s.data(), x.type = input_type(*program_, int32_t(inputs.size()));
+      check_input(*program_, int32_t(inputs.size()), x);
       set_contiguous_strides(x);
       inputs.push_back(input_of(*program_, int32_t(inputs.size()), x));
     }
     return inputs;
   }
 
-  // The plan of a call, which follows from sizes alone (inputs are float32, whose strides no step asks): kept for the next one.
+  // The plan of a call, which follows from sizes alone (the strides of inputs no plan asks): kept for the next one.
   std::shared_ptr<const ProgramPlan> planned(const std::vector<ProgramInput>& inputs, Isa isa, int threads) {
     std::vector<int64_t> key{int64_t(isa), threads};
     for (const ProgramInput& in : inputs) key.insert(key.end(), in.sizes, in.sizes + 4), key.push_back(in.rank);
@@ -223,27 +225,41 @@ py::dict step_kinds() {
     d["fields"] = fields_of(type->payload.fields());
     d["bytes"] = type->payload.bytes;
     d["strided"] = type->strided;
+    d["may_be_view"] = type->is_view != nullptr;
     all[type->name] = d;
   }
   return all;
 }
 
+const StepType& kind_named(const std::string& kind) {
+  for (const StepType* type : kStepTypes)
+    if (kind == type->name) return *type;
+  throw std::invalid_argument("step kind '" + kind + "' is unknown");
+}
+
+// The bytes of a payload where C++ may read them as its struct.
+std::vector<int64_t> payload_from(const StepType& type, const py::bytes& bytes) {
+  std::vector<int64_t> aligned(size_t(type.payload.bytes / 8 + 1));
+  const std::string_view given = bytes;
+  if (int64_t(given.size()) != type.payload.bytes)
+    throw std::invalid_argument(sentence("a payload of ", type.name, " has ", type.payload.bytes, " bytes, not ", given.size()));
+  std::memcpy(aligned.data(), given.data(), given.size());
+  return aligned;
+}
+
+bool is_view(const std::string& kind, const py::bytes& bytes) {
+  const StepType& type = kind_named(kind);
+  return type.is_view && type.is_view(payload_from(type, bytes).data());
+}
+
 // What C++ reads in a payload: pairs of a field's name and its number, of those of a constant two.
 py::list read_payload(const std::string& kind, const py::bytes& bytes) {
-  for (const StepType* type : kStepTypes) {
-    if (kind != type->name) continue;
-    std::vector<int64_t> aligned(size_t(type->payload.bytes / 8 + 1));
-    const std::string_view given = bytes;
-    if (int64_t(given.size()) != type->payload.bytes)
-      throw std::invalid_argument(sentence("a payload of ", kind, " has ", type->payload.bytes, " bytes, not ", given.size()));
-    std::memcpy(aligned.data(), given.data(), given.size());
-    py::list rows;
-    type->payload.read(aligned.data(), {&rows, [](void* to, const char* field, const char* part, double value) {
-      static_cast<py::list*>(to)->append(py::make_tuple(*part ? std::string(field) + "." + part : std::string(field), value));
-    }});
-    return rows;
-  }
-  throw std::invalid_argument("step kind '" + kind + "' is unknown");
+  const StepType& type = kind_named(kind);
+  py::list rows;
+  type.payload.read(payload_from(type, bytes).data(), {&rows, [](void* to, const char* field, const char* part, double value) {
+    static_cast<py::list*>(to)->append(py::make_tuple(*part ? std::string(field) + "." + part : std::string(field), value));
+  }});
+  return rows;
 }
 
 }  // namespace
@@ -256,10 +272,11 @@ void bind_program(py::module_& m) {
   m.attr("PROGRAM_RECORDS") = records();
   m.attr("STEP_KINDS") = step_kinds();
   m.def("read_payload", &read_payload, "kind"_a, "payload"_a, "The fields of a step's payload, as C++ reads them.");
+  m.def("is_view", &is_view, "kind"_a, "payload"_a, "Whether a step with this payload leaves its x as it lies.");
   py::class_<LoadedProgram>(m, "Program", "A chained model, from the bytes of a saved program; they are not copied.")
       .def(py::init<py::buffer>(), "bytes"_a)
-      .def("run", &LoadedProgram::run, "inputs"_a, "threads"_a = 1, "timed"_a = false, "seconds"_a = py::none(),
-           "float32 arrays [N, C, H, W], [N, T, C] or [N, C], any strides, to a list of arrays; timed: appends each step's seconds. Any thread may call.")
+      .def("run", &LoadedProgram::run, "inputs"_a, "threads"_a = 1, "timed"_a = false, "seconds"_a = py::none(), "isa"_a = py::none(),
+           "arrays [N, C, H, W], [N, T, C] or [N, C], any strides, float32 or int64 as the program says, to a list of arrays; timed: appends each step's seconds. Any thread may call.")
       .def("steps", &LoadedProgram::steps, "input_sizes"_a, "threads"_a = 1, "What a call with inputs of these sizes does: one dict a step.")
       .def("arena_bytes", &LoadedProgram::arena_bytes, "input_sizes"_a, "threads"_a = 1, "Memory of one call, beside weights, inputs and outputs.")
       .def("signature", &LoadedProgram::signature, "inputs"_a, "(axes, channels) of the inputs, or of the outputs.")

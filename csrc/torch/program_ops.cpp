@@ -4,15 +4,20 @@
 
 namespace qk::program_ops {
 
+static Tensor lying(const Tensor& given, const Array& x, InputLies how) {
+  if (how == InputLies::contiguous) return as_contiguous(given);
+  if (how == InputLies::anywhere) return readable(given);
+  return lies(x, how) ? given : torch::stable::contiguous(given, MemoryFormat::ChannelsLast);
+}
+
 // As the program reads them: `held` keeps what had to be copied.
 static std::vector<ProgramInput> inputs_of(const Program& program, const std::vector<Tensor>& given, std::vector<Tensor>& held) {
   check_input_count(program, given.size());
   std::vector<ProgramInput> inputs;
   for (size_t i = 0; i < given.size(); ++i) {
     const Array x = view(given[i]);
-    check_input(int64_t(i), x);
-    const bool pixels = x.axes == 4 && !input_lies(program, int32_t(i), x);
-    held.push_back(pixels ? torch::stable::contiguous(given[i], MemoryFormat::ChannelsLast) : x.axes == 4 ? readable(given[i]) : as_contiguous(given[i]));
+    check_input(program, int32_t(i), x);
+    held.push_back(lying(given[i], x, input_lies(program, int32_t(i), x)));
     inputs.push_back(input_of(program, int32_t(i), view(held.back())));
   }
   return inputs;
@@ -47,6 +52,7 @@ static std::vector<Tensor> run_program(Tensor bytes, Tensor arena, std::vector<T
   const std::vector<ProgramInput> inputs = inputs_of(program, given, held);
   const Parallel threads = torch_threads();
   const ProgramPlan plan = checked_plan(program, inputs.data(), active_isa(), threads.threads);
+  check_input_values(program, plan, inputs.data());
   std::vector<void*> outputs;
   for (int32_t i = 0; i < program.header->outputs; ++i) {
     results.push_back(output_of(program, plan, program.outputs[i], held[0]));

@@ -33,7 +33,7 @@ inline Type type_of(ScalarType t) {
     case ScalarType::Int: return {Element::i32, "int32"};
     case ScalarType::Byte: return {Element::other, "uint8"};
     case ScalarType::Double: return {Element::other, "float64"};
-    case ScalarType::Long: return {Element::other, "int64"};
+    case ScalarType::Long: return {Element::s64, "int64"};
     default: return {Element::other, "another dtype"};
   }
 }

@@ -29,6 +29,7 @@ class Record:
     strided: bool = (
         False  # of a step: its image may lie anywhere or have a border, and so may what it writes
     )
+    may_be_view: bool = False  # of a step: with some payloads it leaves its x as it lies
 
     def rows(self, count: int) -> NDArray[Any]:
         """``count`` records of defaults."""
@@ -44,11 +45,20 @@ class Record:
                 f"{field!r} is unknown; choose one of {', '.join(self.dtype.names or ())}"
             )
         if not isinstance(given, str):
-            return given
+            return self._filled(field, given)
         names = self.choices[field]
         if given not in names:
             raise ValueError(f"{field}={given!r} is unknown; choose one of {', '.join(names)}")
         return names.index(given)
+
+    def _filled(self, field: str, given: Any) -> Any:
+        """``given``, the first numbers of a field that holds several with its default behind them."""
+        shape = self.dtype[field].shape
+        if not shape:
+            return given
+        if len(given) > shape[0]:
+            raise ValueError(f"{field!r} holds {shape[0]} numbers, not {len(given)}")
+        return [*given, *[self.defaults[field]] * (shape[0] - len(given))]
 
 
 @functools.cache
@@ -81,7 +91,8 @@ def _record(described: dict[str, Any]) -> Record:
         "itemsize": described["bytes"],
     }
     dtype = np.dtype(layout) if names else np.dtype([])  # type: ignore[call-overload]
-    return Record(dtype, defaults, choices, described.get("strided", False))
+    how = {key: described.get(key, False) for key in ("strided", "may_be_view")}
+    return Record(dtype, defaults, choices, **how)
 
 
 @dataclass
@@ -96,6 +107,8 @@ class Value:
     planar: bool = False
     nhwc_only: bool = False
     border: int = 0  # pixels of zero point around an image
+    fixed_h: int = 0  # of an input: its only height, or number of tokens; 0: any
+    fixed_w: int = 0
 
 
 @dataclass
@@ -156,12 +169,10 @@ class _Table:
         )
         self.used += self.rows.nbytes + 4 * ends
         numbers = {kind: i for i, kind in enumerate(kinds())}
-        payloads = [kinds()[step.kind].rows(1) for step in steps]
+        payloads = [_payload(step) for step in steps]
         for row, step, payload in zip(self.rows, steps, payloads, strict=True):
             row["kind"], row["y"] = numbers[step.kind], step.y
             row["reads"][: len(step.reads)] = step.reads
-            for key, value in step.fields.items():
-                payload[key] = kinds()[step.kind].value(key, value)
             row["payload"] = self.put(payload, 8)
         for row, step in zip(self.rows, steps, strict=True):
             name = np.frombuffer(step.name.encode(), np.uint8)
@@ -242,6 +253,7 @@ def _write_tables(
         row["slot"], row["channels"], row["rank"] = slot, value.channels, value.rank
         row["type"], row["planar"] = kind.value("type", value.dtype), value.planar
         row["nhwc_only"], row["border"] = value.nhwc_only, value.border
+        row["fixed_h"], row["fixed_w"] = value.fixed_h, value.fixed_w
     at += _up(rows.nbytes, 8)
     data[at : at + table.nbytes] = table.view(np.uint8).reshape(-1)
     at += table.nbytes
@@ -266,10 +278,14 @@ def _give_borders(values: Sequence[Value], steps: Sequence[Step]) -> None:
 
 
 def _share_slots(values: Sequence[Value], steps: Sequence[Step]) -> list[int]:
-    """A slot for every value of the arena: one that is free by then and wastes or grows least, else a new one."""
-    last = {v: i for i, step in enumerate(steps) for v in (*step.reads, step.y)}
+    """A slot for every value of the arena: one that is free by then and wastes or grows least, else a new one. Values
+    that lie alike share theirs as long as any of them is read."""
+    same = _views(values, steps)
+    last = {same[v]: i for i, step in enumerate(steps) for v in (*step.reads, step.y)}
     slots, sizes, free = [-1] * len(values), list[int](), set[int]()
     for i, step in enumerate(steps):
+        if slots[same[step.y]] >= 0:
+            slots[step.y] = slots[same[step.y]]
         if not values[step.y].callers and slots[step.y] < 0:
             size = values[step.y].size
             fits = min(free, key=lambda s: abs(sizes[s] - size), default=None)
@@ -280,6 +296,30 @@ def _share_slots(values: Sequence[Value], steps: Sequence[Step]) -> list[int]:
             sizes[fits] = max(sizes[fits], size)
             slots[step.y] = fits
         for v in {*step.reads, step.y}:
-            if slots[v] >= 0 and last[v] == i:
+            if slots[v] >= 0 and last[same[v]] == i:
                 free.add(slots[v])
     return slots
+
+
+def _views(values: Sequence[Value], steps: Sequence[Step]) -> list[int]:
+    """The value whose place each value has: another one that it is a view of, or its own."""
+    same = list(range(len(values)))
+    for step in steps:
+        inside = not (values[step.x].callers or values[step.y].callers)
+        if inside and kinds()[step.kind].may_be_view and _is_view(step):
+            same[step.y] = same[step.x]
+    return same
+
+
+def _is_view(step: Step) -> bool:
+    may_be = kinds()[step.kind].may_be_view
+    return may_be and bool(kernel_core.is_view(step.kind, _payload(step).tobytes()))
+
+
+def _payload(step: Step) -> NDArray[Any]:
+    """A step's payload, but for the places of its constants."""
+    kind = kinds()[step.kind]
+    row = kind.rows(1)
+    for key, value in step.fields.items():
+        row[key] = kind.value(key, value)
+    return row

@@ -21,9 +21,9 @@ class Program:
     """A chained model in one run of bytes, which may be a file mapped into memory: loading copies nothing, and
     processes that load the same file share its weights.
 
-    ``program(x)`` takes float32 arrays [N, C, H, W], [N, T, C] or [N, C] and returns one array, or a list where there
-    are several outputs. Any number of threads may call at once; each call works in memory of its own, kept for the
-    next.
+    ``program(x)`` takes arrays [N, C, H, W], [N, T, C] or [N, C], float32 or, of token ids and masks, int64. It returns
+    one float32 array, or a list where there are several outputs. Any number of threads may call at once; each call
+    works in memory of its own, kept for the next.
     """
 
     def __init__(self, data: NDArray[np.uint8], threads: int = 1) -> None:
@@ -60,11 +60,11 @@ class Program:
             data.tofile(aside)
             aside.replace(target)
 
-    def __call__(self, *inputs: NDArray[np.float32]) -> Any:
+    def __call__(self, *inputs: NDArray[Any]) -> Any:
         outputs = self._program.run(list(inputs), self.threads)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def profile(self, *inputs: NDArray[np.float32], runs: int = 20) -> Profile:
+    def profile(self, *inputs: NDArray[Any], runs: int = 20) -> Profile:
         """Each step's time, the median of ``runs`` calls after two unseen ones."""
         seconds: list[list[float]] = []
         for _ in range(runs + 2):
@@ -84,12 +84,12 @@ class Program:
 
     @property
     def inputs(self) -> list[tuple[int, int]]:
-        """(axes, channels) of each input."""
+        """(axes, channels) of each input; 0 channels: any."""
         return list(self._program.signature(True))
 
     @property
     def outputs(self) -> list[tuple[int, int]]:
-        """(axes, channels) of each output; 0 channels: they follow from the image size."""
+        """(axes, channels) of each output; 0 channels: they follow from the sizes of a call."""
         return list(self._program.signature(False))
 
     @property
@@ -105,7 +105,7 @@ class Program:
     def __repr__(self) -> str:
         def shown(ends: list[tuple[int, int]]) -> str:
             return ", ".join(
-                f"[N{', T' if axes == 3 else ''}, {channels or 'C*H*W'}{', H, W' if axes == 4 else ''}]"
+                f"[N{', T' if axes == 3 else ''}, {channels or 'C'}{', H, W' if axes == 4 else ''}]"
                 for axes, channels in ends
             )
 

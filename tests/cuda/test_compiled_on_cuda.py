@@ -60,7 +60,7 @@ def test_operators_keep_every_bit_of_the_layers_and_of_the_program(
 ) -> None:
     model, x = int8_model(name, activation)
     assert torch.equal(operators_only(model, x)(x), model(x))
-    fast = qk.compile(model, x, exact=False)
+    fast = qk.compile(model, x)
     assert torch.equal(operators_only(model, x, exact=False)(x), fast(x))
 
 
@@ -109,7 +109,7 @@ def test_a_model_on_a_cuda_device_is_compiled_there(cuda: torch.device) -> None:
         x = torch.empty(2, 3, 9, 9, device=cuda)
         layers = [qk.QuantConv2d(3, 8, 3, device=cuda), nn.ReLU(), MeanPool2d(), nn.Flatten()]
         model = nn.Sequential(*layers, qk.QuantLinear(8, 4, device=cuda)).eval()
-        chained = qk.compile(model, x, max_batch=4)
+        chained = qk.compile(model, x, max_batch=4, exact=True)
         assert chained.program is None and chained(x).device.type == "cuda"
         assert chained.report.layers[0].fused == ("_1",)
         with pytest.raises(
@@ -126,14 +126,14 @@ def test_norms_and_attention_stay_operators_of_torch_on_a_cuda_device(cuda: torc
     with FakeTensorMode():
         x = torch.empty(2, 6, 16, device=cuda)
         layers = [nn.LayerNorm(16, device=cuda), qk.QuantLinear(16, 8, device=cuda)]
-        chained = qk.compile(nn.Sequential(*layers).eval(), x, exact=False)
+        chained = qk.compile(nn.Sequential(*layers).eval(), x)
     assert any(isinstance(step, nn.LayerNorm) for step in chained.modules())
     assert "left to torch: _0" in str(chained.report)
 
 
 def test_a_model_compiled_on_the_cpu_says_that_it_stays_there() -> None:
     model, x = int8_model("everything", "static")
-    chained = qk.compile(model, x)
+    chained = qk.compile(model, x, exact=True)
     expected = chained(x)
     with pytest.raises(ValueError, match="stays there, since its programs do; move the int8 model"):
         chained.to("meta")
@@ -144,7 +144,7 @@ def test_a_model_on_two_devices_is_refused() -> None:
     model, x = int8_model("everything", "static")
     model.head.to("meta")
     with pytest.raises(ValueError, match="the model is on cpu and meta; compile the part"):
-        qk.compile(model, x)
+        qk.compile(model, x, exact=True)
 
 
 @pytest.mark.parametrize("exact", [True, False])

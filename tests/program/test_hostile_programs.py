@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from program_bytes import payload, seal, tables
+from rearranging import Atom, fields
 from torch import Tensor, nn
 
 import qkernels as qk
@@ -115,9 +116,79 @@ class Everything(nn.Module):
 
 def whole(model: nn.Module, x: Tensor) -> tuple[Program, np.ndarray]:
     int8 = qk.quantize(model.eval(), {"activation": "static"}, lambda m: m(x))
-    program = qk.compile(int8, x, exact=False).program
+    program = qk.compile(int8, x).program
     assert program is not None
     return program.program, x.numpy()
+
+
+def movers() -> tuple[Program, np.ndarray]:
+    """Windows of an image [n, 4, 6, 3] as its batch, half of each, and back to tokens."""
+    windows = [
+        Atom(0, 0),
+        Atom(1, 0),
+        Atom(1, 1, 2),
+        Atom(2, 0),
+        Atom(2, 2, 3),
+        Atom(3, 3, start=1),
+    ]
+    tokens = [Atom(0, 0), Atom(0, 1, 4), Atom(1, 1, start=1, stride=2), Atom(2, 1), Atom(3, 3)]
+    values = [image(0, callers=True, planar=True), image(0), Value(0, 3, "float32", callers=True)]
+    steps = [
+        Step("rearrange", "windows", 0, 1, fields=fields(windows, [0, 1, 3, 2, 4, 5])),
+        Step("rearrange", "tokens", 1, 2, fields=fields(tokens, [0, 1, 2, 3, 4])),
+    ]
+    x = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
+    return Program(assemble(values, steps, [0], [2])), x
+
+
+def sizes() -> tuple[Program, np.ndarray]:
+    """An image that is mirrored around itself and made larger, by pixels and by blends, as int8 too."""
+    eye = {
+        "weight": _core.pack_weight(np.eye(2, dtype=np.int8)),
+        "w_scale": np.ones(2, np.float32),
+    }
+    values = [image(2, callers=True, nhwc_only=True), image(2, "int8"), image(2, "int8")]
+    values += [image(2, "int8"), image(2), image(2, callers=True)]
+    steps = [
+        Step("linear", "to int8", 0, 1, fields={"k": 2}, constants=eye),
+        Step("pad", "mirror", 1, 2, fields={"pad_top": 1, "pad_right": 2}),
+        Step("resize", "twice", 2, 3, fields={"mode": "bilinear", "scale_h": 2, "scale_w": 1.5}),
+        Step("linear", "to float", 3, 4, fields={"k": 2}, constants=eye),
+        Step("resize", "less", 4, 5, fields={"out_h": 3, "out_w": 2}),
+    ]
+    return Program(assemble(values, steps, [0], [5])), np.ones((2, 2, 4, 5), np.float32)
+
+
+def words(dtype: str) -> tuple[Program, np.ndarray]:
+    """A first token that is a constant, and words of a table of 5."""
+    weight = _core.pack_weight(np.eye(3, dtype=np.int8))
+    tables = {"table": np.arange(15, dtype=np.int8).reshape(5, 3), "scale": np.ones(5, np.float32)}
+    first = np.ones((1, 1, 3), dtype)
+    values = [
+        Value(4, 2, "int64", callers=True),
+        *(Value(3, 3, dtype) for _ in range(2)),
+        Value(3, 3, "float32", callers=True),
+    ]
+    part = fields(
+        [Atom(0, 0), Atom(1, 1), Atom(3, 3)], [0, 1, 2], join_axis=1, join_at=1, join_total=5
+    )
+    ones = np.ones(3, np.float32)
+    steps = [
+        Step("embedding", "words", 0, 1, fields={"rows": 5}, constants=tables),
+        Step(
+            "constant",
+            "first",
+            0,
+            2,
+            fields={"c": 3, "join_axis": 1, "join_total": 5},
+            constants={"data": first},
+        ),
+        Step("rearrange", "behind", 1, 2, fields=part),
+        Step(
+            "linear", "head", 2, 3, fields={"k": 3}, constants={"weight": weight, "w_scale": ones}
+        ),
+    ]
+    return Program(assemble(values, steps, [0], [3])), np.array([[0, 1, 2, 4], [4, 3, 2, 1]])
 
 
 EXTREMES = [-(2**31), -129, -1, 0, 1, 2, 3, 17, 255, 2**16, 2**31 - 1, np.nan, np.inf, 1e-45, 1e38]
@@ -125,21 +196,44 @@ EXTREMES = [-(2**31), -129, -1, 0, 1, 2, 3, 17, 255, 2**16, 2**31 - 1, np.nan, n
 
 def forgeries(data: np.ndarray, step: int) -> Any:
     """The program with each field of a step's payload set to each extreme, its checksum made good."""
-    fields = payload(data, step).dtype
-    for name in fields.names or ():
-        for part in fields[name].names or (None,):
+    record = payload(data, step).dtype
+    for name in record.names or ():
+        several = range(record[name].shape[0]) if record[name].shape else None
+        for part in record[name].names or several or (None,):
             for value in EXTREMES:
                 forged = data.copy()
                 place = payload(forged, step) if part is None else payload(forged, step)[name]
-                kind = place.dtype[part or name]
+                kind = place.dtype if several else place.dtype[part or name]
                 if kind.kind != "f" and not np.isfinite(value):
                     continue
                 limits = None if kind.kind == "f" else np.iinfo(kind)
-                place[part or name] = (
+                place[name if part is None else part] = (
                     value if limits is None else int(min(max(value, limits.min), limits.max))
                 )
                 seal(forged)
                 yield forged
+
+
+# kind, fields, constants, rank, types of what it reads
+ONE_STEP: list[tuple[str, dict[str, Any], dict[str, np.ndarray], int, tuple[str, ...]]] = [
+    ("unary", {"function": "silu"}, {}, 4, ("float32",)),
+    ("binary", {"op": "mul", "data_c": 4}, {"data": np.ones(4, np.float32)}, 3, ("int8",)),
+    ("binary", {}, {}, 4, ("int8", "float32")),
+]
+
+
+def of_one_step(case: tuple[Any, ...]) -> tuple[Program, np.ndarray]:
+    """A program of one step of a kind, behind steps that make int8 of its input where it is wanted so."""
+    kind, fields, constants, rank, types = case
+    values = [Value(4, rank, "float32", callers=True, nhwc_only=True)]
+    values += [Value(4, rank, t) for t in types] + [Value(4, rank, "float32", callers=True)]
+    steps = [Step("unary", f"x{i}", 0, 1 + i) for i in range(len(types))]
+    reads = range(1, 1 + len(types))
+    steps.append(
+        Step(kind, "it", 1, len(values) - 1, tuple(reads[1:]), fields=fields, constants=constants)
+    )
+    x = np.ones((2, 4, 3, 5)[:rank] if rank == 4 else (2, 3, 4)[3 - rank :], np.float32)
+    return Program(assemble(values, steps, [0], [len(values) - 1])), x
 
 
 def test_every_forged_field_of_every_payload_is_refused_or_runs_within_its_memory() -> None:
@@ -163,7 +257,16 @@ def test_every_forged_field_of_every_payload_is_refused_or_runs_within_its_memor
     average = Program(assemble(values, steps, [0], [3])), np.ones((1, 1, 4, 4), np.float32)
     tokens = whole(models.TransformerEncoder(24, 1, heads=2), torch.randn(2, 5, 24))
     seen, refused = set[str](), 0
-    for program, x in (images, average, tokens):
+    for program, x in (
+        images,
+        average,
+        tokens,
+        movers(),
+        sizes(),
+        words("float32"),
+        words("int8"),
+        *map(of_one_step, ONE_STEP),
+    ):
         for i, row in enumerate(tables(program.data)[2]):
             seen.add(list(kinds())[row["kind"]])
             for forged in forgeries(program.data, i):

@@ -6,6 +6,7 @@
 //
 // Every sum of a product is one chain of fma in increasing k, so lanes and tiles do not show in the bits.
 #pragma once
+#include "functions.h"
 #include "tokens.h"
 
 namespace qk {
@@ -93,21 +94,6 @@ void product(const float* a, int64_t lda, int64_t rows, const float* b, int64_t 
     for (; r + R / 2 <= rows; r += R / 2) product_tile<V, R / 2, P>(a + r * lda, lda, panel, depth, c + r * ldc + j, ldc);
     for (; r < rows; ++r) product_tile<V, 1, P>(a + r * lda, lda, panel, depth, c + r * ldc + j, ldc);
   }
-}
-
-// 2^t for t <= 0; 0 below -126.5 and for a NaN. 2^f for f in [-0.5, 0.5] by the polynomial of Cephes' exp2f, times 2^n.
-constexpr float kExp2[] = {1.535336188319500e-4f, 1.339887440266574e-3f, 9.618437357674640e-3f, 5.550332471162809e-2f,
-                           2.402264791363012e-1f, 6.931472028550421e-1f, 1.0f};
-
-template <class V>
-QK_INLINE typename V::F exp2_of(typename V::F t) {
-  t = V::max(t, V::set1(-127.0f));
-  const auto n = V::round(t);
-  const auto f = V::sub(t, V::to_float(n));
-  auto y = V::set1(kExp2[0]);
-#pragma GCC unroll 6
-  for (int i = 1; i < 7; ++i) y = V::fma(y, f, V::set1(kExp2[i]));
-  return V::mul(y, V::power_of_two(n));
 }
 
 // The largest of a row's scores. What lies behind them up to a multiple of 16 becomes -inf.

@@ -2,6 +2,7 @@
 #pragma once
 #include "attention.h"
 #include "depthwise.h"
+#include "elementwise.h"
 #include "layer_norm.h"
 #include "lookup.h"
 #include "pixels.h"
@@ -29,6 +30,8 @@
   void lookup_##suffix(const int8_t* table, int64_t count, const int8_t* x, int8_t* y) {                            \
     lookup<V>(table, count, x, y);                                                                                  \
   }                                                                                                                 \
+  void unary_##suffix(const UnaryProblem& p, int64_t begin, int64_t end) { unary<V>(p, begin, end); }               \
+  void binary_##suffix(const BinaryRows& r) { binary<V>(r); }                                                       \
   void layer_norm_##suffix(const LayerNormProblem& p, int64_t begin, int64_t end) { layer_norm<V>(p, begin, end); } \
   void pack_head_##suffix(const AttentionProblem& p, int64_t image, int64_t head, const HeadMemory& m) {            \
     pack_head<V>(p, image, head, m);                                                                                \

@@ -81,7 +81,7 @@ double macs(const StepCall& call) {
 
 }  // namespace
 
-const StepType conv2d_step{.name = "conv2d", .payload = kPayload<Payload>, .most_reads = 2, .strided = true,
+const StepType conv2d_step{.name = "conv2d", .payload = kPayload<Payload>, .most_reads = 2, .strided = true, .writes_planes = true,
                            .check = check, .shape = shape, .plan_bytes = sizeof(ConvPlan), .plan = plan, .run = run, .macs = macs};
 
 }  // namespace qk

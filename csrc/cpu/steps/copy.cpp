@@ -29,6 +29,7 @@ std::string shape(const StepCall& call, ProgramShape& y) {
   y.h = ceil_div(x.h, p.stride_h) + p.pad_top + p.pad_bottom;
   y.w = ceil_div(x.w, p.stride_w) + p.pad_left + p.pad_right;
   const ProgramShape& before = call.y_shape();
+  if (!p.fill) y.join_axis = before.join_axis, y.joined = before.joined;
   if (p.fill || (before.h == y.h && before.w == y.w && before.n == y.n)) return {};
   return sentence("what it joins is ", before.h, "x", before.w, " and ", y.h, "x", y.w);
 }

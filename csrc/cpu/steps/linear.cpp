@@ -1,4 +1,4 @@
-// A linear layer over rows or tokens, with a residual and a clamp.
+// A linear layer over the last axis of a value, with a residual and a clamp.
 #include "../gemm.h"
 
 #include "product.h"
@@ -11,7 +11,7 @@ QK_RECORD(Payload, QK_LINEAR);
 
 const char* check(const StepCheck& c) {
   const Payload& p = c.payload<Payload>();
-  if (c.x.rank == 4 || c.y.rank != c.x.rank) return "it reads or writes no rows";
+  if (c.y.rank != c.x.rank) return "it reads or writes no rows";
   if (c.y.channels < 1 || !within(p.k, 1, kMaxK) || (c.x.channels && c.x.channels != p.k)) return "its K is not that of its input";
   return check_product(c, p, {1, c.y.channels, p.k});
 }

@@ -27,7 +27,7 @@ void run(const StepCall& call, const void*, const Parallel& parallel, void*) {
 
 }  // namespace
 
-const StepType planar_step{.name = "planar", .payload = kPayload<Payload>,
+const StepType planar_step{.name = "planar", .payload = kPayload<Payload>, .writes_planes = true,
                            .check = check, .shape = shape, .run = run};
 
 }  // namespace qk

@@ -26,7 +26,7 @@ struct StepCheck {
   // Whether a value is an image of the caller's that may have any strides.
   bool lies_anywhere(int32_t v) const {
     const ProgramValue& value = program.values[v];
-    return program.is_input(v) && value.rank == 4 && !value.nhwc_only;
+    return program.is_input(v) && value.rank == 4 && !value.nhwc_only && !value.planar;
   }
   template <class Payload>
   const Payload& payload() const { return payload_of<Payload>(program, step); }
@@ -86,6 +86,10 @@ struct StepType {
   int32_t most_reads = 1;
   bool strided = false;          // it reads an image that lies anywhere or has a border, and writes a border
   bool joins = false;            // it may write a part of a y that exists
+  bool reads_planes = false, writes_planes = false;  // x, y may be planar
+  bool reads_integers = false;   // x may be int64
+  // Whether y is x as it lies, so that both may have one place; null: never.
+  bool (*is_view)(const void* payload) = nullptr;
   // Why it may not run; null if it may.
   const char* (*check)(const StepCheck& c);
   // The sizes of y from those of what it reads, or why it does not take them; y comes as [n, 1, 1, its channels].
@@ -95,8 +99,10 @@ struct StepType {
   int64_t (*plan)(const StepCall& call, int threads, void* plan) = nullptr;
   int64_t plan_room() const { return round_up(plan_bytes, 16); }
   void (*run)(const StepCall& call, const void* plan, const Parallel& parallel, void* workspace);
-  // Multiply-adds of one image or sequence; null: none. A double, since sizes are not checked before it.
+  // Multiply-adds of one of y's n; null: none. A double, since sizes are not checked before it.
   double (*macs)(const StepCall& call) = nullptr;
+  // Why it may not run on the values of the call's inputs, looked at before any step runs; null: it may on any.
+  std::string (*check_values)(const StepCall& call) = nullptr;
 };
 
 #define QK_STEP(kind) extern const StepType kind##_step;

@@ -36,12 +36,18 @@ struct Avx2 {
   QK_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   QK_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
   QK_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
+  QK_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
+  QK_INLINE F sqrt(F v) { return _mm256_sqrt_ps(v); }
+  QK_INLINE F less(F a, F b, F x, F y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
   QK_INLINE I addi(I a, I b) { return _mm256_add_epi32(a, b); }
   QK_INLINE I subi(I a, I b) { return _mm256_sub_epi32(a, b); }
   QK_INLINE I muli(I a, I b) { return _mm256_mullo_epi32(a, b); }
   QK_INLINE I xori(I a, I b) { return _mm256_xor_si256(a, b); }
   QK_INLINE F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   QK_INLINE I round(F v) { return _mm256_cvtps_epi32(v); }
+  QK_INLINE I as_bits(F v) { return _mm256_castps_si256(v); }
+  QK_INLINE F from_bits(I v) { return _mm256_castsi256_ps(v); }
+  QK_INLINE I shift_23(I v) { return _mm256_srai_epi32(v, 23); }
   QK_INLINE F power_of_two(I v) { return _mm256_castsi256_ps(_mm256_slli_epi32(addi(v, set1i(127)), 23)); }
   QK_INLINE void store_f32(float* p, F v) { _mm256_storeu_ps(p, v); }
   QK_INLINE void store_f16(uint16_t* p, F v) {

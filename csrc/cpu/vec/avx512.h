@@ -33,12 +33,18 @@ struct Avx512 {
   QK_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   QK_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
   QK_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
+  QK_INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
+  QK_INLINE F sqrt(F v) { return _mm512_sqrt_ps(v); }
+  QK_INLINE F less(F a, F b, F x, F y) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x); }
   QK_INLINE I addi(I a, I b) { return _mm512_add_epi32(a, b); }
   QK_INLINE I subi(I a, I b) { return _mm512_sub_epi32(a, b); }
   QK_INLINE I muli(I a, I b) { return _mm512_mullo_epi32(a, b); }
   QK_INLINE I xori(I a, I b) { return _mm512_xor_si512(a, b); }
   QK_INLINE F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   QK_INLINE I round(F v) { return _mm512_cvtps_epi32(v); }
+  QK_INLINE I as_bits(F v) { return _mm512_castps_si512(v); }
+  QK_INLINE F from_bits(I v) { return _mm512_castsi512_ps(v); }
+  QK_INLINE I shift_23(I v) { return _mm512_srai_epi32(v, 23); }
   QK_INLINE F power_of_two(I v) { return _mm512_castsi512_ps(_mm512_slli_epi32(addi(v, set1i(127)), 23)); }
   QK_INLINE void store_f32(float* p, F v) { _mm512_storeu_ps(p, v); }
   QK_INLINE void store_f16(uint16_t* p, F v) {

@@ -32,12 +32,18 @@ struct Neon {
   QK_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   QK_INLINE F max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }  // vmaxq would keep a NaN
   QK_INLINE F min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+  QK_INLINE F div(F a, F b) { return vdivq_f32(a, b); }
+  QK_INLINE F sqrt(F v) { return vsqrtq_f32(v); }
+  QK_INLINE F less(F a, F b, F x, F y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
   QK_INLINE I addi(I a, I b) { return vaddq_s32(a, b); }
   QK_INLINE I subi(I a, I b) { return vsubq_s32(a, b); }
   QK_INLINE I muli(I a, I b) { return vmulq_s32(a, b); }
   QK_INLINE I xori(I a, I b) { return veorq_s32(a, b); }
   QK_INLINE F to_float(I v) { return vcvtq_f32_s32(v); }
   QK_INLINE I round(F v) { return vcvtnq_s32_f32(v); }
+  QK_INLINE I as_bits(F v) { return vreinterpretq_s32_f32(v); }
+  QK_INLINE F from_bits(I v) { return vreinterpretq_f32_s32(v); }
+  QK_INLINE I shift_23(I v) { return vshrq_n_s32(v, 23); }
   QK_INLINE F power_of_two(I v) { return vreinterpretq_f32_s32(vshlq_n_s32(addi(v, set1i(127)), 23)); }
   QK_INLINE void store_f32(float* p, F v) { vst1q_f32(p, v); }
   QK_INLINE void store_f16(uint16_t* p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }

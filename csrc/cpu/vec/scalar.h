@@ -82,12 +82,26 @@ struct Scalar {
   QK_INLINE F fma(F a, F b, F c) { return __builtin_fmaf(a, b, c); }
   QK_INLINE F max(F a, F b) { return a > b ? a : b; }
   QK_INLINE F min(F a, F b) { return a < b ? a : b; }
+  QK_INLINE F div(F a, F b) { return a / b; }
+  QK_INLINE F sqrt(F v) { return __builtin_sqrtf(v); }
+  QK_INLINE F less(F a, F b, F x, F y) { return a < b ? x : y; }  // y where unordered
   QK_INLINE I addi(I a, I b) { return int32_t(uint32_t(a) + uint32_t(b)); }
   QK_INLINE I subi(I a, I b) { return int32_t(uint32_t(a) - uint32_t(b)); }
   QK_INLINE I muli(I a, I b) { return int32_t(uint32_t(a) * uint32_t(b)); }
   QK_INLINE I xori(I a, I b) { return a ^ b; }
   QK_INLINE F to_float(I v) { return float(v); }
   QK_INLINE I round(F v) { return int32_t(__builtin_rintf(v)); }
+  QK_INLINE I as_bits(F v) {
+    int32_t bits;
+    __builtin_memcpy(&bits, &v, 4);
+    return bits;
+  }
+  QK_INLINE F from_bits(I v) {
+    float f;
+    __builtin_memcpy(&f, &v, 4);
+    return f;
+  }
+  QK_INLINE I shift_23(I v) { return v >> 23; }  // with its sign: from bits to exponents
   QK_INLINE F power_of_two(I v) {  // of [-127, 127]; 2^-127 counts as 0
     const uint32_t bits = uint32_t(v + 127) << 23;
     float f;

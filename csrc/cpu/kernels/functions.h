@@ -1,0 +1,155 @@
+// Functions of one number in float32, a polynomial each: what docs/numerics.md calls by these names. Every operation is
+// IEEE's and in a fixed order, so that all vector widths give the same bits. A NaN stays one or counts as a lower bound;
+// what stores results makes it the lower bound of its clamp.
+#pragma once
+#include "../../core/epilogue.h"
+
+namespace qk {
+namespace {
+
+template <class V, size_t N>
+QK_INLINE typename V::F polynomial(const float (&c)[N], typename V::F x) {
+  auto y = V::set1(c[0]);
+#pragma GCC unroll 16
+  for (size_t i = 1; i < N; ++i) y = V::fma(y, x, V::set1(c[i]));
+  return y;
+}
+
+// 2^f for f in [-0.5, 0.5], of Cephes' exp2f; without its last term, (2^f - 1) / f.
+constexpr float kExp2[] = {1.535336188319500e-4f, 1.339887440266574e-3f, 9.618437357674640e-3f, 5.550332471162809e-2f,
+                           2.402264791363012e-1f, 6.931472028550421e-1f, 1.0f};
+constexpr float kExp2Less[] = {kExp2[0], kExp2[1], kExp2[2], kExp2[3], kExp2[4], kExp2[5]};
+
+// 2^t for t <= 0; 0 below -126.5 and for a NaN.
+template <class V>
+QK_INLINE typename V::F exp2_of(typename V::F t) {
+  t = V::max(t, V::set1(-127.0f));
+  const auto n = V::round(t);
+  return V::mul(polynomial<V>(kExp2, V::sub(t, V::to_float(n))), V::power_of_two(n));
+}
+
+// x * log2(e) as n + f with n whole; x in [-87, 89].
+template <class V>
+QK_INLINE typename V::F split_exponent(typename V::F x, typename V::I& n) {
+  n = V::round(V::mul(x, V::set1(1.44269504f)));
+  return V::fma(x, V::set1(1.92596299e-8f), V::fma(x, V::set1(1.44269504f), V::sub(V::set1(0.0f), V::to_float(n))));
+}
+
+// e^x; 0 below -87 and for a NaN.
+template <class V>
+QK_INLINE typename V::F exp_of(typename V::F x) {
+  typename V::I n;
+  const auto f = split_exponent<V>(V::min(V::max(x, V::set1(-87.0f)), V::set1(89.0f)), n);
+  const auto half = V::power_of_two(V::subi(n, V::set1i(1)));
+  return V::mul(V::mul(polynomial<V>(kExp2, f), half), V::set1(2.0f));
+}
+
+// e^x - 1, exact near 0 as well; of no more than 88.
+template <class V>
+QK_INLINE typename V::F expm1_of(typename V::F x) {
+  typename V::I n;
+  const auto f = split_exponent<V>(V::min(V::max(x, V::set1(-87.0f)), V::set1(88.0f)), n);
+  const auto power = V::power_of_two(n);
+  return V::fma(V::mul(polynomial<V>(kExp2Less, f), f), power, V::sub(power, V::set1(1.0f)));
+}
+
+template <class V>
+QK_INLINE typename V::F tanh_of(typename V::F x) {
+  const auto e = expm1_of<V>(V::min(V::max(V::add(x, x), V::set1(-20.0f)), V::set1(20.0f)));
+  return V::div(e, V::add(e, V::set1(2.0f)));
+}
+
+// The polynomial of Cephes' logf; -inf for what is not above 0 and for a NaN.
+constexpr float kLog[] = {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
+                          -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
+
+template <class V>
+QK_INLINE typename V::F log_of(typename V::F x) {
+  const auto least = V::set1(1.17549435e-38f), zero = V::set1(0.0f);
+  const auto normal = V::less(x, least, V::mul(x, V::set1(16777216.0f)), x);
+  const auto bits = V::as_bits(normal), n = V::shift_23(V::subi(bits, V::set1i(0x3f3504f3)));  // sqrt(1/2): r is in [-0.3, 0.42]
+  const auto r = V::sub(V::from_bits(V::subi(bits, V::muli(n, V::set1i(1 << 23)))), V::set1(1.0f));
+  const auto e = V::add(V::to_float(n), V::less(x, least, V::set1(-24.0f), zero));
+  const auto square = V::mul(r, r);
+  auto y = V::mul(polynomial<V>(kLog, r), V::mul(r, square));
+  y = V::fma(e, V::set1(-2.12194440e-4f), y);
+  y = V::fma(square, V::set1(-0.5f), y);
+  y = V::fma(e, V::set1(0.693359375f), V::add(r, y));
+  y = V::less(x, V::set1(__builtin_inff()), y, x);
+  return V::less(zero, x, y, V::set1(-__builtin_inff()));
+}
+
+// log(1 + e^x)
+template <class V>
+QK_INLINE typename V::F softplus_of(typename V::F x) {
+  const auto one = V::set1(1.0f), away = V::max(x, V::sub(V::set1(0.0f), x));
+  const auto e = exp_of<V>(V::sub(V::set1(0.0f), away)), u = V::add(one, e);
+  const auto lost = V::div(V::sub(e, V::sub(u, one)), u);
+  return V::add(V::max(x, V::set1(0.0f)), V::add(log_of<V>(u), lost));
+}
+
+// The rational approximation that Eigen and XLA use; +-1 from 4 on.
+constexpr float kErfTop[] = {-2.72614225801306e-10f, 2.77068142495902e-08f, -2.10102402082508e-06f, -5.69250639462346e-05f,
+                             -7.34990630326855e-04f, -2.95459980854025e-03f, -1.60960333262415e-02f};
+constexpr float kErfBottom[] = {-1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f, -7.37332916720468e-03f,
+                                -1.42647390514189e-02f};
+
+template <class V>
+QK_INLINE typename V::F erf_of(typename V::F x) {
+  x = V::min(V::max(x, V::set1(-4.0f)), V::set1(4.0f));
+  const auto square = V::mul(x, x);
+  return V::div(V::mul(x, polynomial<V>(kErfTop, square)), polynomial<V>(kErfBottom, square));
+}
+
+// x / (1 + e^-t)
+template <class V>
+QK_INLINE typename V::F gated(typename V::F x, typename V::F minus_t) {
+  return V::div(x, V::add(V::set1(1.0f), exp_of<V>(minus_t)));
+}
+
+template <class V, Function f>
+QK_INLINE typename V::F value_of(typename V::F x, typename V::F parameter) {
+  const auto zero = V::set1(0.0f), one = V::set1(1.0f);
+  const auto clipped = [&]() QK_LAMBDA { return V::min(V::max(V::add(x, V::set1(3.0f)), zero), V::set1(6.0f)); };
+  if constexpr (f == Function::silu) return gated<V>(x, V::mul(x, V::sub(zero, parameter)));
+  else if constexpr (f == Function::sigmoid) return gated<V>(one, V::sub(zero, x));
+  else if constexpr (f == Function::gelu) {
+    const auto half = V::mul(x, V::set1(0.5f));
+    return V::fma(half, erf_of<V>(V::mul(x, V::set1(0.707106781f))), half);
+  } else if constexpr (f == Function::gelu_tanh) {
+    const auto slope = V::fma(V::mul(x, x), V::set1(-0.0713548163f), V::set1(-1.59576912f));
+    return gated<V>(x, V::mul(x, slope));
+  } else if constexpr (f == Function::hardsigmoid) return V::mul(clipped(), V::set1(0.166666667f));
+  else if constexpr (f == Function::hardswish) return V::mul(x, V::mul(clipped(), V::set1(0.166666667f)));
+  else if constexpr (f == Function::tanh) return tanh_of<V>(x);
+  else if constexpr (f == Function::elu) return V::less(zero, x, x, V::mul(parameter, expm1_of<V>(x)));
+  else if constexpr (f == Function::leaky_relu) return V::less(zero, x, x, V::mul(parameter, x));
+  else if constexpr (f == Function::exp) return exp_of<V>(x);
+  else if constexpr (f == Function::log) return log_of<V>(x);
+  else if constexpr (f == Function::sqrt) return V::sqrt(x);
+  else if constexpr (f == Function::rsqrt) return V::div(one, V::sqrt(x));
+  else if constexpr (f == Function::reciprocal) return V::div(one, x);
+  else if constexpr (f == Function::abs) return V::max(x, V::sub(zero, x));
+  else if constexpr (f == Function::neg) return V::sub(V::set1(-0.0f), x);
+  else if constexpr (f == Function::square) return V::mul(x, x);
+  else if constexpr (f == Function::softplus) return softplus_of<V>(x);
+  else if constexpr (f == Function::mish) {
+    const auto e = exp_of<V>(V::min(x, V::set1(20.0f))), n = V::mul(e, V::add(e, V::set1(2.0f)));
+    return V::mul(x, V::div(n, V::add(n, V::set1(2.0f))));
+  } else return x;
+}
+
+// Calls body(tag) with a type whose `function` is f.
+template <Function f>
+struct FunctionTag {
+  static constexpr Function function = f;
+};
+template <class Body>
+QK_INLINE void with_function(Function f, Body body) {
+#define QK_CASE(name) case Function::name: return body(FunctionTag<Function::name>());
+  switch (f) { QK_FUNCTIONS(QK_CASE) }
+#undef QK_CASE
+}
+
+}  // namespace
+}  // namespace qk
