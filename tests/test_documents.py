@@ -22,7 +22,7 @@ from qkernels.data import ImageData, Split
 from qkernels.nn import registry
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "csrc/README.md", *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "csrc/README.md", *ROOT.glob("docs/**/*.md")])
 sys.path.insert(0, str(ROOT / "tests/serve"))
 
 
