@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import textwrap
 import venv
@@ -14,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta as b; getattr(b, 'build_' + sys.argv[1])(sys.argv[2])"
@@ -54,9 +54,10 @@ def test_a_wheel_of_the_source_distribution_runs_a_layer_in_a_clean_environment(
     venv.create(tmp_path / "clean", with_pip=True)
     python = tmp_path / "clean/bin/python"
     install = [python, "-m", "pip", "install", "-q", "--no-index", "--no-deps", wheel]
-    subprocess.run(install, check=True)
+    plain = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(install, check=True, env=plain)
     (site,) = (tmp_path / "clean/lib").glob("python*/site-packages")
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # torch and others
+    (site / "dependencies.pth").write_text(str(Path(torch.__file__).parents[1]))  # and the others
     code = """
         import torch, qkernels as qk
         x, layer = torch.randn(3, 8), torch.nn.Linear(8, 4)
@@ -65,7 +66,6 @@ def test_a_wheel_of_the_source_distribution_runs_a_layer_in_a_clean_environment(
         assert torch.equal(qk.compile(int8, x, exact=True)(x), int8(x))
         print(qk.__file__)
     """
-    plain = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     run = [python, "-c", textwrap.dedent(code)]
     said = subprocess.run(
         run, cwd=tmp_path, env=plain, check=True, capture_output=True, text=True
