@@ -10,6 +10,7 @@ default. They need no GPU and no CUDA torch, neither here nor to load. `QKERNELS
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,7 @@ SANITIZE = [
 ]
 if os.environ.get("QKERNELS_SANITIZE"):
     COMMON += SANITIZE
+COMMON += shlex.split(os.environ.get("CXXFLAGS", ""))  # last, so that they win
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # GCC 12 warns about its own AVX-512 headers: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105593
 AVX512 = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from qkernels.models.channels import Sizes
 from qkernels.pipeline import calibration_batches
 from qkernels.quantization.convert import stored_bytes
 from qkernels.quantization.sensitivity import mix
+from qkernels.speed import Form, deployed
 from qkernels.timing import time_in_turns
 
 SHARES = (0.25, 0.4, 0.55, 0.7)  # of the multiply-adds, to prune
@@ -178,21 +178,23 @@ class _Search:
         return evaluate(model, self.data, "val")
 
     def trial(self, name: str, model: nn.Module, **of: Any) -> Trial:
-        seconds = self._seconds({name: model}, 0.3)[name]
-        return Trial(name, model, self.accuracy(model), seconds * 1e3, stored_bytes(model), **of)
+        form, ms = self._timed({name: model}, 0.3)[name]
+        return Trial(name, model, self.accuracy(model), ms, stored_bytes(model), form, **of)
 
     def timed_together(self, trials: Sequence[Trial]) -> tuple[Trial, ...]:
         """The same trials, timed in turns, so that a slow spell of the machine meets all of them."""
-        seconds = self._seconds({t.name: t.model for t in trials}, 0.5)
-        return tuple(replace(t, ms=seconds[t.name] * 1e3) for t in trials)
+        timed = self._timed({t.name: t.model for t in trials}, 0.5)
+        return tuple(replace(t, ms=timed[t.name][1]) for t in trials)
 
-    def _seconds(self, candidates: Mapping[str, nn.Module], seconds: float) -> dict[str, float]:
-        runs = {name: partial(self._as_run(m), self.example) for name, m in candidates.items()}
+    def _timed(
+        self, candidates: Mapping[str, nn.Module], seconds: float
+    ) -> dict[str, tuple[Form, float]]:
+        """Name -> the form to deploy and its milliseconds for one image."""
+        threads = torch.get_num_threads()
+        forms = {name: deployed(model, self.example) for name, model in candidates.items()}
         with torch.inference_mode():
-            times = time_in_turns(runs, seconds=seconds)
-        return {name: timing.median for name, timing in times.items()}
-
-    def _as_run(self, model: nn.Module) -> nn.Module:
-        if not any(isinstance(m, qkernels.nn.QuantModule) for m in model.modules()):
-            return model
-        return qkernels.compile(model, self.example)
+            times = time_in_turns(
+                {name: prepare(self.example, threads) for name, (_, prepare) in forms.items()},
+                seconds=seconds,
+            )
+        return {name: (forms[name][0], timing.median * 1e3) for name, timing in times.items()}

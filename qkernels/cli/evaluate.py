@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.table import Table
 
 from qkernels.cli.options import chosen_data, chosen_model, takes_data, takes_model
 from qkernels.cli.printing import kilobytes, say_pairs
 from qkernels.evaluate import evaluate
-from qkernels.measure import measure_speed
 from qkernels.pipeline import open_model
+from qkernels.speed import MEANING, measure_speed
 
 
 @takes_model
@@ -24,12 +25,11 @@ def command(
     images = chosen_data(flags)
     net, _ = open_model(checkpoint, images, chosen_model(flags))
     accuracy = evaluate(net, images, split, progress=True)
-    speed = measure_speed({"": net}, images.image_shape, progress=True)[""]
-    say_pairs(
-        {
-            "accuracy": f"{accuracy} {split} images",
-            "size": kilobytes(checkpoint),
-            "one image": f"p50 {speed.p50_ms:.3g} ms, p95 {speed.p95_ms:.3g} ms",
-            f"batches of {speed.batch}": f"{speed.images_per_second:,.0f} images/s",
-        }
-    )
+    speeds = measure_speed({"": net}, images.image_shape, progress=True)[""]
+    say_pairs({"accuracy": f"{accuracy} {split} images", "size": kilobytes(checkpoint)})
+    table = Table("runs as", "threads", "ms, p50", "p95", "images/s", "what that is")
+    for speed in speeds.every:
+        figures = f"{speed.p50_ms:.3g}", f"{speed.p95_ms:.3g}", f"{speed.images_per_second:,.0f}"
+        table.add_row(speed.form, str(speed.threads), *figures, MEANING[speed.form])
+    say(table)
+    say(f"Deploy the {speeds.form}; images/s in batches of {speeds.all_threads.batch}.")

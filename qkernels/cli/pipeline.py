@@ -6,13 +6,13 @@ stopped goes on; a finished one is only measured again.
 
 from __future__ import annotations
 
-import shlex
+import textwrap
 from typing import Any
 
 from qkernels.cli.flags import flags_of, given
 from qkernels.cli.printing import say
-from qkernels.html_report import findings, results_table, write_report
-from qkernels.pipeline import PROGRAM, RECIPES, PipelineConfig, run_pipeline
+from qkernels.html_report import findings, next_commands, results_table, write_report
+from qkernels.pipeline import RECIPES, PipelineConfig, run_pipeline
 
 
 def _shown_default(field: str) -> str:
@@ -31,7 +31,6 @@ def command(**flags: Any) -> None:
         say(sentence)
     say(results_table(result))
     for sentence in findings(result):
-        say(sentence)
-    say(f"\nThe report: {write_report(result, config.run / 'report').resolve()}")
-    if (program := config.run / PROGRAM).exists():
-        say(f"To serve the int8 student: qkernels serve {shlex.quote(str(program))}")
+        say(textwrap.fill(sentence, 79))
+    page = write_report(result, config.run / "report")
+    say("\n" + "\n".join(next_commands(result, page)))

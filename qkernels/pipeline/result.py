@@ -7,17 +7,18 @@ from typing import Any, Literal
 
 from qkernels.distill import EpochRecord
 from qkernels.evaluate import Evaluation
-from qkernels.measure import PairedChange, Speed
+from qkernels.measure import PairedChange
 from qkernels.pipeline.config import PipelineConfig
 from qkernels.quantization import LayerError, QuantReport
+from qkernels.speed import Speeds
 
 
 @dataclass(frozen=True)
 class Row:
     """One model of the report; `change` compares its answers with those of the row `against`.
 
-    `file_bytes` are those of its weights file on disk. An int8 row has the parameters and
-    multiply-adds of the float model it was made of.
+    `file_bytes` are those of its weights file on disk, `program_bytes` those of its program, where one was written.
+    An int8 row has the parameters and multiply-adds of the float model it was made of.
     """
 
     name: str
@@ -26,9 +27,10 @@ class Row:
     file_bytes: int
     parameters: int
     macs: int
-    speed: Speed
+    speeds: Speeds
     against: str | None = None
     change: PairedChange | None = None
+    program_bytes: int | None = None
 
 
 @dataclass(frozen=True)

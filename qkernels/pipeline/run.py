@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from qkernels.distill import OBJECTIVES, EpochRecord, TrainConfig, train
 from qkernels.evaluate import predict, score
 from qkernels.graph import compile
 from qkernels.machine import describe_machine
-from qkernels.measure import Speed, count_macs, count_parameters, measure_speed, paired_change
+from qkernels.measure import count_macs, count_parameters, paired_change
 from qkernels.pipeline.architecture import (
     ModelChoice,
     create_model,
@@ -39,6 +39,7 @@ from qkernels.quantization import (
 )
 from qkernels.quantization.observers import observer_names
 from qkernels.reports import report
+from qkernels.speed import Speeds, measure_speed
 
 TEACHER, ALONE, DISTILLED, INT8 = "teacher", "student alone", "student distilled", "student int8"
 FOLDERS = {TEACHER: "teacher", ALONE: "student", DISTILLED: "distilled"}
@@ -50,11 +51,12 @@ Curves = dict[str, tuple[EpochRecord, ...]]
 
 @dataclass(frozen=True)
 class _Entry:
-    """A finished model and its weights file; `against` names what it is compared with."""
+    """A finished model, its weights file and its program; `against` names what it is compared with."""
 
     model: nn.Module
     path: Path
     against: str | None = None
+    program: Path | None = None
 
 
 def run_pipeline(
@@ -78,6 +80,9 @@ def run_pipeline(
     say(f"quantizing, calibrated on {shown} training images")
     quantized, reports = _quantize_all(config, data, floats[DISTILLED].model)
     compile_student(config, data, quantized[INT8].model, say)
+    program = config.run / PROGRAM
+    if program.exists():
+        quantized[INT8] = replace(quantized[INT8], program=program)
     entries = floats | quantized
     say(f"evaluating {len(entries)} models on {len(data.test)} test images")
     batches = data.batches("test", 250)
@@ -195,10 +200,10 @@ def _quantize_all(
 
 
 def compile_student(config: PipelineConfig, data: ImageData, student: nn.Module, say: Say) -> None:
-    """Write the int8 student as a program, or `say` which part of it is none."""
+    """Write the int8 student as a program that answers as it does, or `say` which part of it is none."""
     path = config.run / PROGRAM
     try:
-        chained = compile(student, torch.zeros(1, *data.image_shape))
+        chained = compile(student, torch.zeros(1, *data.image_shape), exact=True)
         chained.save(path, extra=describe_data(data))
     except ValueError as error:  # a part of it is left to torch
         path.unlink(missing_ok=True)
@@ -210,7 +215,7 @@ def _rows(
     data: ImageData,
     labels: Tensor,
     logits: dict[str, Tensor],
-    speeds: dict[str, Speed],
+    speeds: dict[str, Speeds],
 ) -> list[Row]:
     rows = []
     for name, entry in entries.items():
@@ -224,9 +229,10 @@ def _rows(
             file_bytes=entry.path.stat().st_size,
             parameters=count_parameters(twin),
             macs=count_macs(twin, data.image_shape),
-            speed=speeds[name],
+            speeds=speeds[name],
             against=against,
             change=change,
+            program_bytes=entry.program.stat().st_size if entry.program else None,
         )
         rows.append(row)
     return rows

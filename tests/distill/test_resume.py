@@ -247,11 +247,16 @@ def test_a_run_that_began_with_other_weights_says_so_and_goes_on(tmp_path: Path)
 
 def test_a_folder_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
     teacher = toy_model(seed=1)
-    train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path, teacher=teacher)
+    first = toy_model()
+    history = train(first, toy_data(), CONFIG, run_dir=tmp_path, teacher=teacher).history
     settings = json.loads((tmp_path / "config.json").read_text())
     del settings["teacher_weights"], settings["after_step"], settings["start"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    train(toy_model(seed=1), toy_data(), CONFIG, run_dir=tmp_path, teacher=teacher)
+    second = toy_model(seed=1)
+    again = train(second, toy_data(), CONFIG, run_dir=tmp_path, teacher=teacher).history
+    assert again == history, "nothing is trained a second time"
+    weights = second.state_dict()
+    assert all(torch.equal(weights[name], w) for name, w in first.state_dict().items())
 
 
 def test_a_layer_under_two_names_is_saved_under_both(tmp_path: Path) -> None:
