@@ -77,6 +77,8 @@ def test_every_command_says_in_the_list_what_its_own_help_says(
     assert run(name, "--help") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert " ".join(entry._docstring(name).split("\n")[0].split()[:6]) in said
+
+
 def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out == f"qkernels {metadata.version('qkernels')}\n"

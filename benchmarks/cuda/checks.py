@@ -163,7 +163,9 @@ def streams_and_graphs(a: argparse.Namespace) -> dict[str, Any]:
 def compile_whole(a: argparse.Namespace) -> dict[str, Any]:
     """torch.compile makes one graph of a layer, on a GPU of a compiled model too, and keeps their bits."""
     model, x = small_model(a.device)
-    given: list[nn.Module] = [model[0]] if a.device == "cpu" else [model[0], qk.compile(model, x, exact=True)]
+    given: list[nn.Module] = (
+        [model[0]] if a.device == "cpu" else [model[0], qk.compile(model, x, exact=True)]
+    )
     with torch.inference_mode():
         for module in given:
             whole = torch.compile(module, fullgraph=True)

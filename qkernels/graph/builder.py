@@ -13,7 +13,14 @@ from qkernels.graph import tables
 from qkernels.graph import trace as nodes
 from qkernels.graph.formats import Format, QParams, stored
 from qkernels.graph.places import (
-    Atom, Groups, Place, Tangled, box_of, divided, groups_by_axis, merged,
+    Atom,
+    Groups,
+    Place,
+    Tangled,
+    box_of,
+    divided,
+    groups_by_axis,
+    merged,
 )  # fmt: skip
 from qkernels.program.format import Step, Value
 
@@ -31,7 +38,9 @@ class Builder:
     kernel needs (`image`, `rows`, `pointwise`), and says what it writes with `write`.
     """
 
-    def __init__(self, graph: fx.GraphModule, run: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, run: Sequence[fx.Node], outputs: Sequence[fx.Node]
+    ) -> None:
         self.graph, self.run, self.outputs = graph, run, outputs
         self.values: list[Value] = []
         self.formats: list[Format] = []
@@ -64,14 +73,18 @@ class Builder:
         x = nodes.value(node)
         if node.op == "get_attr" or x is None or not 2 <= x.dim() <= 4:
             raise LeftToTorch("what it reads is no tensor of two to four dimensions with a batch")
-        if x.dtype not in (torch.float32, torch.int64) or (x.dim() == 4 and x.dtype != torch.float32):
+        if x.dtype not in (torch.float32, torch.int64) or (
+            x.dim() == 4 and x.dtype != torch.float32
+        ):
             raise LeftToTorch(f"it reads {x.dtype}")
         if not self._has_batch(x):
             raise LeftToTorch("what it reads has another batch than the model's input")
         sizes = nodes.sizes(x)
         if not nodes.is_fixed(x.shape[1 if x.dim() == 4 else -1]):
             raise LeftToTorch("the number of channels of what it reads is free")
-        asked = node.meta.get("sizes", x.shape)  # of an input of the model: those that it has to have
+        asked = node.meta.get(
+            "sizes", x.shape
+        )  # of an input of the model: those that it has to have
         order = IMAGE if x.dim() == 4 else range(x.dim())
         axes = [0, 3] if x.dim() == 2 else [0, 1, 3] if x.dim() == 3 else [0, 1, 2, 3]
         atoms = [
@@ -89,10 +102,18 @@ class Builder:
         first = next(
             (v for n in self.graph.graph.find_nodes(op="placeholder") if (v := nodes.value(n)) is not None), None
         )  # fmt: skip
-        return first is not None and first.dim() > 0 and nodes._same_size(first.shape[0], x.shape[0])
+        return (
+            first is not None and first.dim() > 0 and nodes._same_size(first.shape[0], x.shape[0])
+        )
 
     def _new(
-        self, atoms: Sequence[Atom], rank: int, format: Format, *, dtype: str | None = None, **fields: Any
+        self,
+        atoms: Sequence[Atom],
+        rank: int,
+        format: Format,
+        *,
+        dtype: str | None = None,
+        **fields: Any,
     ) -> int:
         sizes = [math.prod(a.taken for a in atoms if a.axis == axis) for axis in range(4)]
         channels = sizes[3] if all(a.taken_is_fixed for a in atoms if a.axis == 3) else 0
@@ -107,8 +128,10 @@ class Builder:
     def arranged(self, place: Place, groups: Groups, rank: int) -> Place:
         """The tensor in a box of ``rank`` with these axes, by nothing, another name for the same memory, or a copy."""
         order = [a for group in groups for a in group]
-        if not groups[0] or place.atoms[groups[0][0]].axis != 0 or any(
-            not place.atoms[a].taken_is_fixed for a in groups[0][1:]
+        if (
+            not groups[0]
+            or place.atoms[groups[0][0]].axis != 0
+            or any(not place.atoms[a].taken_is_fixed for a in groups[0][1:])
         ):
             raise LeftToTorch("its batch is not the first axis")
         as_it_is = place.is_whole and order == list(range(len(place.atoms)))
@@ -118,7 +141,9 @@ class Builder:
         if key not in self._known:
             self._known[key] = self._rearranged(place, groups, rank)
         new = self._known[key]
-        return _plain(Place(new.value, new.atoms, box_of(place, groups, new.value).axes), merge=True)
+        return _plain(
+            Place(new.value, new.atoms, box_of(place, groups, new.value).axes), merge=True
+        )
 
     def _rearranged(self, place: Place, groups: Groups, rank: int) -> Place:
         new = box_of(place, groups, -1)
@@ -126,7 +151,9 @@ class Builder:
             if sum(not a.fixed for a in _plain(new, merge=True).atoms if a.axis == axis) > 1:
                 raise LeftToTorch("two sizes that the input decides would share an axis")
         self._nhwc(place.value)
-        value = self._new(new.atoms, rank, self.formats[place.value], dtype=self.values[place.value].dtype)
+        value = self._new(
+            new.atoms, rank, self.formats[place.value], dtype=self.values[place.value].dtype
+        )
         self._add_rearrange(place, groups, value)
         return Place(value, new.atoms, new.axes)
 
@@ -143,7 +170,15 @@ class Builder:
             "start": [a.start for a in atoms], "stride": [a.stride for a in atoms],
             "count": [-1 if a.count is None else a.count for a in atoms], "order": order, "target": target,
         }  # fmt: skip
-        self.add("rearrange", "", place.value, y, atoms=len(atoms), **{k: _eight(v) for k, v in fields.items()}, **join)
+        self.add(
+            "rearrange",
+            "",
+            place.value,
+            y,
+            atoms=len(atoms),
+            **{k: _eight(v) for k, v in fields.items()},
+            **join,
+        )
 
     def image(self, place: Place) -> Place:
         """[N, C, H, W] as an image."""
@@ -165,7 +200,11 @@ class Builder:
         if place.is_whole:
             return place
         kept = [a for a in range(len(place.atoms)) if place.axis_of(a) >= 0]
-        groups = _by_axis(place, [a for a in kept if place.atoms[a].axis < 3], [a for a in kept if place.atoms[a].axis == 3])
+        groups = _by_axis(
+            place,
+            [a for a in kept if place.atoms[a].axis < 3],
+            [a for a in kept if place.atoms[a].axis == 3],
+        )
         return self.arranged(place, groups, self.values[place.value].rank)
 
     def in_order(self, place: Place) -> Place:
@@ -216,9 +255,7 @@ class Builder:
         """Write a tensor into a part of ``out`` along an axis of the tensor."""
         size = place.shape[dim]
         own = set(out.axes[dim])
-        atoms = tuple(
-            Atom(a.axis, size, True) if i in own else a for i, a in enumerate(out.atoms)
-        )
+        atoms = tuple(Atom(a.axis, size, True) if i in own else a for i, a in enumerate(out.atoms))
         parts, homes = self._parts(place, Place(out.value, atoms, out.axes))
         groups = tuple(
             tuple(a for i in group for a in parts.axes[homes[i]]) for group in groups_by_axis(out)
@@ -247,7 +284,13 @@ class Builder:
             if not whole and size != 1 and len(atoms) > 1:
                 raise LeftToTorch("its constant has a part of an axis of several parts")
             homes |= {a: len(shape) + i for i, a in enumerate(atoms)}
-            shape += taken if whole and atoms else [size] * len(atoms) if len(atoms) == 1 else [1] * len(atoms)
+            shape += (
+                taken
+                if whole and atoms
+                else [size] * len(atoms)
+                if len(atoms) == 1
+                else [1] * len(atoms)
+            )
             if not atoms and size != 1:
                 raise LeftToTorch("its constant is larger than what it meets")
         parts = tensor.reshape(shape)
@@ -266,7 +309,9 @@ class Builder:
                 raise LeftToTorch("its constant repeats along a part of an axis")
         return parts.reshape(box[1:]).contiguous()
 
-    def tokens(self, place: Place, first: Sequence[int], middle: Sequence[int], last: Sequence[int]) -> Place:
+    def tokens(
+        self, place: Place, first: Sequence[int], middle: Sequence[int], last: Sequence[int]
+    ) -> Place:
         """A box [n, t, 1, c] of these atoms."""
         return self.arranged(place, (tuple(first), tuple(middle), (), tuple(last)), 3)
 
@@ -295,14 +340,29 @@ class Builder:
         given, of = self.formats[value], self.values[value]
         self._nhwc(value)
         count = of.size if given else of.size // 4
-        self.values.append(Value(of.channels, of.rank, "int8" if format else "float32", count if format else 4 * count))
+        self.values.append(
+            Value(
+                of.channels,
+                of.rank,
+                "int8" if format else "float32",
+                count if format else 4 * count,
+            )
+        )
         self.formats.append(format)
         new = len(self.values) - 1
         if given and format:
             table = tables.table_of(lambda x: x, given, format)
             self.add("lookup", "", value, new).constants["table"] = self.array(table)
         else:
-            self.add("unary", "", value, new, function="identity", **self.input_fields(value), **output_fields(format))
+            self.add(
+                "unary",
+                "",
+                value,
+                new,
+                function="identity",
+                **self.input_fields(value),
+                **output_fields(format),
+            )
         return Place(new, (), ())
 
     # ---- results
@@ -323,7 +383,9 @@ class Builder:
         assert x is not None
         if not 2 <= x.dim() <= 4:
             raise LeftToTorch("its result has fewer than two or more than four dimensions")
-        if any(not axis and size != 1 for axis, size in zip(place.axes, nodes.sizes(x), strict=True)):
+        if any(
+            not axis and size != 1 for axis, size in zip(place.axes, nodes.sizes(x), strict=True)
+        ):
             raise LeftToTorch("its result repeats values")
         n, *middle, c = place.axes
         planar = x.dim() == 4
@@ -333,7 +395,9 @@ class Builder:
             return self._planar(node, place)
         self._nhwc(place.value)
         whole = place.is_whole and [a for g in order for a in g] == list(range(len(place.atoms)))
-        same = whole and groups_by_axis(place) == groups and self.values[place.value].rank == x.dim()
+        same = (
+            whole and groups_by_axis(place) == groups and self.values[place.value].rank == x.dim()
+        )
         if same and not self.values[place.value].callers:
             self.values[place.value].callers = True
             return place.value

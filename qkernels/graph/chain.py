@@ -52,7 +52,9 @@ def chain_on_cpu(
     return graph, report
 
 
-def chain_on_device(graph: fx.GraphModule, model: nn.Module, exact: bool) -> tuple[fx.GraphModule, ChainReport]:
+def chain_on_device(
+    graph: fx.GraphModule, model: nn.Module, exact: bool
+) -> tuple[fx.GraphModule, ChainReport]:
     """The graph of operators, which torch's stream runs one after the other."""
     rows = _prepared(graph, model)
 
@@ -118,10 +120,16 @@ def _apply_layer(graph: fx.GraphModule, node: fx.Node) -> None:
     if format := stored(node):
         new |= {"out_dtype": torch.int8, "output_scale": format[0], "output_zero_point": format[1]}
     x = given["x"]
-    if node.target is ours.conv2d.default and x.op == "placeholder" or (x.op == "call_function" and not _is_ours(x)):
+    if (
+        (node.target is ours.conv2d.default
+        and x.op == "placeholder")
+        or (x.op == "call_function" and not _is_ours(x))
+    ):
         if node.target is ours.conv2d.default:  # int8 flows as NHWC
             with graph.graph.inserting_before(node):
-                new["x"] = graph.graph.call_function(aten.contiguous.default, (x,), {"memory_format": torch.channels_last})
+                new["x"] = graph.graph.call_function(
+                    aten.contiguous.default, (x,), {"memory_format": torch.channels_last}
+                )
             new["x"].meta = dict(x.meta)
     nodes.set_arguments(node, **new)
 
@@ -139,7 +147,10 @@ def _apply_mover(graph: fx.GraphModule, node: fx.Node, format: Any) -> None:
     if node.target is aten.max_pool2d.default:
         kernel, stride, padding, dilation = window(given)
         node.target = ours.max_pool2d.default
-        node.args, node.kwargs = (given["self"], kernel, stride, padding, dilation, given["ceil_mode"]), {}
+        node.args, node.kwargs = (
+            (given["self"], kernel, stride, padding, dilation, given["ceil_mode"]),
+            {},
+        )
     elif node.target in (aten.pad.default, aten.constant_pad_nd.default):
         nodes.set_arguments(node, value=format[1])
 

@@ -96,7 +96,9 @@ class _Known:
         if not isinstance(x, Tensor) or x.dtype != self.dtype or x.dim() != self.rank:
             got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             dtype = str(self.dtype).removeprefix("torch.")
-            raise ValueError(f"input {i} is {got}; a {dtype} tensor of {self.rank} dimensions is needed")
+            raise ValueError(
+                f"input {i} is {got}; a {dtype} tensor of {self.rank} dimensions is needed"
+            )
         for at, (size, needed) in enumerate(zip(x.shape, sizes, strict=True)):
             if needed is not None and size != needed:
                 raise ValueError(

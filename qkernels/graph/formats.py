@@ -74,7 +74,9 @@ class Formats:
             return tables.input_format(tables.function_of(user), self._wants[user])  # type: ignore[arg-type]
         if role in (Role.COMPUTES, Role.TABLE):
             return None if self.exact else ANY
-        return ANY if nodes.value(user) is None and user.op != "output" else None  # it asks for sizes
+        return (
+            ANY if nodes.value(user) is None and user.op != "output" else None
+        )  # it asks for sizes
 
     def _agreed(self, node: fx.Node, asked: dict[fx.Node, Format]) -> tuple[Format, str]:
         formats = {f for f in asked.values() if f is not ANY}
@@ -87,7 +89,11 @@ class Formats:
             return None, f"read in float by {', '.join(floats)}"
         if len(formats) > 1:
             scales = [f for f in formats if f]
-            return (_covering(scales), "") if self.rescales else (None, f"its readers want {len(scales)} scales")
+            return (
+                (_covering(scales), "")
+                if self.rescales
+                else (None, f"its readers want {len(scales)} scales")
+            )
         return formats.pop(), ""
 
     def _is_mixed(self, node: fx.Node) -> bool:
@@ -117,7 +123,6 @@ class Formats:
             if role is Role.TABLE and stored(data_of(node)[0]) is None and not self.rescales:
                 format = None
             node.meta["int8"] = format
-
 
     def _moved(self, want: Format, sources: set[Format]) -> Format:
         """The format of moved values: that of what is moved, or what is wanted where readers rescale."""

@@ -55,7 +55,9 @@ def _role(rows: Rows, node: fx.Node) -> Role | None:
     return None if row is None else row.role
 
 
-def _build(graph: fx.GraphModule, run: list[fx.Node], rows: Rows) -> tuple[Builder, dict[fx.Node, str]]:
+def _build(
+    graph: fx.GraphModule, run: list[fx.Node], rows: Rows
+) -> tuple[Builder, dict[fx.Node, str]]:
     builder = Builder(graph, run, sorted(_leaving(run), key=_place_among_results))
     for node in run:
         try:
@@ -112,7 +114,11 @@ def replace(graph: fx.GraphModule, builders: list[Builder], max_batch: int | Non
 
 
 def _replace(
-    graph: fx.GraphModule, name: str, builder: Builder, max_batch: int | None, now: dict[fx.Node, fx.Node]
+    graph: fx.GraphModule,
+    name: str,
+    builder: Builder,
+    max_batch: int | None,
+    now: dict[fx.Node, fx.Node],
 ) -> dict[fx.Node, fx.Node]:
     outputs = [builder.results[n] for n in builder.outputs]
     inputs = [builder.place(n).value for n in builder.inputs]
@@ -146,7 +152,10 @@ def whole(graph: fx.GraphModule) -> TorchProgram | None:
     given = list(graph.graph.find_nodes(op="placeholder"))
     (returned,) = graph.graph.output_node().args
     assert isinstance(returned, tuple | list)
-    index = [0 if n is call else n.args[1] if isinstance(n, fx.Node) and n.args[:1] == (call,) else None for n in returned]
+    index = [
+        0 if n is call else n.args[1] if isinstance(n, fx.Node) and n.args[:1] == (call,) else None
+        for n in returned
+    ]
     count = max(1, sum(is_part(graph, n) for n in graph.graph.nodes))
     return program if index == list(range(count)) and list(call.args) == given else None
 
@@ -156,18 +165,24 @@ def left_to_torch(graph: fx.GraphModule) -> list[fx.Node]:
     return [
         n
         for n in graph.graph.nodes
-        if n.op == "call_function" and nodes.value(n) is not None and not is_part(graph, n) and n.target not in _OURS
+        if n.op == "call_function"
+        and nodes.value(n) is not None
+        and not is_part(graph, n)
+        and n.target not in _OURS
     ]
 
 
 _OURS = tuple(
-    getattr(torch.ops.qkernels, name).default for name in ("conv2d", "linear", "lookup", "max_pool2d", "avg_pool2d", "mean_pool2d")
+    getattr(torch.ops.qkernels, name).default
+    for name in ("conv2d", "linear", "lookup", "max_pool2d", "avg_pool2d", "mean_pool2d")
 )
 
 
 def is_part(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether it is one of a program's outputs."""
-    return node.target is operator.getitem and isinstance(module_of(graph, node.args[0]), TorchProgram)
+    return node.target is operator.getitem and isinstance(
+        module_of(graph, node.args[0]), TorchProgram
+    )
 
 
 def module_of(graph: fx.GraphModule, node: Any) -> Any:

@@ -22,7 +22,18 @@ _NAMES = {  # operator -> the function that a step of a program computes
     aten.log.default: "log", aten.sqrt.default: "sqrt", aten.rsqrt.default: "rsqrt", aten.abs.default: "abs",
     aten.neg.default: "neg", aten.square.default: "square", aten.reciprocal.default: "reciprocal",
 }  # fmt: skip
-_TABLES = ("silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu", "mish", "gelu", "gelu_tanh")
+_TABLES = (
+    "silu",
+    "hardswish",
+    "hardsigmoid",
+    "sigmoid",
+    "tanh",
+    "leaky_relu",
+    "elu",
+    "mish",
+    "gelu",
+    "gelu_tanh",
+)
 
 
 def name_of(node: fx.Node) -> tuple[str, float] | None:

@@ -132,7 +132,9 @@ def _flat(program: torch.export.ExportedProgram) -> fx.GraphModule:
         elif _is_no_op(node):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n))
+    graph.graph.eliminate_dead_code(
+        is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n)
+    )
     graph.graph._tracer_cls = None
     return fx.GraphModule(graph, graph.graph)  # what torch.export returns cannot be pickled
 
@@ -267,8 +269,12 @@ def _part_splits(graph: fx.GraphModule) -> None:
         dim = arguments(node)["dim"]
         for user in list(node.users):
             index: Any = user.args[1]
-            before = [p.shape[dim] for p in parts[:index]] if node.target is not aten.unbind.int else []
-            if node.target is not aten.unbind.int and not all(map(is_fixed, (*before, parts[index].shape[dim]))):
+            before = (
+                [p.shape[dim] for p in parts[:index]] if node.target is not aten.unbind.int else []
+            )
+            if node.target is not aten.unbind.int and not all(
+                map(is_fixed, (*before, parts[index].shape[dim]))
+            ):
                 continue
             with graph.graph.inserting_before(user):
                 if node.target is aten.unbind.int:
@@ -276,7 +282,9 @@ def _part_splits(graph: fx.GraphModule) -> None:
                 else:
                     start = sum(map(hint, before))
                     stop = start + hint(parts[index].shape[dim])
-                    part = graph.graph.call_function(aten.slice.Tensor, (node.args[0], dim, start, stop))
+                    part = graph.graph.call_function(
+                        aten.slice.Tensor, (node.args[0], dim, start, stop)
+                    )
             part.meta = dict(user.meta)
             user.replace_all_uses_with(part)
             graph.graph.erase_node(user)
@@ -291,7 +299,10 @@ def _fold_constants(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not known.issuperset(node.all_input_nodes):
             continue
-        if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags:
+        if (
+            not isinstance(node.target, torch._ops.OpOverload)
+            or torch.Tag.nondeterministic_seeded in node.target.tags
+        ):
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: tensor_of(graph, n))
         with torch.no_grad():
@@ -341,8 +352,12 @@ def _sizes(program: torch.export.ExportedProgram) -> list[tuple[int | None, ...]
     """Which sizes of the inputs the program was specialized to, or asks something of."""
     asked = set()
     for guard in _guards(program):
-        equal_sizes = all(side.is_symbol for side in guard.args)  # of two inputs, which programs hold to
-        if isinstance(guard, sympy.Eq) and not equal_sizes and not guard.has(Max):  # Max: a question about strides
+        equal_sizes = all(
+            side.is_symbol for side in guard.args
+        )  # of two inputs, which programs hold to
+        if (
+            isinstance(guard, sympy.Eq) and not equal_sizes and not guard.has(Max)
+        ):  # Max: a question about strides
             asked |= guard.free_symbols
     bounded = {s for s, r in program.range_constraints.items() if r.upper < 1 << 30}
 

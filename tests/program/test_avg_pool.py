@@ -46,7 +46,11 @@ def pooled(
         Step("unary", "out", 2, 3, (), {"x_scale": scale, "x_zero": zero}),
         Step("planar", "planes", 3, 4),
     ]  # fmt: skip
-    return TorchProgram(torch.from_numpy(assemble(values, steps, [0], [4]))), x, expected.contiguous()
+    return (
+        TorchProgram(torch.from_numpy(assemble(values, steps, [0], [4]))),
+        x,
+        expected.contiguous(),
+    )
 
 
 @settings(max_examples=40, deadline=None)

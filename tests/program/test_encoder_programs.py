@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qkernels as qk
-from qkernels import models, reference
+from qkernels import models
 from qkernels.program import Program
-from qkernels.reference import Epilogue
 
 WIDTH, TOKENS = 24, 7
 

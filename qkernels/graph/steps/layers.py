@@ -40,7 +40,9 @@ def linear(b: Builder, node: fx.Node) -> None:
     assert shape is not None
     lead = [i for i in range(len(x.atoms)) if x.atoms[i].axis < 3]
     atoms = (*(x.atoms[i] for i in lead), Atom(3, shape[-1], True))
-    y = b.write(node, Place(0, atoms, (*x.axes[:-1], (len(lead),))), b.values[x.value].rank, stored(node))
+    y = b.write(
+        node, Place(0, atoms, (*x.axes[:-1], (len(lead),))), b.values[x.value].rank, stored(node)
+    )
     residual = []
     if (r := _residual(b, given)) is not None:
         residual = [b.read(b.like(r, y))]
@@ -66,7 +68,10 @@ def _residual(b: Builder, given: dict[str, Any]) -> Place | None:
 def _finish(b: Builder, node: fx.Node, made: Any, given: dict[str, Any]) -> None:
     """What convolutions and linear layers share."""
     low, high = given["clamp_min"], given["clamp_max"]
-    made.fields |= {"lo": -math.inf if low is None else low, "hi": math.inf if high is None else high}
+    made.fields |= {
+        "lo": -math.inf if low is None else low,
+        "hi": math.inf if high is None else high,
+    }
     if (scale := input_of(node)) is not None:
         made.fields["x_scale"], made.fields["x_zero"] = scale
     else:
@@ -97,6 +102,11 @@ def _is_free(x: Place) -> tuple[bool, bool]:
 def image(x: Place, shape: tuple[int, ...], free: tuple[bool, bool]) -> Place:
     """Where an image of that shape is in a box of the batch of ``x``; ``free``: its height and width."""
     n = [x.atoms[a] for a in x.axes[0]]
-    atoms = [*n, Atom(1, shape[2], not free[0]), Atom(2, shape[3], not free[1]), Atom(3, shape[1], True)]
+    atoms = [
+        *n,
+        Atom(1, shape[2], not free[0]),
+        Atom(2, shape[3], not free[1]),
+        Atom(3, shape[1], True),
+    ]
     k = len(n)
     return Place(-1, tuple(atoms), (tuple(range(k)), (k + 2,), (k,), (k + 1,)))

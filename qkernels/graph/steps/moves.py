@@ -76,7 +76,12 @@ def slice_(b: Builder, node: fx.Node) -> None:
     source = nodes.value(given["self"])
     assert y is not None and source is not None
     dim = given["dim"] % len(x.axes)
-    start, stride, whole, taken = given["start"] or 0, given["step"], source.shape[dim], y.shape[dim]
+    start, stride, whole, taken = (
+        given["start"] or 0,
+        given["step"],
+        source.shape[dim],
+        y.shape[dim],
+    )
     if nodes._same_size(whole, taken):
         b.put(node, x)
         return
@@ -102,7 +107,10 @@ def select(b: Builder, node: fx.Node) -> None:
     if not x.axes[dim]:
         b.put(node, x.without_axes([dim]))
         return
-    b.put(node, _with_one_part(b, x, dim).selected(dim, index % nodes.hint(size) if index < 0 else index))
+    b.put(
+        node,
+        _with_one_part(b, x, dim).selected(dim, index % nodes.hint(size) if index < 0 else index),
+    )
 
 
 @_view(aten.expand.default)
@@ -113,7 +121,10 @@ def expand(b: Builder, node: fx.Node) -> None:
 
 
 def _check_repeats(b: Builder, node: Any, x: Place) -> None:
-    if any(not axis and size != 1 for axis, size in zip(x.axes, nodes.sizes(nodes.value(node)), strict=True)):  # type: ignore[arg-type]
+    if any(
+        not axis and size != 1
+        for axis, size in zip(x.axes, nodes.sizes(nodes.value(node)), strict=True)
+    ):  # type: ignore[arg-type]
         raise LeftToTorch("it makes a view of repeated values")
 
 
@@ -153,7 +164,9 @@ def cat(b: Builder, node: fx.Node) -> None:
     b.put(node, out)
 
 
-def _joined(x: Place, dim: int, total: int) -> tuple[tuple[Atom, ...], tuple[tuple[int, ...], ...], int]:
+def _joined(
+    x: Place, dim: int, total: int
+) -> tuple[tuple[Atom, ...], tuple[tuple[int, ...], ...], int]:
     """The box of ``x`` with another size along an axis of the tensor, which is one of the box."""
     if len(x.axes[dim]) == 1:
         at = x.axes[dim][0]
@@ -171,7 +184,15 @@ def _joined(x: Place, dim: int, total: int) -> tuple[tuple[Atom, ...], tuple[tup
     return atoms, axes, axis
 
 
-@step(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int, aten.split.sizes, role=Role.MOVES, exact=True)
+@step(
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unbind.int,
+    aten.split.sizes,
+    role=Role.MOVES,
+    exact=True,
+)
 def split(b: Builder, node: fx.Node) -> None:
     """Its parts are taken by `getitem`."""
     raise LeftToTorch("it has several results")
@@ -231,9 +252,23 @@ def resize(b: Builder, node: fx.Node) -> None:
             raise LeftToTorch("its size follows from the input")
         fields[f"scale_{name}"] = 0.0 if factor is None else float(factor)
         fields[f"out_{name}"] = nodes.hint(size) if nodes.is_fixed(size) else 0
-    mode = "bilinear" if "bilinear" in str(node.target) else "nearest-exact" if "exact" in str(node.target) else "nearest"
+    mode = (
+        "bilinear"
+        if "bilinear" in str(node.target)
+        else "nearest-exact"
+        if "exact" in str(node.target)
+        else "nearest"
+    )
     out = like_image(b, node, x, b.formats[x.value])
-    b.add("resize", "", b.read(x), out.value, mode=mode, align_corners=int(bool(given.get("align_corners"))), **fields)
+    b.add(
+        "resize",
+        "",
+        b.read(x),
+        out.value,
+        mode=mode,
+        align_corners=int(bool(given.get("align_corners"))),
+        **fields,
+    )
     b.put(node, out)
 
 

@@ -34,7 +34,9 @@ def function(b: Builder, node: fx.Node) -> None:
         y = pointwise(b, node, x, "lookup")
         b.steps[-1].constants["table"] = b.array(tables.table_of(table, given, format))
     else:
-        y = pointwise(b, node, x, "unary", function=named[0], parameter=named[1], **b.input_fields(x.value))
+        y = pointwise(
+            b, node, x, "unary", function=named[0], parameter=named[1], **b.input_fields(x.value)
+        )
     b.put(node, y)
 
 
@@ -47,14 +49,26 @@ def pointwise(b: Builder, node: fx.Node, x: Place, kind: str, **fields: Any) -> 
     return y
 
 
-@step(aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default, role=Role.COMPUTES, exact=True)
+@step(
+    aten.relu.default,
+    aten.relu6.default,
+    aten.hardtanh.default,
+    aten.clamp.default,
+    role=Role.COMPUTES,
+    exact=True,
+)
 def clamp(b: Builder, node: fx.Node) -> None:
     bounds = clamp_of(node)
     if bounds is None:
         raise LeftToTorch("its bounds are tensors")
     x = b.place(node.args[0])
     low, high = bounds
-    b.put(node, pointwise(b, node, x, "unary", function="identity", lo=low, hi=high, **b.input_fields(x.value)))
+    b.put(
+        node,
+        pointwise(
+            b, node, x, "unary", function="identity", lo=low, hi=high, **b.input_fields(x.value)
+        ),
+    )
 
 
 @step(aten.pow.Tensor_Scalar, role=Role.COMPUTES)
@@ -111,7 +125,17 @@ def join(b: Builder, node: fx.Node, op: str, left: Any, right: Any) -> None:
     other = b.like(other, whole)
     out = b.write(node, whole, b.values[whole.value].rank, stored(node))
     fields = b.input_fields(whole.value, "a") | b.input_fields(other.value, "b")
-    b.add("binary", "", b.read(whole), out.value, b.read(other), op=op, reverse=int(reverse), **fields, **output_fields(stored(node)))
+    b.add(
+        "binary",
+        "",
+        b.read(whole),
+        out.value,
+        b.read(other),
+        op=op,
+        reverse=int(reverse),
+        **fields,
+        **output_fields(stored(node)),
+    )
     b.put(node, out)
 
 
@@ -145,7 +169,9 @@ def _by_runs(b: Builder, place: Place, present: list[bool]) -> Place:
     return b.arranged(place, groups, 4 if groups[2] else 3 if groups[1] else 2)
 
 
-def _with_constant(b: Builder, node: fx.Node, op: str, operand: Any, tensor: Any, reverse: int) -> None:
+def _with_constant(
+    b: Builder, node: fx.Node, op: str, operand: Any, tensor: Any, reverse: int
+) -> None:
     x = b.place(operand)
     if _repeats(b, node, x):
         raise LeftToTorch("it repeats what it joins with a constant")

@@ -31,16 +31,31 @@ def mean_pool2d(b: Builder, node: fx.Node) -> None:
         return
     atoms = tuple(a for a in x.atoms if a.axis in (0, 3))
     batch = len(atoms) - len(x.axes[1])
-    y = b.write(node, Place(-1, atoms, (tuple(range(batch)), tuple(range(batch, len(atoms))), (), ())), 4, None)
+    y = b.write(
+        node,
+        Place(-1, atoms, (tuple(range(batch)), tuple(range(batch, len(atoms))), (), ())),
+        4,
+        None,
+    )
     b.add("mean", "", b.read(x), y.value)
     node.meta["int8"] = None  # a layer that reads it quantizes it
     b.put(node, y)
 
 
-_REDUCTIONS = {aten.mean.dim: "mean", aten.amax.default: "max", aten.amin.default: "min", aten.sum.dim_IntList: "sum"}
+_REDUCTIONS = {
+    aten.mean.dim: "mean",
+    aten.amax.default: "max",
+    aten.amin.default: "min",
+    aten.sum.dim_IntList: "sum",
+}
 
 
-@step(*_REDUCTIONS, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, role=Role.COMPUTES)
+@step(
+    *_REDUCTIONS,
+    aten.adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool1d.default,
+    role=Role.COMPUTES,
+)
 def reduce(b: Builder, node: fx.Node) -> None:
     given = nodes.arguments(node)
     op, keep = _REDUCTIONS.get(node.target, "mean"), bool(given.get("keepdim", True))
@@ -66,13 +81,21 @@ def reduce(b: Builder, node: fx.Node) -> None:
 def reduced(b: Builder, node: fx.Node, x: Place, dims: list[int], keep: bool, op: str) -> Place:
     """Over axes of a tensor that are axes of its box."""
     gone = [x.axis_of(a) in dims for a in range(len(x.atoms))]
-    over = {name: int(any(gone[a] for a in group)) for name, group in zip("nhwc", groups_by_axis(x), strict=True)}
+    over = {
+        name: int(any(gone[a] for a in group))
+        for name, group in zip("nhwc", groups_by_axis(x), strict=True)
+    }
     kept = [i for i, g in enumerate(gone) if not g]
     new = {a: i for i, a in enumerate(kept)}
     axes = [tuple(new[a] for a in axis if a in new) for axis in x.axes]
     if not keep:
         axes = [axis for i, axis in enumerate(axes) if i not in dims]
-    y = b.write(node, Place(-1, tuple(x.atoms[a] for a in kept), tuple(axes)), b.values[x.value].rank, stored(node))
+    y = b.write(
+        node,
+        Place(-1, tuple(x.atoms[a] for a in kept), tuple(axes)),
+        b.values[x.value].rank,
+        stored(node),
+    )
     b.add(
         "reduce", "", b.read(x), y.value, op=op, over_h=over["h"], over_w=over["w"], over_c=over["c"],
         **b.input_fields(x.value), **output_fields(stored(node)),
@@ -108,8 +131,19 @@ def adaptive_avg_pool(b: Builder, node: fx.Node, size: list[int]) -> None:
 
 def _pool(b: Builder, node: fx.Node, x: Place, **fields: Any) -> None:
     y = like_image(b, node, x, stored(node))
-    same = stored(node) is not None and stored(node) == b.formats[x.value] and "adaptive" not in fields
-    b.add("avg_pool", "", b.read(x), y.value, same_scale=int(same), **fields, **b.input_fields(x.value), **output_fields(stored(node)))
+    same = (
+        stored(node) is not None and stored(node) == b.formats[x.value] and "adaptive" not in fields
+    )
+    b.add(
+        "avg_pool",
+        "",
+        b.read(x),
+        y.value,
+        same_scale=int(same),
+        **fields,
+        **b.input_fields(x.value),
+        **output_fields(stored(node)),
+    )
     b.put(node, y)
 
 
@@ -161,7 +195,15 @@ def rms_norm(b: Builder, node: fx.Node) -> None:
     weight = _parameter(b, given["weight"], torch.ones(rows.shape[-1]))
     eps = given["eps"] if given["eps"] is not None else torch.finfo(torch.float32).eps
     y = b.write(node, rows, b.values[rows.value].rank, stored(node))
-    made = b.add("rms_norm", "", b.read(rows), y.value, epsilon=eps, **b.input_fields(rows.value), **output_fields(stored(node)))
+    made = b.add(
+        "rms_norm",
+        "",
+        b.read(rows),
+        y.value,
+        epsilon=eps,
+        **b.input_fields(rows.value),
+        **output_fields(stored(node)),
+    )
     made.constants["weight"] = b.array(weight)
     b.put(node, y)
 
@@ -183,7 +225,9 @@ def group_norm(b: Builder, node: fx.Node) -> None:
     b.put(node, y)
 
 
-@step(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, role=Role.COMPUTES)
+@step(
+    aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, role=Role.COMPUTES
+)
 def batch_norm(b: Builder, node: fx.Node) -> None:
     """A batch norm that stands before a layer: a factor and a summand a channel."""
     given = nodes.arguments(node)
@@ -201,8 +245,12 @@ def batch_norm(b: Builder, node: fx.Node) -> None:
         y = out or b.write(node, x, b.values[x.value].rank, stored(node))
         data = b.boxed(tensor.float().reshape(shape), x)
         h, w, c = data.shape
-        fields = b.input_fields(source.value, "a") | (output_fields(stored(node)) if out is None else {})
-        made = b.add("binary", "", b.read(source), y.value, op=op, data_h=h, data_w=w, data_c=c, **fields)
+        fields = b.input_fields(source.value, "a") | (
+            output_fields(stored(node)) if out is None else {}
+        )
+        made = b.add(
+            "binary", "", b.read(source), y.value, op=op, data_h=h, data_w=w, data_c=c, **fields
+        )
         made.constants["data"] = b.array(data)
     b.put(node, y)
 
@@ -210,7 +258,13 @@ def batch_norm(b: Builder, node: fx.Node) -> None:
 # ---- softmax
 
 
-@step(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default, role=Role.COMPUTES)
+@step(
+    aten.softmax.int,
+    aten._softmax.default,
+    aten.log_softmax.int,
+    aten._log_softmax.default,
+    role=Role.COMPUTES,
+)
 def softmax(b: Builder, node: fx.Node) -> None:
     given = nodes.arguments(node)
     x = b.place(given["self"])
@@ -219,5 +273,13 @@ def softmax(b: Builder, node: fx.Node) -> None:
     rows = b.rows(x.permuted(last))
     y = b.write(node, rows, b.values[rows.value].rank, stored(node))
     log = int("log" in str(node.target))
-    b.add("softmax", "", b.read(rows), y.value, log=log, **b.input_fields(rows.value), **output_fields(stored(node)))
+    b.add(
+        "softmax",
+        "",
+        b.read(rows),
+        y.value,
+        log=log,
+        **b.input_fields(rows.value),
+        **output_fields(stored(node)),
+    )
     b.put(node, y.permuted([last.index(i) for i in range(rank)]))

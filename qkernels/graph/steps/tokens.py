@@ -57,8 +57,16 @@ def _heads(b: Builder, node: Any) -> tuple[Place, int]:
     lead = [*n, *t]
     rest = [a for a in range(len(x.atoms)) if a not in lead and a not in inner]
     channel = _channel(x, rest, inner)
-    if channel is not None and lead == list(range(len(lead))) and sorted([*rest, *inner]) == list(range(len(lead), len(x.atoms))):
-        whole = Place(x.value, _without_slices(x, len(lead)), (n, tuple(t), tuple(range(len(lead), len(x.atoms)))))
+    if (
+        channel is not None
+        and lead == list(range(len(lead)))
+        and sorted([*rest, *inner]) == list(range(len(lead), len(x.atoms)))
+    ):
+        whole = Place(
+            x.value,
+            _without_slices(x, len(lead)),
+            (n, tuple(t), tuple(range(len(lead), len(x.atoms)))),
+        )
         if all(x.atoms[a].is_whole for a in lead):
             groups = (n, tuple(t), (), tuple(range(len(lead), len(x.atoms))))
             return b.arranged(whole, groups, 3), channel
@@ -66,9 +74,7 @@ def _heads(b: Builder, node: Any) -> tuple[Place, int]:
 
 
 def _without_slices(x: Place, first: int) -> tuple[Atom, ...]:
-    return tuple(
-        a if i < first else Atom(a.axis, a.size, a.fixed) for i, a in enumerate(x.atoms)
-    )
+    return tuple(a if i < first else Atom(a.axis, a.size, a.fixed) for i, a in enumerate(x.atoms))
 
 
 def _channel(x: Place, rest: list[int], inner: list[int]) -> int | None:
@@ -98,7 +104,11 @@ def _bias(b: Builder, mask: Any, heads: int) -> tuple[list[int], dict[str, Any],
             tensor = torch.zeros(tensor.shape).masked_fill(~tensor, -math.inf)
         tensor = tensor.float().reshape([1] * (4 - tensor.dim()) + list(tensor.shape))
         n, h, q, k = tensor.shape
-        return [], {"bias_n": n, "bias_heads": h, "bias_q": q, "bias_k": k}, {"bias": b.array(tensor)}
+        return (
+            [],
+            {"bias_n": n, "bias_heads": h, "bias_q": q, "bias_k": k},
+            {"bias": b.array(tensor)},
+        )
     x = b.as_format(b.place(mask), None)
     if nodes.value(mask).dtype != torch.float32 or len(x.axes) != 4:  # type: ignore[union-attr]
         raise LeftToTorch("its mask is no float32 tensor of four dimensions")
@@ -115,8 +125,14 @@ def embedding(b: Builder, node: fx.Node) -> None:
         raise LeftToTorch("its ids are no int64 [N, T], or its table is computed")
     x = b.place(given["indices"])
     x = b.arranged(x, (x.axes[0], (), (), x.axes[1]), 2)
-    atoms = (*(x.atoms[a] for a in x.axes[0]), *(Atom(1, x.atoms[a].size, x.atoms[a].fixed) for a in x.axes[1]), Atom(3, table.shape[1], True))
+    atoms = (
+        *(x.atoms[a] for a in x.axes[0]),
+        *(Atom(1, x.atoms[a].size, x.atoms[a].fixed) for a in x.axes[1]),
+        Atom(3, table.shape[1], True),
+    )
     y = b.write(node, Place(-1, atoms, (*x.axes, (len(atoms) - 1,))), 3, stored(node))
-    made = b.add("embedding", "", b.read(x), y.value, rows=len(table), **output_fields(stored(node)))
+    made = b.add(
+        "embedding", "", b.read(x), y.value, rows=len(table), **output_fields(stored(node))
+    )
     made.constants["table"] = b.array(table.float())
     b.put(node, y)
