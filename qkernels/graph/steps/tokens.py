@@ -112,8 +112,8 @@ def _bias(b: Builder, mask: Any, heads: int) -> tuple[list[int], dict[str, Any],
     x = b.as_format(b.place(mask), None)
     if nodes.value(mask).dtype != torch.float32 or len(x.axes) != 4:  # type: ignore[union-attr]
         raise LeftToTorch("its mask is no float32 tensor of four dimensions")
-    n, h, q, k = x.axes
-    return [b.read(b.arranged(b.compact(x), (n, h, q, k), 4))], {}, {}
+    x = b.compact(x)
+    return [b.read(b.arranged(x, (x.axes[0], x.axes[1], x.axes[2], x.axes[3]), 4))], {}, {}
 
 
 @step(aten.embedding.default, role=Role.COMPUTES)
