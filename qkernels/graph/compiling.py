@@ -81,7 +81,7 @@ def _compiled(
         graph, report = chain_on_device(traced.graph, model, exact)
         return assembled(graph, report, traced, call, None)
     graph, report = chain_on_cpu(traced.graph, model, exact, max_batch)
-    if report.unfused and any(None in sizes[1:] for sizes in traced.sizes):
+    if report.unfused and traced.free_sizes:
         fixed = trace(model, call, free_sizes=False)
         other, fewer = chain_on_cpu(fixed.graph, model, exact, max_batch)
         if len(fewer.unfused) < len(report.unfused):

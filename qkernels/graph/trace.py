@@ -32,12 +32,14 @@ class Traced:
         inputs: how the arguments of a call are flattened; only its tensors are inputs.
         output: how the answer is put together.
         sizes: of each input, a size where it has to be that of the example, None where it is free.
+        free_sizes: whether other sizes than the batch were left free where they could be.
     """
 
     graph: fx.GraphModule
     inputs: pytree.TreeSpec
     output: pytree.TreeSpec
     sizes: list[tuple[int | None, ...]]
+    free_sizes: bool = False
 
 
 def trace(model: nn.Module, call: Call, *, free_sizes: bool = True) -> Traced:
@@ -51,6 +53,7 @@ def trace(model: nn.Module, call: Call, *, free_sizes: bool = True) -> Traced:
     if free_sizes:
         traced = _normalized(_exported(model, call, all_sizes=True), call)
         if not any(_follows_from_sizes(node) for node in traced.graph.graph.nodes):
+            traced.free_sizes = True
             return traced
     return _normalized(_exported(model, call, all_sizes=False), call)
 

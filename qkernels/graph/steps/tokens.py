@@ -105,7 +105,9 @@ def _bias(b: Builder, mask: Any, keys: Any) -> tuple[list[int], dict[str, Any], 
         tensor = tensor.float().reshape([1] * (4 - tensor.dim()) + list(tensor.shape))
         if tensor.shape[-1] == 1 and not nodes.is_fixed(keys):
             raise LeftToTorch("its mask repeats along a free number of keys")
-        tensor = tensor.expand(*tensor.shape[:3], nodes.hint(keys)) if tensor.shape[-1] == 1 else tensor
+        tensor = (
+            tensor.expand(*tensor.shape[:3], nodes.hint(keys)) if tensor.shape[-1] == 1 else tensor
+        )
         n, h, q, k = tensor.shape
         return (
             [],
