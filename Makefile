@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+# Where torch comes from, if not from the usual index. PyTorch's install page has one without gigabytes of CUDA libraries:
+# make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 BUILD_TOOLS := torch numpy ninja pybind11 setuptools wheel
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint sanitize bench bench-serving soak engines proto clean
+.PHONY: demo test lint docs sanitize bench bench-serving soak engines proto clean
 
 demo: $(STAMP)-train
 	$(BIN)/qkernels pipeline
@@ -18,6 +21,11 @@ lint: $(STAMP)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documents as a site, in build/site: any warning fails.
+docs: $(STAMP)-docs
+	$(BIN)/python docs/site.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # The kernel and operator tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(STAMP)-dev
@@ -46,12 +54,13 @@ soak: $(STAMP)-dev
 
 $(STAMP)-tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch)
 	$(BIN)/pip install -q -c constraints.txt $(BUILD_TOOLS)
 	touch $@
 
 # One stamp an extra: train is what the workflow needs, dev the tests, peers the benchmarks. Ninja rebuilds only what
 # changed.
-$(STAMP)-train $(STAMP)-dev $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES)
+$(STAMP)-train $(STAMP)-dev $(STAMP)-docs $(STAMP)-peers: $(STAMP)-%: $(STAMP)-tools $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[$*]'
 	touch $@
 

@@ -10,6 +10,7 @@ default. They need no GPU and no CUDA torch, neither here nor to load. `QKERNELS
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,7 @@ SANITIZE = [
 ]
 if os.environ.get("QKERNELS_SANITIZE"):
     COMMON += SANITIZE
+COMMON += shlex.split(os.environ.get("CXXFLAGS", ""))  # last, so that they win
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # GCC 12 warns about its own AVX-512 headers: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105593
 AVX512 = [
@@ -73,7 +75,7 @@ def isa_flags(source: Path) -> list[str] | None:
     return []
 
 
-CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
+CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0+PTX;12.0+PTX"
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr"]
 NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]
 

@@ -64,17 +64,49 @@ def capture(model: nn.Module, call: Call, prefix: str = "") -> Capture:
     Raises:
         CaptureError: torch.export cannot follow the forward, for example where it branches on values.
     """
-    with answering(model), _quiet():
-        try:
-            program = torch.export.export(model, call.args, call.kwargs, strict=False)
-        except (
-            Exception
-        ) as error:  # torch's own, and whatever the forward raises on tensors without values
-            raise CaptureError(_reason(error)) from error
+    program = exported(model, call)
     signature = program.graph_signature
     names: Mapping[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     tensors = {n: prefix + names[n.name] for n in program.graph.nodes if n.name in names}
     return Capture(prefix, program.graph, tensors)
+
+
+def exported(
+    model: nn.Module, call: Call, free_sizes: bool | None = None
+) -> torch.export.ExportedProgram:
+    """What torch.export makes of ``model`` when it is called so.
+
+    ``free_sizes``: True lets every size of the call's tensors be another later, False only the first (the batch), where
+    the model allows it; None fixes all to those of the call.
+
+    Raises:
+        CaptureError: torch.export cannot follow the forward, for example where it branches on values.
+    """
+    with answering(model), _quiet():
+        try:
+            shapes = None if free_sizes is None else _free(model, call, free_sizes)
+            return torch.export.export(
+                model, call.args, call.kwargs, strict=False, dynamic_shapes=shapes
+            )
+        except (
+            Exception
+        ) as error:  # torch's own, and whatever the forward raises on tensors without values
+            raise CaptureError(_reason(error)) from error
+
+
+def _free(model: nn.Module, call: Call, all_sizes: bool) -> Any:
+    shapes = torch.export.ShapesCollection()
+    for x in pytree.tree_leaves((call.args, call.kwargs)):
+        if isinstance(x, Tensor):
+            channels = 1 if x.dim() == 4 else x.dim() - 1
+            features = channels if x.is_floating_point() else x.dim()  # which no model leaves free
+            shapes[x] = [
+                torch.export.Dim.AUTO
+                if i == 0 or (all_sizes and i != features)
+                else torch.export.Dim.STATIC
+                for i in range(x.dim())
+            ]
+    return shapes.dynamic_shapes(model, call.args, call.kwargs)
 
 
 def captures(model: nn.Module, call: Call) -> Iterator[Capture | str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from qkernels.answers import logits_of
 from qkernels.data.batches import Batch
 from qkernels.data.image_data import ImageData
 from qkernels.data.progress import progress as progress_bar
@@ -50,7 +51,7 @@ def predict(model: Classifier, batches: Iterable[Batch]) -> Tensor:
     A module is put into eval mode for the time of the call. Raises ValueError without images.
     """
     with eval_mode(model) if isinstance(model, nn.Module) else nullcontext():
-        logits = [model(images).float().cpu() for images, _ in batches]
+        logits = [logits_of(model, images).float().cpu() for images, _ in batches]
     if not logits:
         raise ValueError("no images to predict: the split is empty")
     return torch.cat(logits)
@@ -88,9 +89,27 @@ def evaluate(
 
 
 def score(logits: Tensor, labels: Tensor) -> Evaluation:
-    """Evaluation of logits [N, K] against labels int64 [N]."""
+    """Evaluation of logits [N, K] against labels int64 [N].
+
+    Raises ValueError for logits of fewer than two classes, which are always right, and labels outside 0..K-1.
+    """
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"an accuracy needs logits [N, K] of two classes or more, not {list(logits.shape)}"
+        )
+    check_labels(labels, logits.shape[1])
     correct = int((logits.argmax(1) == labels).sum())
     return Evaluation(correct, len(labels), float(cross_entropy(logits, labels)))
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise ValueError for the first label int64 [N] that is none of 0..classes-1."""
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        at = int(wrong.nonzero()[0, 0])
+        raise ValueError(
+            f"label {int(labels[at])} of image {at} is none of 0..{classes - 1}, the model's classes"
+        )
 
 
 def agreement(first: Tensor, second: Tensor) -> float:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+import shlex
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qkernels.data.extras import require
 from qkernels.pipeline.result import PipelineResult, Row
+from qkernels.pipeline.run import INT8, PROGRAM
 from qkernels.plots import draw_all
+from qkernels.speed import MEANING, Form, Speeds
 
+PHRASES: dict[Form, str] = {
+    "eager": "layers called from torch",
+    "compiled": "one operator of torch",
+    "program": "a program without torch",
+}
 SMALL_MACS = 1_000_000  # below, a forward pass is mostly the calls of its layers
 HEADINGS = (
     "model",
@@ -21,9 +29,8 @@ HEADINGS = (
     "file, KB",
     "parameters",
     "multiply-adds",
-    "ms, p50 / p95",
-    "images/s",
 )
+SPEED_HEADINGS = ("model", "runs as", "threads", "ms, p50", "p95", "images/s")
 
 
 def write_report(result: PipelineResult, folder: str | Path) -> Path:
@@ -39,15 +46,28 @@ def write_report(result: PipelineResult, folder: str | Path) -> Path:
 
 
 def results_table(result: PipelineResult) -> Any:
-    """The main figures of the rows as a rich table of less than 80 columns."""
-    columns = (0, 1, 4, 8)  # of `cells`
-    table = require("rich.table").Table(box=require("rich.box").SIMPLE_HEAD)
-    for index, column in enumerate(columns):
-        table.add_column(HEADINGS[column], justify="right" if index else "left", no_wrap=True)
-    table.add_column("ms / image", justify="right")
+    """The main figures of the rows as a rich table of less than 80 columns, an int8 model in each of its forms."""
+    one, most = result.rows[0].speeds.one_thread, result.rows[0].speeds.all_threads
+    table = require("rich.table").Table(
+        box=require("rich.box").SIMPLE_HEAD,
+        caption=f"ms: one image, {_threads(one.threads)}; "
+        f"images/s: batches of {most.batch}, {_threads(most.threads)}",
+        caption_justify="left",
+    )
+    for heading in ("model", "test accuracy, %", "file, KB", "ms", "images/s"):
+        table.add_column(heading, justify="right" if heading != "model" else "left", no_wrap=True)
     for row in result.rows:
-        texts = cells(row)
-        table.add_row(*(texts[column] for column in columns), f"{row.speed.p50_ms:.3g}")
+        for form in row.speeds.forms:
+            single, bulk = row.speeds.of(form)[0], row.speeds.of(form)[-1]
+            size = (row.program_bytes if form == "program" else None) or row.file_bytes
+            table.add_row(
+                row.name if row.precision == "fp32" else f"{row.name}, {form}",
+                cells(row)[1],
+                f"{size / 1e3:,.1f}",
+                f"{single.p50_ms:.3g}",
+                f"{bulk.images_per_second:,.0f}",
+                style="bold" if form == row.speeds.form and row is result.rows[3] else "",
+            )
     return table
 
 
@@ -72,22 +92,68 @@ def findings(result: PipelineResult) -> list[str]:
     """What the first rows say, one sentence each; a difference within the noise is called that."""
     distilled, int8 = result.rows[2:4]
     smaller = _times(distilled.file_bytes / int8.file_bytes, "smaller", "larger")
-    quicker = _times(distilled.speed.p50_ms / int8.speed.p50_ms, "faster", "slower")
-    bulk = int8.speed.images_per_second / distilled.speed.images_per_second
     assert int8.change is not None
     sentences = [
         f"The teacher's answers changed the student's accuracy by {_verdict(distilled)}.",
         f"int8 gives another answer for {int8.change.changed:,} of {int8.change.count:,} images "
-        f"and changed the accuracy by {_verdict(int8)}.",
-        f"Against the fp32 student, the int8 file is {smaller}, one image is {quicker} and a batch "
-        f"of {int8.speed.batch} is {_times(bulk, 'faster', 'slower')}.",
+        f"and changed the accuracy by {_verdict(int8)}; its file is {smaller}.",
+        _deployed(distilled, int8),
     ]
-    if bulk < 1 and int8.macs < SMALL_MACS:
-        sentences.append(
-            f"At {_count(int8.macs)} multiply-adds an image, this network spends its time between "
-            "its layers, where int8 cannot help."
-        )
+    if int8.speeds.form != "eager":
+        sentences.append(_layer_by_layer(distilled, int8))
     return sentences
+
+
+def _deployed(distilled: Row, int8: Row) -> str:
+    """What the form to deploy gains against the float student, and which form that is."""
+    one, many, (image, bulk) = (
+        int8.speeds.one_thread,
+        int8.speeds.all_threads,
+        _gains(distilled, int8),
+    )
+    return (
+        f"Deployed, int8 runs as {PHRASES[one.form]}: one image takes {one.p50_ms:.3g} ms on one "
+        f"thread, {_times(image, 'faster', 'slower')} than the fp32 student in torch; batches of "
+        f"{many.batch} run at {many.images_per_second:,.0f} images/s on {_threads(many.threads)}, "
+        f"{_times(bulk, 'faster', 'slower')}."
+    )
+
+
+def _layer_by_layer(distilled: Row, int8: Row) -> str:
+    """The same layers called one by one, which is what a notebook times."""
+    eager = Speeds(tuple(int8.speeds.of("eager")))
+    image, bulk = _gains(distilled, replace(int8, speeds=eager))
+    why = ""
+    if min(image, bulk) < 1 and int8.macs < SMALL_MACS:
+        why = (
+            f": at {_count(int8.macs)} multiply-adds an image, its time goes between the layers, "
+            "where int8 cannot help"
+        )
+    return (
+        f"Layer by layer from torch, one image is {_times(image, 'faster', 'slower')} and a batch "
+        f"{_times(bulk, 'faster', 'slower')} than fp32{why}."
+    )
+
+
+def _gains(before: Row, after: Row) -> tuple[float, float]:
+    """How many times faster: one image on one thread, a batch on all."""
+    image = before.speeds.one_thread.p50_ms / after.speeds.one_thread.p50_ms
+    bulk = after.speeds.all_threads.images_per_second / before.speeds.all_threads.images_per_second
+    return image, bulk
+
+
+def next_commands(result: PipelineResult, page: Path) -> list[str]:
+    """Three commands that go on from here, each with a comment."""
+    program, size = result.config.run / PROGRAM, ",".join(map(str, result.data["image_shape"]))
+    weights = result.config.run / "int8" / f"{result.config.observer}.safetensors"
+    served = program if result.row(INT8).program_bytes else weights
+    commands = {
+        f"xdg-open {shlex.quote(str(page))}": "the report",
+        f"qkernels serve {shlex.quote(str(served))}": "http://localhost:8080",
+        f"qkernels profile {shlex.quote(str(served))} --size 1,{size}": "where time goes",
+    }
+    width = max(map(len, commands))
+    return [f"{command:{width}}  # {what}" for command, what in commands.items()]
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -101,9 +167,22 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{row.file_bytes / 1e3:,.1f}",
         _count(row.parameters),
         _count(row.macs),
-        f"{row.speed.p50_ms:.3g} / {row.speed.p95_ms:.3g}",
-        f"{row.speed.images_per_second:,.0f}",
     )
+
+
+def speed_cells(row: Row) -> list[tuple[str, ...]]:
+    """Every form and thread count of the row as text, one cell a heading of `SPEED_HEADINGS`."""
+    return [
+        (
+            row.name,
+            speed.form,
+            str(speed.threads),
+            f"{speed.p50_ms:.3g}",
+            f"{speed.p95_ms:.3g}",
+            f"{speed.images_per_second:,.0f}",
+        )
+        for speed in row.speeds.every
+    ]
 
 
 def _change(row: Row) -> str:
@@ -137,6 +216,10 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
 def _times(ratio: float, up: str, down: str) -> str:
     return f"{ratio:.2f}x {up}" if ratio >= 1 else f"{1 / ratio:.2f}x {down}"
 
@@ -151,10 +234,13 @@ class _Tile:
 
 
 def _tiles(result: PipelineResult) -> list[_Tile]:
-    """The way from the teacher to its int8 student in five figures."""
+    """The way from the teacher to its deployed int8 student in six figures."""
     teacher, _, distilled, int8 = result.rows[:4]
     small = teacher.file_bytes / int8.file_bytes
     lean = distilled.file_bytes / int8.file_bytes
+    (image, bulk), (of_teacher, all_of_teacher) = (
+        _gains(before, int8) for before in (distilled, teacher)
+    )
     return [
         _Tile(f"{teacher.accuracy.accuracy:.1%}", "teacher", "test accuracy, fp32"),
         _Tile(f"{distilled.accuracy.accuracy:.1%}", "distilled student", _gain(distilled)),
@@ -163,9 +249,15 @@ def _tiles(result: PipelineResult) -> list[_Tile]:
             f"{small:,.0f}x", "smaller file", f"than the teacher; {lean:.2g}x than its fp32 twin"
         ),
         _Tile(
-            _speedup(teacher, int8),
+            f"{image:,.1f}x",
+            "faster for one image",
+            f"than its fp32 twin, on one thread, as {PHRASES[int8.speeds.form]}; {of_teacher:,.0f}x than the teacher",
+        ),
+        _Tile(
+            f"{bulk:,.1f}x",
             "images a second",
-            f"of the teacher; {_speedup(distilled, int8)} those of its fp32 twin",
+            f"of its fp32 twin, on {_threads(int8.speeds.all_threads.threads)}; "
+            f"{all_of_teacher:,.0f}x those of the teacher",
         ),
     ]
 
@@ -174,10 +266,6 @@ def _gain(row: Row) -> str:
     assert row.change is not None
     doubt = "" if row.change.certain else " (may be chance)"
     return f"{100 * row.change.gain:+.2f} points against {row.against}{doubt}"
-
-
-def _speedup(before: Row, after: Row) -> str:
-    return f"{after.speed.images_per_second / before.speed.images_per_second:,.1f}x"
 
 
 def _render(template: str, result: PipelineResult, **more: Any) -> str:
@@ -196,6 +284,9 @@ def _render(template: str, result: PipelineResult, **more: Any) -> str:
         data=result.data,
         headings=HEADINGS,
         rows=[(row.precision, cells(row)) for row in result.rows],
+        speed_headings=SPEED_HEADINGS,
+        speeds=[(row.precision, line) for row in result.rows for line in speed_cells(row)],
+        meaning=MEANING,
         findings=findings(result),
         tiles=_tiles(result),
         command=result.config.command(),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what layers take
 CUDA_TILES = ("small", "medium", "tall", "large", "hopper")
+CONV_PATHS = ("counted", "direct", "winograd")
 
 
 def _load_library() -> None:
@@ -30,7 +31,13 @@ def _load_library() -> None:
 
 
 def _check_environment() -> None:
-    for variable, known in (("QKERNELS_MAX_ISA", ISAS), ("QKERNELS_CUDA_TILE", CUDA_TILES)):
+    variables = {
+        "QKERNELS_MAX_ISA": ISAS,
+        "QKERNELS_CUDA_TILE": CUDA_TILES,
+        "QKERNELS_CONV_PATH": CONV_PATHS,
+        "QKERNELS_KEEP_WEIGHTS": ("0", "1"),
+    }
+    for variable, known in variables.items():
         asked = os.environ.get(variable)
         if asked and asked not in known:
             raise ValueError(f"{variable}={asked!r} is unknown; choose one of {', '.join(known)}")
@@ -121,10 +128,12 @@ def linear(
         weight: from :func:`pack_weight`.
         weight_scale: float32 [N].
         bias: float32 [N].
-        input_scale, input_zero_point: float32 and int32, one value or one a row. None: each row's own range (dynamic),
-            symmetric or asymmetric by ``symmetric``.
+        input_scale: float32, one value or one a row. None: each row's own range (dynamic), symmetric or asymmetric by
+            ``symmetric``.
+        input_zero_point: int32, as many values as ``input_scale``, and None where that is.
         residual: [..., N] float or int8, added before the clamp.
-        clamp_min, clamp_max: a fused activation; ReLU is ``clamp_min=0``.
+        clamp_min: the lower end of a fused activation; ReLU is ``clamp_min=0``.
+        clamp_max: its upper end.
         out_dtype: float, or int8 by ``output_scale`` and ``output_zero_point``; None: x's own, float32 for int8 x.
     """
     y = _ops.linear(

@@ -21,6 +21,8 @@ def output_tensors(output: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(output, list | tuple):
         for i, value in enumerate(output):
             yield from output_tensors(value, f"{name}[{i}]")
+    elif hasattr(output, "__dict__") and not callable(output):  # a dataclass, a namespace
+        yield from output_tensors(vars(output), name)
 
 
 def output_sqnrs(expected: Any, got: Any) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from qkernels.data.extras import require
 from qkernels.pipeline.result import PipelineResult, Row
+from qkernels.speed import Speed
 
 INK, GREY, GRID = "#1c2733", "#66727f", "#e6e9ed"
 FLOAT, INT8 = "#8fa3b8", "#d9622b"  # what is float is quiet, what is int8 stands out
@@ -42,17 +43,20 @@ def draw_all(result: PipelineResult) -> dict[str, str]:
     with require("matplotlib").rc_context(STYLE):
         return {
             "accuracy": _accuracy(rows),
-            "size": _bars(rows, [row.file_bytes / 1e3 for row in rows], "KB on disk"),
+            "size": _bars(
+                [(row.name, _color(row), row.file_bytes / 1e3) for row in rows], "KB on disk"
+            ),
             "latency": _bars(
-                rows,
-                [row.speed.p50_ms for row in rows],
+                [(name, color, speeds[0].p50_ms) for name, color, speeds in _forms(rows)],
                 "ms for one image: p50, the whisker ends at p95",
-                whiskers=[row.speed.p95_ms - row.speed.p50_ms for row in rows],
+                whiskers=[speeds[0].p95_ms - speeds[0].p50_ms for _, _, speeds in _forms(rows)],
             ),
             "throughput": _bars(
-                rows,
-                [row.speed.images_per_second for row in rows],
-                f"images a second at batch {rows[0].speed.batch}",
+                [
+                    (name, color, speeds[-1].images_per_second)
+                    for name, color, speeds in _forms(rows)
+                ],
+                f"images a second at batch {rows[0].speeds.all_threads.batch}",
             ),
             "curves": _curves(result),
             "layers": _layers(result),
@@ -62,7 +66,7 @@ def draw_all(result: PipelineResult) -> dict[str, str]:
 def _accuracy(rows: list[Row]) -> str:
     """Points with 95 % intervals: an accuracy axis need not start at 0."""
     with chart(height=_height(rows)) as (axes, svg):
-        places = _name_rows(axes, rows)
+        places = _name_rows(axes, [row.name for row in rows])
         for place, row in zip(places, rows, strict=True):
             low, high = (100 * end for end in row.accuracy.interval)
             axes.plot([low, high], [place] * 2, color=_color(row), linewidth=3)
@@ -73,13 +77,24 @@ def _accuracy(rows: list[Row]) -> str:
     return svg[0]
 
 
+def _forms(rows: list[Row]) -> list[tuple[str, str, list[Speed]]]:
+    """(name, colour, times by rising threads) of every form of the first four rows, of others the one to deploy."""
+    return [
+        (row.name if row.precision == "fp32" else f"{row.name}, {form}", _color(row), row.speeds.of(form))
+        for index, row in enumerate(rows)
+        for form in (row.speeds.forms if index < 4 else [row.speeds.form])
+    ]  # fmt: skip
+
+
 def _bars(
-    rows: list[Row], values: Sequence[float], unit: str, whiskers: Sequence[float] | None = None
+    rows: list[tuple[str, str, float]], unit: str, whiskers: Sequence[float] | None = None
 ) -> str:
+    """Horizontal bars of (name, colour, value)."""
+    names, colors, values = zip(*rows, strict=True)
     with chart(height=_height(rows)) as (axes, svg):
-        places = _name_rows(axes, rows)
+        places = _name_rows(axes, names)
         ends = [v + w for v, w in zip(values, whiskers or [0] * len(rows), strict=True)]
-        axes.barh(places, values, height=0.56, color=[_color(row) for row in rows])
+        axes.barh(places, values, height=0.56, color=colors)
         if whiskers:
             axes.errorbar(values, places, xerr=[[0] * len(rows), whiskers], fmt="none", ecolor=INK)
         for place, value, end in zip(places, values, ends, strict=True):
@@ -138,14 +153,14 @@ def chart(height: float) -> Iterator[tuple[Any, list[str]]]:
     svg.append(text[text.index("<svg") :])
 
 
-def _height(rows: list[Row]) -> float:
+def _height(rows: Sequence[object]) -> float:
     return 0.75 + 0.42 * len(rows)
 
 
-def _name_rows(axes: Any, rows: list[Row]) -> list[int]:
-    """Label the y axis with the rows, the first on top; returns their places."""
-    places = list(range(len(rows), 0, -1))
-    axes.set_yticks(places, [row.name for row in rows])
+def _name_rows(axes: Any, names: Sequence[str]) -> list[int]:
+    """Label the y axis with the names, the first on top; returns their places."""
+    places = list(range(len(names), 0, -1))
+    axes.set_yticks(places, names)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     return places

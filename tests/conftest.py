@@ -1,5 +1,6 @@
 """What the tests of several folders share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +26,19 @@ SMALL = {
     "recovery",
     "zoo",
 }
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that skips more tests than $QKERNELS_MAX_SKIPS: a check that went missing is not a pass."""
+    limit = os.environ.get("QKERNELS_MAX_SKIPS")
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if limit is None or reporter is None:
+        return
+    skipped = len(reporter.stats.get("skipped", []))
+    if skipped > int(limit):
+        reporter.write_line(f"{skipped} tests were skipped, more than the {limit} known: see -rs")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(autouse=True)

@@ -161,16 +161,19 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bits(tmp_path: Pa
             assert torch.equal(y, y0), (isa, threads)
 
 
-def test_an_unknown_instruction_set_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("variable", "known"), [("QKERNELS_MAX_ISA", "scalar"), ("QKERNELS_CONV_PATH", "counted")]
+)
+def test_an_unknown_instruction_set_or_path_is_refused(variable: str, known: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import qkernels.ops"],
-        env={**os.environ, "QKERNELS_MAX_ISA": "avx1024"},
+        env={**os.environ, variable: "avx1024"},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode != 0
-    assert "ValueError: QKERNELS_MAX_ISA='avx1024' is unknown; choose one of scalar" in done.stderr
+    assert f"ValueError: {variable}='avx1024' is unknown; choose one of {known}" in done.stderr
 
 
 def test_quantized_tensors_of_no_elements_are_fine() -> None:

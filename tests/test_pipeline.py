@@ -12,7 +12,7 @@ import torch
 
 from qkernels import data as datasets
 from qkernels.distill import TrainConfig
-from qkernels.measure import count_macs, measure_speed, paired_change
+from qkernels.measure import count_macs, paired_change
 from qkernels.pipeline import (
     PROGRAM,
     PipelineConfig,
@@ -24,6 +24,7 @@ from qkernels.pipeline import (
 from qkernels.pipeline.run import compile_student
 from qkernels.program import Program
 from qkernels.quantization import load, quantize
+from qkernels.speed import deployed, measure_speed
 from qkernels.timing import Timing, time_in_turns
 
 TINY = {"epochs": 2, "teacher_epochs": 2, "teacher_width": 8, "student_width": 4}
@@ -115,7 +116,7 @@ def test_test_images_without_labels_are_refused_before_the_teacher_is_trained(
 ) -> None:
     digits = datasets.load("digits")
     blind = replace(digits, test=replace(digits.test, labels=None))
-    monkeypatch.setattr("qkernels.pipeline.run.datasets.load", lambda *name: blind)
+    monkeypatch.setattr("qkernels.data.choice.load", lambda *name: blind)
     with pytest.raises(ValueError, match="the test images have no labels"):
         run_pipeline(PipelineConfig.for_data("digits", run=tmp_path / "run", **TINY))
     assert not (tmp_path / "run").exists()
@@ -127,7 +128,9 @@ def test_every_model_has_a_row_with_its_own_figures(tiny: PipelineResult) -> Non
     assert {"student int8, minmax", "student int8, dynamic"} <= set(names)
     for row in tiny.rows:
         assert row.accuracy.count == tiny.data["test"]
-        assert 0 < row.speed.p50_ms <= row.speed.p95_ms
+        assert all(0 < speed.p50_ms <= speed.p95_ms for speed in row.speeds.every)
+        chained = ["compiled", "program"] if row.precision == "int8" else []
+        assert row.speeds.forms[: 1 + len(chained)] == ["eager", *chained][: len(row.speeds.forms)]
         assert (row.change is None) == (row.against is None)
     teacher, alone, distilled, int8 = tiny.rows[:4]
     assert (alone.against, distilled.against, int8.against) == (None, alone.name, distilled.name)
@@ -255,6 +258,35 @@ def test_measuring_leaves_the_model_as_it_was() -> None:
     measure_speed({"": model}, (1, 8, 8), batch=2, seconds=0.01)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert isinstance(model[1], torch.nn.BatchNorm2d)
+
+
+def test_an_int8_model_is_timed_in_every_form_with_one_thread_and_all() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3))
+    int8 = quantize(net.eval(), "static", torch.randn(2, 1, 8, 8))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        speeds = measure_speed({"f": net, "i": int8}, (1, 8, 8), batch=2, seconds=0.01, rounds=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert speeds["f"].forms == ["eager"] and speeds["f"].form == "eager"
+    assert speeds["i"].forms == ["eager", "compiled", "program"] and speeds["i"].form == "program"
+    assert [s.threads for s in speeds["i"].of("program")] == [1, 2]
+    assert speeds["i"].one_thread.layouts == ("contiguous", "contiguous")
+
+
+def test_the_form_to_deploy_answers_as_the_model_does() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3))
+    images = torch.randn(3, 1, 8, 8)
+    int8 = quantize(net.eval(), "static", images)
+    form, prepare = deployed(int8, images)
+    assert form == "program"
+    assert np.array_equal(prepare(images, 2)(), int8(images).numpy())
+    form, prepare = deployed(net, images)
+    assert form == "eager" and torch.equal(prepare(images, 1)(), net(images))
 
 
 def test_percentiles_lie_between_the_calls() -> None:

@@ -76,7 +76,7 @@ def test_every_step_hangs_its_report_on_the_model_it_returns() -> None:
     assert [kind for kind in kinds if kind is not Folds] == steps
     assert all(str(qk.report(int8, kind)) for kind in steps)
     assert type(qk.report(clipped)) is recovery.Clipped  # the model that was given has no more
-    chained = qk.compile(int8, x)
+    chained = qk.compile(int8, x, exact=True)
     assert qk.report(chained) is chained.report and chained.report.layers
     assert qk.report(mix(net(), calibration=x, floor=1.0), Mixed).met
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import exact
+import micro as readings
 import torch
 from torch import nn
 
 import qkernels as qk
 from qkernels import models, ops
 from qkernels.machine import describe_machine
-
-ROOT = Path(__file__).parents[2]
-MICRO = "cuda_micro_test"
-TOOLS = f"{os.environ['PATH']}:/usr/local/cuda/bin"
 
 
 class Skipped(Exception):
@@ -35,17 +31,10 @@ def need_gpu(a: argparse.Namespace) -> None:
 
 
 def need_tool(name: str) -> str:
-    tool = shutil.which(name, path=TOOLS)
-    if tool is None:
-        raise Skipped(f"{name} is not installed")
-    return tool
-
-
-def output_of(command: list[Any], **options: Any) -> str:
-    """What it printed; an AssertionError with the end of that where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout
+    try:
+        return readings.tool(name)
+    except readings.Unavailable as reason:
+        raise Skipped(str(reason)) from reason
 
 
 def in_python(statement: str) -> list[str]:
@@ -78,45 +67,57 @@ def load(a: argparse.Namespace) -> dict[str, Any]:
 def micro(a: argparse.Namespace) -> dict[str, Any]:
     """Every reading of the hardware by itself: fragments, ldmatrix, descriptors, rounding."""
     folder = a.out / "micro"
-    folder.mkdir(exist_ok=True)
-    program, source = folder / MICRO, ROOT / "tests/native" / f"{MICRO}.cpp"
-    tensor_map = ROOT / "csrc/cuda/tensor_map.cu"
-    if a.device == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        arch = f"{major}{minor}{'a' if (major, minor) == (9, 0) else ''}"
-        flags = [
-            "-std=c++20",
-            "-fmad=false",
-            "--expt-relaxed-constexpr",
-            "-x",
-            "cu",
-            source,
-            tensor_map,
-        ]
-        gencode = f"-gencode=arch=compute_{arch},code=sm_{arch}"
-        output_of([need_tool("nvcc"), *flags, gencode, "-o", program])
-    else:
-        need_tool("g++")
-        output_of([need_tool("make"), "-s", f"BUILD={folder}", "ARCH=900", program], cwd=source.parent)  # fmt: skip
-    done = subprocess.run([program], capture_output=True, text=True, check=False)
-    lines = [line.rpartition(": ") for line in done.stdout.splitlines()]
-    wrong = [name for name, _, verdict in lines if verdict.startswith("wrong")]
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nwrong: {wrong}"
-    return {"readings": {name: verdict for name, _, verdict in lines}}
+    try:
+        if a.device == "cuda":
+            major, minor = torch.cuda.get_device_capability()
+            arch = f"{major}{minor}{'a' if (major, minor) == (9, 0) else ''}"
+            program = readings.build_for_device(folder, arch)
+        else:
+            program = readings.build_for_emulator(folder)
+    except readings.Unavailable as reason:
+        raise Skipped(str(reason)) from reason
+    return {"readings": readings.readings(program)}
 
 
 def bits(kind: str, seconds: float) -> Callable[[argparse.Namespace], dict[str, Any]]:
     return lambda a: exact.check(kind, a.device, seconds, 20 if a.quick else 100_000)
 
 
-def bits_of_every_tile(a: argparse.Namespace) -> dict[str, Any]:
+TILES = tuple(reversed(ops.CUDA_TILES))  # Hopper's first: nothing else rests on so much that is new
+
+
+def with_tile(tile: str, statement: str, seconds: float) -> Iterator[dict[str, Any]]:
+    """The JSON lines that a process with a forced tile prints; then its error, if it ends with one or not in time."""
+    command, forced = in_python(statement), {**os.environ, "QKERNELS_CUDA_TILE": tile}
+    error = ""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, timeout=seconds, check=False, env=forced
+        )
+        text = done.stdout
+        if done.returncode:
+            error = f"ended with {done.returncode}: {done.stderr.decode()[-600:]}"
+    except subprocess.TimeoutExpired as late:
+        text, error = late.stdout or b"", f"did not end within {seconds} s"
+    yield from (json.loads(line) for line in text.decode().splitlines() if line.startswith("{"))
+    if error:
+        yield {"error": error}
+
+
+def bits_of_every_tile(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The tiles that shapes alone would rarely choose: forced, each in a process of its own."""
     need_gpu(a)
-    for tile in ops.CUDA_TILES:
-        for kind in ("linear", "conv2d"):
-            statement = f"import exact; exact.check({kind!r}, 'cuda', 6, 100_000)"
-            output_of(in_python(statement), env={**os.environ, "QKERNELS_CUDA_TILE": tile})
-    return {"tiles": list(ops.CUDA_TILES)}
+    statement = (
+        "import exact, json; [print(json.dumps({'kind': kind} | exact.check(kind, 'cuda', 4, 100_000)), flush=True)"
+        " for kind in ('linear', 'conv2d')]"
+    )
+    failed = []
+    for tile in TILES:
+        for row in with_tile(tile, statement, 25):
+            yield {"tile": tile} | row
+            if "error" in row:
+                failed.append(tile)
+    assert not failed, f"tiles that failed: {', '.join(failed)}"
 
 
 def bits_of_models(a: argparse.Namespace) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def bits_of_models(a: argparse.Namespace) -> dict[str, Any]:
         x = torch.randn(5, 3, 32, 32)
         model = qk.quantize(models.create(name).eval(), "static", [x])
         expected, model = model(x), model.to(a.device)
-        got = qk.compile(model, x.to(a.device))(x.to(a.device)).cpu()
+        got = qk.compile(model, x.to(a.device), exact=True)(x.to(a.device)).cpu()
         assert torch.equal(got, expected), f"{name} differs from the CPU"
     return {"models": names}
 
@@ -136,7 +137,7 @@ def streams_and_graphs(a: argparse.Namespace) -> dict[str, Any]:
     """A side stream, a compiled model's graph replayed on new input, every device: all as on the default stream."""
     need_gpu(a)
     layers, x = small_model("cuda")
-    model = qk.compile(layers, x)
+    model = qk.compile(layers, x, exact=True)
     others = [torch.randn_like(x) for _ in range(3)]
     expected = [layers(y) for y in others]
     side = torch.cuda.Stream()
@@ -162,7 +163,9 @@ def streams_and_graphs(a: argparse.Namespace) -> dict[str, Any]:
 def compile_whole(a: argparse.Namespace) -> dict[str, Any]:
     """torch.compile makes one graph of a layer, on a GPU of a compiled model too, and keeps their bits."""
     model, x = small_model(a.device)
-    given: list[nn.Module] = [model[0]] if a.device == "cpu" else [model[0], qk.compile(model, x)]
+    given: list[nn.Module] = (
+        [model[0]] if a.device == "cpu" else [model[0], qk.compile(model, x, exact=True)]
+    )
     with torch.inference_mode():
         for module in given:
             whole = torch.compile(module, fullgraph=True)
@@ -170,16 +173,21 @@ def compile_whole(a: argparse.Namespace) -> dict[str, Any]:
     return {"fullgraph": len(given)}
 
 
-def sanitizer(tool: str) -> Callable[[argparse.Namespace], dict[str, Any]]:
-    """Our kernels on small shapes. initcheck also counts padding that meets weights of zero: its count is a result."""
+def sanitizer(tool: str, tile: str = "") -> Callable[[argparse.Namespace], dict[str, Any]]:
+    """Our kernels on small shapes, with one tile if it is named. The count of initcheck is a result, no error: it also
+    counts padding that meets weights of zero.
+    """
 
     def step(a: argparse.Namespace) -> dict[str, Any]:
         need_gpu(a)
         every_kernel = tool == "initcheck"  # who else wrote must be seen
         chosen = [] if every_kernel else ["--kernel-regex", "kns=qk"]
-        statement = "import exact; [exact.check(kind, 'cuda', 40, 6) for kind in exact.SOME]"
+        kinds = ("linear", "conv2d") if tile else tuple(exact.SOME)
+        statement = f"import exact; [exact.check(kind, 'cuda', 15, 6) for kind in {kinds}]"
         command = [need_tool("compute-sanitizer"), "--tool", tool, "--error-exitcode", "9", *chosen]
         alone = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # no allocation hides another
+        if tile:
+            alone["QKERNELS_CUDA_TILE"] = tile
         command += in_python(statement)
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
         lines = [line for line in done.stdout.splitlines() if line.startswith("=====")]
@@ -195,19 +203,24 @@ METRICS = {  # of Nsight Compute
     "gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed": "memory, % of peak",
     "sm__warps_active.avg.pct_of_peak_sustained_active": "warps active, %",
     "launch__registers_per_thread": "registers",
+    "smsp__inst_executed.avg.per_cycle_active": "instructions a cycle and scheduler",
+    "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio": "warps waiting for memory",
     "l1tex__data_bank_conflicts_pipe_lsu.sum": "bank conflicts",
 }
+BESIDES = "l1tex__data_bank_conflicts_pipe_lsu.sum"  # not in the full set
 
 
 def profile(a: argparse.Namespace) -> dict[str, Any]:
-    """Nsight Compute on a GEMM, a GEMM of one row and a convolution; the full report is beside the JSON."""
+    """Nsight Compute on the kernels of speed.profiled; the full report is beside the JSON."""
     need_gpu(a)
     ncu, report = need_tool("ncu"), a.out / "profile"
-    chosen = ["--set", "full", "--metrics", ",".join(METRICS), "--profile-from-start", "off"]
+    chosen = ["--set", "full", "--metrics", BESIDES, "--profile-from-start", "off"]
     chosen += ["--clock-control", "none"]  # the card as it is
-    output_of([ncu, *chosen, "-f", "-o", report, *in_python("import speed; speed.profiled()")])
+    readings.output_of(
+        [ncu, *chosen, "-f", "-o", report, *in_python("import speed; speed.profiled()")]
+    )
     file = report.with_suffix(".ncu-rep")
-    text = output_of([ncu, "--import", file, "--csv", "--page", "raw"])
+    text = readings.output_of([ncu, "--import", file, "--csv", "--page", "raw"])
     units, *kernels = csv.DictReader(text.splitlines())
     wanted = [name for name in METRICS if name in units]
     rows = [

@@ -68,19 +68,31 @@ def some_linear(r: random.Random) -> Call:
 
 
 def some_conv2d(r: random.Random) -> Call:
-    batch, h, w = r.randint(1, 4), r.randint(5, 40), r.randint(5, 40)
+    batch = r.randint(1, 4)
+    h, w = (r.choice([1, r.randint(2, 5), *[r.randint(5, 40)] * 4]) for _ in range(2))
     groups = r.choice([1, 1, 1, 2, 4])
     c, n = (groups * r.choice([1, 3, 4, 8, 16, 20, 64, 128]) for _ in range(2))
     if r.random() < 0.25:
         groups, n = c, c * r.randint(1, 2)
-    kernel, stride = ([r.randint(1, 4), r.randint(1, 4)] for _ in range(2))
     padding = [r.randint(0, 3) for _ in range(4)]  # left, right, top, bottom
+    kernel = [
+        r.randint(1, min(4, h + sum(padding[2:]))),
+        r.randint(1, min(4, w + sum(padding[:2]))),
+    ]
+    stride = [r.randint(1, 4), r.randint(1, 4)]
+    few = max(padding[0] - w, padding[1] - w, padding[2] - h, padding[3] - h) >= 0  # to mirror
+    mode = "zeros" if few else r.choice(["zeros", "zeros", "reflect", "replicate", "circular"])
     oh = (h + padding[2] + padding[3] - kernel[0]) // stride[0] + 1
     ow = (w + padding[0] + padding[1] - kernel[1]) // stride[1] + 1
     dtype = r.choice(DTYPES)
     x = activations(r, batch, c, h, w, dtype=dtype)
+    x = x.contiguous(memory_format=r.choice([torch.channels_last, torch.contiguous_format]))
+    if (
+        w == 1 and r.random() < 0.7
+    ):  # as a convolution along one axis has it: pixels, with a last stride of 1
+        x = x[..., 0].transpose(1, 2).contiguous().transpose(1, 2).unsqueeze(-1)
     return ops.conv2d, {
-        "x": x.contiguous(memory_format=r.choice([torch.channels_last, torch.contiguous_format])),
+        "x": x,
         **weights(r, n, c // groups, *kernel, groups=groups),
         **input_scales(r, dtype, batch),
         **epilogue(r, (batch, n, oh, ow)),
@@ -89,7 +101,7 @@ def some_conv2d(r: random.Random) -> Call:
         "padding": padding,
         "dilation": [1, 1],
         "groups": groups,
-        "padding_mode": r.choice(["zeros", "zeros", "reflect", "replicate", "circular"]),
+        "padding_mode": mode,
     }
 
 

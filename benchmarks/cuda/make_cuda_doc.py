@@ -20,8 +20,17 @@ def table(head: list[str], rows: list[list[Any]], align: str = "---") -> list[st
     return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
 
 
+def merged(rows: list[Record]) -> list[Record]:
+    """One row a case, of rows of one contender each."""
+    cases: dict[str, Record] = {}
+    for row in rows:
+        cases.setdefault(row["case"], {}).update(row["us"])
+    return [{"case": case, "us": us} for case, us in cases.items()]
+
+
 def speed_table(rows: list[Record]) -> list[str]:
     """One line a case; a contender that could not run it has a dash, and its reason below."""
+    rows = merged(rows)
     names = list(dict.fromkeys(name for row in rows for name in row["us"]))
     cells, notes = [], []
     for row in rows:
@@ -42,6 +51,10 @@ def remark(record: Record) -> str:
     if record["status"] == "failed":
         return (record.get("error") or "").strip().splitlines()[-1]
     result = record.get("result")
+    if isinstance(result, list) and result and "tile" in result[0]:
+        return "; ".join(
+            f"{r['tile']} {r.get('kind', '')}: {r.get('problems', r.get('error'))}" for r in result
+        )
     if not isinstance(result, dict):
         return record.get("reason", "")
     if "problems" in result:

@@ -2,8 +2,10 @@
 
 python benchmarks/cuda/run_all.py [--part N] [--only REGEX] [--out DIR] [--commit NAME] [--quick] [--device cuda]
 
-A part leaves DIR/part-N.json: for every step the commit, the device, its result or its error. Each step runs in a
-process of its own with a time limit; what a cut-off step had finished stays. A second run skips what is done.
+Each part is of use alone, the first most: whether the hardware was read rightly, the bits and the speed of every tile.
+A part leaves DIR/part-N.json: for every step the commit, the device, its result or its error; at its end it prints what
+was found once more. Each step runs in a process of its own with a time limit; what a cut-off step had finished stays.
+A second run skips what is done.
 `make_cuda_doc.py` turns DIR into docs/benchmarks-cuda.md; docs/cuda.md says what to carry to such a machine.
 `--device cpu` is a rehearsal that shows only that the script works, and that the emulator agrees with micro.
 """
@@ -29,6 +31,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 
 import checks  # noqa: E402
 import cutlass_peer  # noqa: E402
+import make_cuda_doc  # noqa: E402
 import speed  # noqa: E402
 import torch  # noqa: E402
 
@@ -36,10 +39,16 @@ Arguments = argparse.Namespace
 Step = tuple[Callable[[Arguments], Any], int]  # and its limit, seconds
 
 
-def rows(make: Callable[..., dict[str, Any]], cases: list[Any], small: tuple[Any, ...]) -> Any:
+def rounds(a: Arguments) -> int:
+    return 3 if a.quick else 15
+
+
+def rows(
+    make: Callable[..., Iterator[dict[str, Any]]], cases: list[Any], small: tuple[Any, ...]
+) -> Any:
     def step(a: Arguments) -> Iterator[dict[str, Any]]:
         for case in [small] if a.quick else cases:
-            yield make(*case, a.device, 3 if a.quick else 30)
+            yield from make(*case, a.device, rounds(a))
 
     return step
 
@@ -72,35 +81,49 @@ def speed_linear(a: Arguments) -> Iterator[dict[str, Any]]:
         peer = cutlass(a)
     except checks.Skipped:
         peer = None
-    for case in [(8, 32, 32)] if a.quick else speed.LINEARS:
-        yield speed.linear_row(*case, a.device, 3 if a.quick else 30, peer)
+    for late in (False, True):
+        for case in [(8, 32, 32)] if a.quick else speed.LINEARS:
+            yield from speed.linear_row(*case, a.device, rounds(a), peer, late)
+
+
+def speed_tiles(a: Arguments) -> Iterator[dict[str, Any]]:
+    """Every tile, forced, on shapes that several could take: what `csrc/cuda/plan.h` is to be told."""
+    for tile in checks.TILES:
+        statement = (
+            f"import speed; speed.tile_times({tile!r}, {a.device!r}, {rounds(a)}, {a.quick})"
+        )
+        for row in checks.with_tile(tile, statement, 30):
+            yield row if "us" in row else {"case": "all the others", "us": {tile: row["error"]}}
 
 
 PARTS: list[dict[str, Step]] = [
     {
-        "load": (checks.load, 60),
+        "load": (checks.load, 40),
         "micro": (checks.micro, 60),
-        "exact_linear": (checks.bits("linear", 40), 70),
-        "exact_conv2d": (checks.bits("conv2d", 50), 80),
-        "exact_rest": (checks.bits("rest", 20), 50),
-        "exact_tiles": (checks.bits_of_every_tile, 120),
+        "exact_linear": (checks.bits("linear", 15), 40),
+        "exact_tiles": (checks.bits_of_every_tile, 100),
+        "speed_tiles": (speed_tiles, 100),
+        "speed_linear": (speed_linear, 100),
+        "speed_conv2d": (rows(speed.conv_row, speed.CONVS, (1, 8, 8, 9, 3, 1, 1)), 50),
+        "exact_conv2d": (checks.bits("conv2d", 20), 45),
+    },
+    {
+        "profile": (checks.profile, 80),
+        "exact_rest": (checks.bits("rest", 15), 40),
         "exact_models": (checks.bits_of_models, 40),
         "streams_and_graphs": (checks.streams_and_graphs, 30),
+        "speed_models": (rows(speed.model_row, speed.MODELS, ("resnet8", 2, 32)), 200),
+        "speed_quantize": (rows(speed.quantize_row, speed.QUANTIZED, (16, 32)), 25),
+        "cutlass": (cutlass_agrees, 20),
+        "compile": (checks.compile_whole, 60),
     },
     {
-        "compile": (checks.compile_whole, 60),
-        "memcheck": (checks.sanitizer("memcheck"), 110),
-        "racecheck": (checks.sanitizer("racecheck"), 110),
+        "memcheck_hopper": (checks.sanitizer("memcheck", "hopper"), 60),
+        "synccheck_hopper": (checks.sanitizer("synccheck", "hopper"), 60),
+        "memcheck": (checks.sanitizer("memcheck"), 80),
+        "racecheck": (checks.sanitizer("racecheck"), 80),
         "synccheck": (checks.sanitizer("synccheck"), 70),
         "initcheck": (checks.sanitizer("initcheck"), 70),
-        "profile": (checks.profile, 80),
-    },
-    {
-        "cutlass": (cutlass_agrees, 20),
-        "speed_linear": (speed_linear, 180),
-        "speed_conv2d": (rows(speed.conv_row, speed.CONVS, (1, 8, 8, 9, 3, 1, 1)), 90),
-        "speed_models": (rows(speed.model_row, speed.MODELS, ("resnet8", 2, 32)), 170),
-        "speed_quantize": (rows(speed.quantize_row, speed.QUANTIZED, (16, 32)), 30),
     },
 ]
 STEPS: dict[str, Step] = {name: step for part in PARTS for name, step in part.items()}
@@ -127,8 +150,24 @@ def write(a: Arguments, step: str, outcome: dict[str, Any], seconds: float) -> N
 
 def commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # no git there
+        return "unknown"
     return done.stdout.strip() or "unknown"
+
+
+def summary(a: Arguments) -> str:
+    """All that was found, a line a step or case, short enough for the end of a log that is all one gets back."""
+    lines = []
+    for path in sorted(a.out.glob("part-*.json")):
+        for name, record in records(path).items():
+            lines.append(f"{name}: {record['status']}; {make_cuda_doc.remark(record)[:300]}")
+            if name.startswith("speed"):
+                for row in make_cuda_doc.merged(record.get("result") or []):
+                    times = ", ".join(f"{k} {str(v)[:40]}" for k, v in row["us"].items())
+                    lines.append(f"  {row['case']}: {times}")
+    return "\n".join(lines)
 
 
 # ---- running them
@@ -178,11 +217,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=out, help="folder of the results")
     parser.add_argument("--part", type=int, choices=range(1, len(PARTS) + 1), help="only this one")
     parser.add_argument("--only", default=".", help="a regular expression for the steps to run")
-    parser.add_argument("--commit", default=commit(), help="what is measured, where git is not")
+    parser.add_argument("--commit", help="what is measured, where git is not")
     parser.add_argument("--quick", action="store_true", help="a few small problems a step")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     a = parser.parse_args()
+    a.commit = a.commit or commit()
     a.out = a.out.resolve()
     a.out.mkdir(parents=True, exist_ok=True)
     if a.step:
@@ -198,6 +238,7 @@ def main() -> int:
         record = run_apart(a, name)
         failed += record["status"] in ("failed", "cut off")
         print(f"{name:20} {record['status']:8} {record['seconds']:6.1f} s", flush=True)
+    print(summary(a))
     return int(failed > 0)
 
 

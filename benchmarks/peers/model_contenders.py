@@ -33,12 +33,12 @@ def _int8(name: str) -> nn.Module:
 
 
 def chained(problem: ModelProblem, threads: int) -> Call:
-    model, x = qkernels.compile(_int8(problem.model), problem.x), problem.x
+    model, x = qkernels.compile(_int8(problem.model), problem.x, exact=True), problem.x
     return lambda: model(x)
 
 
 def chained_fast(problem: ModelProblem, threads: int) -> Call:
-    model = qkernels.compile(_int8(problem.model), problem.x, exact=False)
+    model = qkernels.compile(_int8(problem.model), problem.x)
     x = problem.x
     return lambda: model(x)
 
@@ -100,9 +100,9 @@ def _fast_layout(value: Any) -> Any:
 
 def without_torch(problem: ModelProblem, threads: int) -> Call:
     int8 = _int8(problem.model)
-    chained = qkernels.compile(int8, problem.x)
+    chained = qkernels.compile(int8, problem.x, exact=True)
     if chained.program is None:  # attention is torch's where it must be exact
-        chained = qkernels.compile(int8, problem.x, exact=False)
+        chained = qkernels.compile(int8, problem.x)
     if chained.program is None:
         raise Unsupported("torch has a part in it")
     program, x = chained.program.program, problem.x.numpy()

@@ -52,7 +52,7 @@ def epoch(
     """One and the same epoch: its answers are cached from the second call on."""
     torch.manual_seed(0)
     loop = Loop(create_model("resnet8", data), data, config, objective, None, Accelerator())
-    return partial(loop.run_epoch, 0, lambda steps=1, note="": None)
+    return partial(loop.train_epoch, 0, lambda steps=1, note="": None)
 
 
 if __name__ == "__main__":

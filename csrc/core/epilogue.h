@@ -93,9 +93,9 @@ struct Finisher {
   }
   QK_METHOD typename V::F add_residual_s8(typename V::F y, const void* residual) const {
     const auto q = V::xori(V::load_s8(static_cast<const int8_t*>(residual)), V::set1i(e.residual_mask));
-    const auto r = V::subi(q, V::set1i(e.residual_zero));
-    return V::add(y, V::mul(V::to_float(r), V::set1(e.residual_scale)));
+    return add_steps(y, V::to_float(V::subi(q, V::set1i(e.residual_zero))));
   }
+  QK_METHOD typename V::F add_steps(typename V::F y, typename V::F steps) const { return V::add(y, V::mul(steps, V::set1(e.residual_scale))); }
 
   // The same where the type is known.
   template <Residual R>
@@ -111,12 +111,20 @@ struct Finisher {
     if constexpr (kHasFunctions<V>)
       if (e.activation != Function::identity) y = activated<V>(e.activation, e.parameter, y);
     switch (e.out_type) {
-      case DType::f32: V::store_f32(static_cast<float*>(out), clamp(y)); break;
-      case DType::f16: V::store_f16(static_cast<uint16_t*>(out), clamp(y)); break;
-      case DType::bf16: V::store_bf16(static_cast<uint16_t*>(out), clamp(y)); break;
-      case DType::s8: V::store_s8(static_cast<int8_t*>(out), V::xori(V::addi(round(y), zero), V::set1i(e.out_mask))); break;
+      case DType::f32: store<DType::f32>(y, out); break;
+      case DType::f16: store<DType::f16>(y, out); break;
+      case DType::bf16: store<DType::bf16>(y, out); break;
+      case DType::s8: store<DType::s8>(y, out); break;
       case DType::s64: break;  // inputs of programs alone are
     }
+  }
+  // Steps 3 and 4 where the type is known.
+  template <DType Out>
+  QK_METHOD void store(typename V::F y, void* out) const {
+    if constexpr (Out == DType::f32) V::store_f32(static_cast<float*>(out), clamp(y));
+    else if constexpr (Out == DType::f16) V::store_f16(static_cast<uint16_t*>(out), clamp(y));
+    else if constexpr (Out == DType::bf16) V::store_bf16(static_cast<uint16_t*>(out), clamp(y));
+    else V::store_s8(static_cast<int8_t*>(out), V::xori(V::addi(round(y), zero), V::set1i(e.out_mask)));
   }
 
   // The last `count` < V::width columns: in and out through a small buffer. Kept out of the loops that call it.

@@ -66,6 +66,18 @@ struct GemmProblem {
   Epilogue epilogue;
 };
 
+// Whether the pixels [n, c, h, w] lie channels together and row by row, as [n, h, w, c]; axes of size 1 may have any stride.
+constexpr bool lies_as_pixels(const int64_t* sizes, const int64_t* strides) {
+  constexpr int axes[] = {1, 3, 2, 0};
+  int64_t expected = 1;
+  for (int axis : axes) {
+    if (sizes[axis] == 1) continue;
+    if (strides[axis] != expected) return false;
+    expected *= sizes[axis];
+  }
+  return true;
+}
+
 enum class PadMode : uint8_t { zeros, reflect, replicate, circular };
 constexpr const char* kPadModeNames[] = {"zeros", "reflect", "replicate", "circular", nullptr};
 
@@ -83,6 +95,8 @@ struct Conv2dProblem {
   bool x_padded = false;                // int8 pixels with the padding around them: nothing has to be written there
   Range range = Range::given;           // dynamic: one scale an image
   const int8_t* weight = nullptr;       // packed, core/layout.h
+  const int16_t* winograd = nullptr;    // the same, transformed (core/winograd.h), where somebody keeps it, or will when it runs
+  int64_t weight_sum = 0;               // the largest sum of absolute weights of an output channel; 0: unknown
   void* y = nullptr;
   bool y_nhwc = true;                   // else y[n,oc,oh,ow]; both contiguous
   int64_t y_border = 0;                 // pixels on every side of an int8 NHWC y that get its zero point; y is the first inside

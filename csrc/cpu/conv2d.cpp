@@ -1,7 +1,8 @@
 // The way of a convolution, as its plan (conv_plan.h) says:
 //   1. dynamic scales: one an image                                                  conv_image.cpp
 //   2. x -> int8 NHWC with its border written out; skipped where x already is that   conv_image.cpp
-//   3. the path: a GEMM over output pixels, or depthwise                             conv_gemm.cpp, conv_depthwise.cpp
+//   3. the path: a GEMM over output pixels, depthwise, or Winograd                   conv_gemm.cpp, conv_depthwise.cpp,
+//                                                                                    conv_winograd.cpp
 //   4. y's own border, where the step after wants one                                conv_image.cpp
 #include "conv2d.h"
 
@@ -50,18 +51,20 @@ Image image_of(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& par
 }
 
 // All images of p together.
-void convolve(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part, const Parallel& parallel, char* workspace) {
+void convolve(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part, const int16_t* u, const Parallel& parallel, char* workspace) {
   const Scales scales = scales_of(p, plan, part, parallel, workspace);
   const Image x = image_of(p, plan, part, scales, parallel, workspace);
-  (plan.depthwise() ? convolve_depthwise : convolve_gemm)(p, plan, part, x, scales, parallel, workspace);
+  if (plan.winograd()) convolve_winograd(p, plan, part, x, scales, parallel, u, workspace);
+  else (plan.depthwise() ? convolve_depthwise : convolve_gemm)(p, plan, part, x, scales, parallel, workspace);
   if (p.y_border) write_border(p, parallel);
 }
 
 // Images [first, first + count), as many at a time as the first part has.
-void run(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart* parts, int64_t first, int64_t count, const Parallel& parallel, char* workspace) {
+void run(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart* parts, int64_t first, int64_t count, const int16_t* u,
+         const Parallel& parallel, char* workspace) {
   for (int64_t done = 0, images; done < count; done += images) {
     images = std::min(parts[0].images, count - done);
-    convolve(slice(p, first + done, images), plan, parts[images != parts[0].images], parallel, workspace);
+    convolve(slice(p, first + done, images), plan, parts[images != parts[0].images], u, parallel, workspace);
   }
 }
 
@@ -70,9 +73,15 @@ void run(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart* parts, in
 void conv2d(const Conv2dProblem& p, const ConvPlan& plan, const Parallel& parallel, void* workspace) {
   char* memory = static_cast<char*>(workspace);
   const int64_t together = plan.each * plan.threads;
+  const int16_t* u = p.winograd;
+  if (plan.weight_bytes) {
+    transform_weight(p, plan, parallel, reinterpret_cast<int16_t*>(memory));
+    u = reinterpret_cast<const int16_t*>(memory);
+    memory += plan.weight_bytes;
+  }
   if (plan.each)
-    parallel(plan.threads, [&](int64_t i) { run(p, plan, plan.alone, i * plan.each, plan.each, Parallel{}, memory + i * plan.bytes_each); });
-  run(p, plan, plan.shared, together, p.batch - together, parallel, memory);
+    parallel(plan.threads, [&](int64_t i) { run(p, plan, plan.alone, i * plan.each, plan.each, u, Parallel{}, memory + i * plan.bytes_each); });
+  run(p, plan, plan.shared, together, p.batch - together, u, parallel, memory);
 }
 
 }  // namespace qk

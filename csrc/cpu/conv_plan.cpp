@@ -1,6 +1,9 @@
 #include "conv_steps.h"
 
+#include <cstdlib>
+#include <cstring>
 #include <sstream>
+#include <stdexcept>
 
 namespace qk {
 namespace {
@@ -18,11 +21,10 @@ bool has_border(const Conv2dProblem& p) { return p.pad_top | p.pad_bottom | p.pa
 // ---- the image and the path
 
 // The image as it lies, or as it is written.
-void plan_image(const Conv2dProblem& p, bool depthwise, ConvPlan& plan) {
-  plan.repeat = depthwise ? p.oc / p.c : 1;
-  // The depthwise kernel reads on behind the last tap.
+void plan_image(const Conv2dProblem& p, bool reads_on, ConvPlan& plan) {
+  plan.repeat = plan.depthwise() ? p.oc / p.c : 1;
   const bool lies = p.x_padded ? plan.repeat == 1
-                               : p.x_type == DType::s8 && !has_border(p) && is_packed_nhwc(p) && plan.repeat == 1 && !depthwise;
+                               : p.x_type == DType::s8 && !has_border(p) && is_packed_nhwc(p) && plan.repeat == 1 && !reads_on;
   plan.writes_image = !lies;
   plan.slack = plan.writes_image || p.x_padded;
   plan.row = plan.writes_image ? p.padded_w() * p.c * plan.repeat : p.x_strides[2];
@@ -40,18 +42,27 @@ bool reads_in_place(const Conv2dProblem& p, const ConvPlan& plan, int8_t wanted_
   return pieces_fit && lines_fit && rows_fit && (p.x_mask == wanted_mask || plan.writes_image);
 }
 
-void plan_path(const Conv2dProblem& p, ConvPlan& plan) {
-  const bool depthwise = is_depthwise(p.c / p.groups, p.groups);
-  plan_image(p, depthwise, plan);
+// Whether the sums stay within what Winograd's are exact for, and whether it is asked for or pays.
+bool takes_winograd(const Conv2dProblem& p, const ConvPlan& plan, ConvWay way) {
+  const int64_t most = 127 * 9 * (p.c / p.groups);  // whatever the weights
+  if (way == ConvWay::direct || !has_winograd(p) || !winograd_is_exact(p.weight_sum ? p.weight_sum : most)) return false;
+  return way == ConvWay::winograd || winograd_pays(p, plan.layout, plan.kernels->isa);
+}
+
+void plan_path(const Conv2dProblem& p, ConvPlan& plan, ConvWay way) {
   plan.together = plan.layout.groups == 1 && p.dilation_w == 1;
   plan.channels = p.c / plan.layout.groups;
+  if (is_depthwise(p.c / p.groups, p.groups)) plan.path = ConvPath::depthwise;
+  else if (takes_winograd(p, plan, way)) plan.path = ConvPath::winograd;
+  // The depthwise kernel reads on behind the last tap, Winograd behind a pixel's last vector.
+  plan_image(p, plan.depthwise() || (plan.winograd() && plan.channels % WinogradInput::kReadOn), plan);
   const Kernels& k = *plan.kernels;
   const int8_t wanted = k.x_offset ? -128 : 0;
-  plan.path = depthwise ? ConvPath::depthwise : reads_in_place(p, plan, wanted) ? ConvPath::in_place : ConvPath::packed;
+  if (plan.path == ConvPath::packed && reads_in_place(p, plan, wanted)) plan.path = ConvPath::in_place;
   plan.mask = !plan.writes_image ? p.x_mask : plan.path == ConvPath::in_place ? wanted : int8_t(0);
   const int64_t rows = (k.piece_rows - 1) * p.stride_w;
   const int64_t windows = DepthwiseShape::kReadOn * std::max<int64_t>(p.stride_w, 2) + (p.kw + 4) * p.dilation_w;
-  plan.read_on = 64 + (depthwise ? windows * plan.repeat : rows) * p.c;
+  plan.read_on = 64 + (plan.depthwise() ? windows * plan.repeat : rows) * p.c;
 }
 
 // ---- the output and the workspace
@@ -98,6 +109,9 @@ void plan_part(const Conv2dProblem& p, const ConvPlan& plan, int64_t images, int
   }
   if (plan.depthwise()) {
     plan_depthwise(p, plan, w, part);
+  } else if (plan.winograd()) {
+    part.winograd = plan_winograd(p, plan.layout, images, threads);
+    part.rest = w.place(part.winograd.bytes);
   } else {
     part.gemm = plan_pixels(p, plan, images, threads);
     part.rest = w.place(part.gemm.bytes);
@@ -132,6 +146,9 @@ std::vector<Piece> pieces_of(const Conv2dProblem& p, const ConvPlan& plan, const
     pieces.push_back({"panels", part.panels, part.kernel - part.panels});
     pieces.push_back({"kernel", part.kernel, part.workers * part.kernel_bytes});
     pieces.push_back({"staged", part.staged, part.workers * part.staged_bytes});
+  } else if (plan.winograd()) {
+    pieces.push_back({"panels", part.rest + part.winograd.panels, part.winograd.rows - part.winograd.panels});
+    pieces.push_back({"rows", part.rest + part.winograd.rows, part.winograd.workers * part.winograd.rows_each});
   } else {
     pieces.push_back({"panels", part.rest + part.gemm.panels, part.gemm.rows - part.gemm.panels});
     pieces.push_back({"rows", part.rest + part.gemm.rows, part.gemm.workers * part.gemm.rows_each});
@@ -139,16 +156,29 @@ std::vector<Piece> pieces_of(const Conv2dProblem& p, const ConvPlan& plan, const
   return pieces;
 }
 
-ConvPlan plan_conv2d(const Conv2dProblem& p, Isa isa, int threads) {
+ConvWay asked_way() {
+  static const ConvWay way = [] {
+    const char* name = std::getenv("QKERNELS_CONV_PATH");
+    if (!name || !*name) return ConvWay::counted;
+    for (int i = 0; kConvWayNames[i]; ++i)
+      if (std::strcmp(name, kConvWayNames[i]) == 0) return ConvWay(i);
+    throw std::invalid_argument("QKERNELS_CONV_PATH='" + std::string(name) + "' is unknown; choose one of counted, direct, winograd");
+  }();
+  return way;
+}
+
+ConvPlan plan_conv2d(const Conv2dProblem& p, Isa isa, int threads, ConvWay way) {
   ConvPlan plan;
   plan.kernels = &kernels_of(isa);
   plan.layout = weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups);
-  plan_path(p, plan);
+  plan_path(p, plan, way);
+  plan.keeps_weight = plan.winograd() && p.winograd;
+  if (plan.winograd() && !plan.keeps_weight) plan.weight_bytes = round_up(winograd_weight(p, plan.layout).bytes(), 64);
   plan.threads = threads;
   plan.each = images_each(p, threads);
   plan.bytes_each = plan_run(p, plan, plan.each, 1, plan.alone);
   const int64_t rest = plan_run(p, plan, p.batch - plan.each * threads, threads, plan.shared);
-  plan.bytes = std::max(plan.each ? threads * plan.bytes_each : 0, rest);
+  plan.bytes = plan.weight_bytes + std::max(plan.each ? threads * plan.bytes_each : 0, rest);
   return plan;
 }
 
@@ -156,6 +186,8 @@ static void show(std::ostream& text, const char* name, const ConvPlan& plan, con
   if (part.images == 0) return;
   text << '\n' << name << ": " << part.images << " images at once on " << part.threads << " threads, " << part.bytes << " bytes";
   if (plan.depthwise()) text << ", " << part.workers << " workers";
+  else if (plan.winograd())
+    text << ", blocks of " << part.winograd.block_tiles << " of " << part.winograd.tiles << " tiles for " << part.winograd.workers << " workers";
   else text << ", blocks of " << part.gemm.block_rows << " x " << part.gemm.block_cols << " for " << part.gemm.workers << " workers";
 }
 
@@ -166,7 +198,7 @@ std::string shown(const ConvPlan& plan) {
        << " times, lines of " << plan.row << " bytes, " << plan.read_on << " readable behind it";
   text << "\nweight: " << plan.layout.groups << " groups of N=" << plan.layout.n << ", K=" << plan.layout.k << ", "
        << (plan.together ? "kernel rows together" : "tap by tap");
-  text << "\nbatch: " << plan.each << " images for each worker alone; workspace " << plan.bytes << " bytes";
+  text << "\nbatch: " << plan.each << " images for each worker alone; workspace " << plan.bytes << " bytes, " << plan.weight_bytes << " of them a transformed weight";
   show(text, "alone", plan, plan.alone[0]), show(text, "alone, last", plan, plan.alone[1]);
   show(text, "shared", plan, plan.shared[0]), show(text, "shared, last", plan, plan.shared[1]);
   return text.str();

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gemm_blocks.h"
+#include "winograd_plan.h"
 
 namespace qk {
 
@@ -12,14 +13,21 @@ enum class ConvPath : uint8_t {
   in_place,   // a GEMM over output pixels whose rows are read from the image where it lies
   packed,     // a GEMM over output pixels whose rows are gathered block by block
   depthwise,  // kernels/depthwise.h
+  winograd,   // kernels/winograd.h
 };
-constexpr const char* kConvPathNames[] = {"in_place", "packed", "depthwise"};
+constexpr const char* kConvPathNames[] = {"in_place", "packed", "depthwise", "winograd"};
+
+// Which paths a plan may take: those of least counted work, or one kind where it is possible, for tests and measurements.
+enum class ConvWay : uint8_t { counted, direct, winograd };
+constexpr const char* kConvWayNames[] = {"counted", "direct", "winograd", nullptr};
+ConvWay asked_way();             // by QKERNELS_CONV_PATH; throws std::invalid_argument on an unknown name
 
 // Some images that go through all steps together. Offsets are bytes of the workspace of one such run.
 struct ConvPart {
   int64_t images = 0;            // 0: there is no such part
   int threads = 1;
-  GemmPlan gemm;                 // unless depthwise
+  GemmPlan gemm;                 // in_place, packed
+  WinogradPlan winograd;         // winograd
   int workers = 1;               // of the depthwise kernel
   int64_t strip = 0;             // its lines that are staged together before they become planes; 0: none
   int64_t scale = 0, zero = 0;   // dynamic: one an image
@@ -28,7 +36,7 @@ struct ConvPart {
   int64_t panels = 0;            // depthwise: w_scale and bias to whole panels
   int64_t kernel = 0, kernel_bytes = 0;  // depthwise: what the kernel keeps, a worker
   int64_t staged = 0, staged_bytes = 0;  // depthwise: a strip, a worker
-  int64_t rest = 0;              // what the GEMM works in
+  int64_t rest = 0;              // what the GEMM or Winograd works in
   int64_t bytes = 0;
 };
 
@@ -54,12 +62,15 @@ struct ConvPlan {
   int threads = 1;
   int64_t each = 0;
   ConvPart alone[2], shared[2];
+  bool keeps_weight = false;     // winograd reads a weight that is kept, Conv2dProblem::winograd
+  int64_t weight_bytes = 0;      // of the workspace's beginning: else it is made for this call
   int64_t bytes_each = 0, bytes = 0;  // of the workspace: of a worker alone; of the call
 
   bool depthwise() const { return path == ConvPath::depthwise; }
+  bool winograd() const { return path == ConvPath::winograd; }
 };
 
-ConvPlan plan_conv2d(const Conv2dProblem& p, Isa isa, int threads);
+ConvPlan plan_conv2d(const Conv2dProblem& p, Isa isa, int threads, ConvWay way = asked_way());
 std::string shown(const ConvPlan& plan);  // one line a fact
 
 // What lies in the workspace of a part, in order.

@@ -39,11 +39,13 @@ void find_scales(const Conv2dProblem& p, const Kernels& k, const Parallel& paral
 void write_image(const Conv2dProblem& p, const ConvPlan& plan, const Scales& s, const Parallel& parallel, int8_t* lines, int8_t* out);
 void write_border(const Conv2dProblem& p, const Parallel& parallel);
 
-// conv_gemm.cpp, conv_depthwise.cpp: the paths
+// conv_gemm.cpp, conv_depthwise.cpp, conv_winograd.cpp: the paths
 void convolve_gemm(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part, const Image& x, const Scales& s, const Parallel& parallel,
                    char* workspace);
 void convolve_depthwise(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part, const Image& x, const Scales& s,
                         const Parallel& parallel, char* workspace);
+void convolve_winograd(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part, const Image& x, const Scales& s, const Parallel& parallel,
+                       const int16_t* u, char* workspace);
 
 // A staged block [rows][stride] of outputs from channel `first` on, to its planes.
 void scatter(const Conv2dProblem& p, const Kernels& k, int64_t m0, int64_t rows, int64_t first, int64_t channels, const char* block,

@@ -7,6 +7,10 @@ namespace qk {
   int64_t gemm##_peak(int64_t);                                                                      \
   void weight_only_##suffix(const WeightOnlyBlock&);                                                 \
   void depthwise_##suffix(const DepthwiseBlock&);                                                    \
+  void winograd_weights_##suffix(const int8_t*, int64_t, int64_t, int64_t, int16_t*);                \
+  void winograd_input_##suffix(const WinogradInput&);                                                \
+  void winograd_products_##suffix(const WinogradProducts&);                                          \
+  void winograd_output_##suffix(const WinogradOutput&);                                              \
   void quantize_##suffix(const void*, DType, int64_t, float, int32_t, bool, int8_t*);                \
   Extremes extremes_##suffix(const void*, DType, int64_t);                                           \
   void to_f32_##suffix(const void*, DType, int64_t, float*);                                         \
@@ -35,7 +39,8 @@ constexpr int64_t kFewRows = 8;  // up to here AMX tiles are mostly empty
 constexpr Kernels kTable[] = {
 #define QK_KERNELS(isa, gemm, mr, x_offset, piece, piece_rows, suffix)                                                      \
   {Isa::isa, #gemm, mr, x_offset, piece, piece_rows, gemm, gemm##_peak,                                     \
-   weight_only_##suffix, depthwise_##suffix, quantize_##suffix, extremes_##suffix, to_f32_##suffix,      \
+   weight_only_##suffix, depthwise_##suffix, winograd_weights_##suffix, winograd_input_##suffix,          \
+   winograd_products_##suffix, winograd_output_##suffix, quantize_##suffix, extremes_##suffix, to_f32_##suffix,      \
    dequantize_##suffix, gather_##suffix, interleave_##suffix, deinterleave_##suffix, pool_##suffix, \
    lookup_##suffix, unary_##suffix, binary_##suffix, layer_norm_##suffix, group_norm_##suffix, softmax_##suffix,   \
    reduce_##suffix, average_##suffix, pack_head_##suffix, attend_##suffix},

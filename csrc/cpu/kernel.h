@@ -3,6 +3,7 @@
 #pragma once
 #include "../core/layout.h"
 #include "../core/problem.h"
+#include "../core/winograd.h"
 #include "isa.h"
 #include "../core/workspace.h"
 
@@ -106,6 +107,49 @@ struct DepthwiseMemory {
   }
 };
 
+// Where a 4x4 tile of outputs is read and written (kernels/winograd.h).
+struct WinogradTile {
+  const int8_t* x;            // the first pixel of its window, the group's first channel
+  int32_t rows, columns;      // of its 6x6 window that the image has; the last ones stand for what lies behind
+  int64_t image, y, column;   // of its first output
+};
+
+// Tiles of x to V.
+struct WinogradInput {
+  const WinogradTile* tile;
+  int64_t tiles;
+  int64_t row, pixel;         // bytes of x from one to the next
+  int64_t channels;           // read in whole vectors, at most kReadOn bytes
+  int8_t mask;                // what x is XORed with
+  int16_t* v;                 // [36][tiles][channels]
+  int64_t v_point, v_tile;    // words from one to the next
+  static constexpr int64_t kReadOn = 32;
+};
+
+// M[36][tiles][kColumns] of one or two panels of channels.
+struct WinogradProducts {
+  static constexpr int64_t kColumns = 32;
+  const int16_t* v;
+  int64_t v_point, v_tile;    // words
+  const int16_t* u;           // of the first panel, core/winograd.h
+  int64_t u_panel, u_point;   // words
+  int64_t panels, pairs;      // pairs of channels
+  int64_t tiles;
+  int32_t* m;
+  int64_t m_point;            // sums from one point to the next
+};
+
+// M of neighbouring tiles of one line of them to C.
+struct WinogradOutput {
+  static constexpr int64_t kTiles = 8;
+  const int32_t* m;           // of the first tile
+  int64_t m_point;
+  int64_t tiles;              // at most kTiles
+  int64_t lines, pixels;      // of C, that exist: at most 4, and 4 a tile
+  int64_t line_rows;          // rows of C from one line to the next
+  GemmBlock block;            // where the first pixel lies, columns, scales and epilogue; nothing of x and b
+};
+
 // What a worker keeps of a head of attention, and of the rows at hand (kernels/attention.h).
 struct HeadMemory {
   static constexpr int64_t kPanel = 32;  // columns of a packed panel, and tokens packed together
@@ -188,6 +232,11 @@ struct Kernels {
   int64_t (*peak)(int64_t rounds);  // runs `gemm`'s multiply instruction on registers alone; returns its operations
   void (*weight_only)(const WeightOnlyBlock&);
   void (*depthwise)(const DepthwiseBlock&);
+  // A packed panel's `channels` at kernel rows `row` apart to U, whose points are `point` words apart.
+  void (*winograd_weights)(const int8_t* panel, int64_t channels, int64_t row, int64_t point, int16_t* u);
+  void (*winograd_input)(const WinogradInput&);
+  void (*winograd_products)(const WinogradProducts&);
+  void (*winograd_output)(const WinogradOutput&);
   void (*quantize)(const void* x, DType type, int64_t count, float inv_scale, int32_t zero, bool flip, int8_t* q);
   Extremes (*extremes)(const void* x, DType type, int64_t count);
   void (*to_f32)(const void* x, DType type, int64_t count, float* y);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "dispatch.h"
 
@@ -49,14 +50,86 @@ void move_block(const MoveProblem::Dim& rows, const MoveProblem::Dim& columns, i
   }
 }
 
+// Sixteen bytes of T.
+template <class T>
+struct Lanes {
+  static constexpr int64_t kCount = 16 / sizeof(T);
+  typedef T Vector __attribute__((vector_size(16)));
+
+  template <size_t... I>
+  static Vector low(Vector a, Vector b, std::index_sequence<I...>) { return __builtin_shufflevector(a, b, int(I / 2 + I % 2 * kCount)...); }
+  template <size_t... I>
+  static Vector high(Vector a, Vector b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, int(kCount / 2 + I / 2 + I % 2 * kCount)...);
+  }
+
+  // kCount lines of x, each as long, to as many lines of y: what was a line is a lane. Interleaving the first half with the second
+  // turns the square a step, log2(kCount) times.
+  static void transpose(const char* x, int64_t x_line, char* y, int64_t y_line) {
+    constexpr auto lanes = std::make_index_sequence<size_t(kCount)>();
+    Vector v[kCount], turned[kCount];
+    for (int64_t i = 0; i < kCount; ++i) std::memcpy(&v[i], x + i * x_line, 16);
+    for (int64_t round = 1; round < kCount; round *= 2) {
+      for (int64_t i = 0; i < kCount / 2; ++i) {
+        turned[2 * i] = low(v[i], v[i + kCount / 2], lanes);
+        turned[2 * i + 1] = high(v[i], v[i + kCount / 2], lanes);
+      }
+      std::copy_n(turned, kCount, v);
+    }
+    for (int64_t i = 0; i < kCount; ++i) std::memcpy(y + i * y_line, &v[i], 16);
+  }
+};
+
+// T wherever it lies, whatever it is.
+template <class T>
+struct Loose {
+  typedef T Value __attribute__((may_alias, aligned(1)));
+};
+
+// Two lines of x become one, of their values in turn.
+template <class T>
+void interleave(const char* first, const char* second, int64_t count, char* y) {
+  using Value = typename Loose<T>::Value;
+  const Value *__restrict a = reinterpret_cast<const Value*>(first), *__restrict b = reinterpret_cast<const Value*>(second);
+  Value* __restrict to = reinterpret_cast<Value*>(y);
+  for (int64_t i = 0; i < count; ++i) to[2 * i] = a[i], to[2 * i + 1] = b[i];
+}
+
+// And back.
+template <class T>
+void part(const char* x, int64_t count, char* first, char* second) {
+  using Value = typename Loose<T>::Value;
+  const Value* __restrict from = reinterpret_cast<const Value*>(x);
+  Value *__restrict a = reinterpret_cast<Value*>(first), *__restrict b = reinterpret_cast<Value*>(second);
+  for (int64_t i = 0; i < count; ++i) a[i] = from[2 * i], b[i] = from[2 * i + 1];
+}
+
+// The same of numbers; where rows lie side by side in x and columns in y, squares are turned in registers.
+template <class T>
+void move_numbers(const MoveProblem::Dim& rows, const MoveProblem::Dim& columns, int64_t item, const char* x, char* y) {
+  constexpr int64_t kLanes = Lanes<T>::kCount, kItem = sizeof(T);
+  if (rows.x != kItem || columns.y != kItem) return move_block<kItem>(rows, columns, item, x, y);
+  if (columns.count == 2 && rows.y == 2 * kItem) return interleave<T>(x, x + columns.x, rows.count, y);
+  if (rows.count == 2 && columns.x == 2 * kItem) return part<T>(x, columns.count, y, y + rows.y);
+  const int64_t whole_rows = rows.count / kLanes * kLanes, whole_columns = columns.count / kLanes * kLanes;
+  for (int64_t r = 0; r < whole_rows; r += kLanes)
+    for (int64_t c = 0; c < whole_columns; c += kLanes)
+      Lanes<T>::transpose(x + r * kItem + c * columns.x, columns.x, y + r * rows.y + c * kItem, rows.y);
+  const auto rest = [&](int64_t r, int64_t c, int64_t height, int64_t width) {
+    move_block<kItem>({height, rows.x, rows.y}, {width, columns.x, columns.y}, item, x + r * rows.x + c * columns.x, y + r * rows.y + c * columns.y);
+  };
+  rest(0, whole_columns, whole_rows, columns.count - whole_columns);
+  rest(whole_rows, 0, rows.count - whole_rows, columns.count);
+}
+
 using MoveBlock = void (*)(const MoveProblem::Dim& rows, const MoveProblem::Dim& columns, int64_t item, const char* x, char* y);
 
 MoveBlock block_of(int64_t item) {
   switch (item) {
-    case 1: return move_block<1>;
-    case 2: return move_block<2>;
-    case 4: return move_block<4>;
-    case 8: return move_block<8>;
+    case 1: return move_numbers<uint8_t>;
+    case 2: return move_numbers<uint16_t>;
+    case 4: return move_numbers<uint32_t>;
+    case 8: return move_numbers<uint64_t>;
     case 16: return move_block<16>;
     default: return move_block<0>;
   }
@@ -72,6 +145,29 @@ MoveProblem::Dim take_rows(MoveProblem& p) {
   --p.count;
   return rows;
 }
+
+// A place in x and in y that walks through all dims, the last fastest.
+struct Place {
+  const MoveProblem& p;
+  int64_t index[MoveProblem::kMost];
+  const char* x;
+  char* y;
+
+  Place(const MoveProblem& p, int64_t first) : p(p), x(static_cast<const char*>(p.x)), y(static_cast<char*>(p.y)) {
+    for (int i = p.count; i-- > 0; first /= p.dims[i].count) {
+      index[i] = first % p.dims[i].count;
+      x += index[i] * p.dims[i].x, y += index[i] * p.dims[i].y;
+    }
+  }
+  void next() {
+    for (int i = p.count; i-- > 0;) {
+      x += p.dims[i].x, y += p.dims[i].y;
+      if (++index[i] < p.dims[i].count) return;
+      x -= p.dims[i].x * index[i], y -= p.dims[i].y * index[i];
+      index[i] = 0;
+    }
+  }
+};
 
 void move_bytes(const void* x, void* y, int64_t bytes, const Parallel& parallel) {
   const int workers = workers_for(bytes, kBytesPerThread, parallel.threads);
@@ -94,21 +190,16 @@ void move(MoveProblem p, const Parallel& parallel) {
   if (p.count == 0) return move_bytes(p.x, p.y, p.item, parallel);
   const MoveProblem::Dim columns = p.dims[--p.count], rows = p.count ? take_rows(p) : MoveProblem::Dim{1, 0, 0};
   const MoveBlock move_one = block_of(p.item);
-  int64_t blocks = workers > 1 ? ceil_div(rows.count, int64_t(64)) : 1;  // of rows
-  int64_t tasks = blocks;
-  for (int i = 0; i < p.count; ++i) tasks *= p.dims[i].count;
+  const int64_t most = workers > 1 ? 64 : rows.count;  // rows of a block
+  p.dims[p.count++] = {ceil_div(rows.count, most), most * rows.x, most * rows.y};
+  int64_t blocks = 1;
+  for (int i = 0; i < p.count; ++i) blocks *= p.dims[i].count;
   parallel(workers, [&](int64_t worker) {
-    const Share mine = share(tasks, workers, worker);
-    for (int64_t task = mine.begin; task < mine.end; ++task) {
-      const Share of_rows = share(rows.count, blocks, task % blocks);
-      const char* x = static_cast<const char*>(p.x) + of_rows.begin * rows.x;
-      char* y = static_cast<char*>(p.y) + of_rows.begin * rows.y;
-      int64_t index = task / blocks;
-      for (int i = p.count; i-- > 0; index /= p.dims[i].count) {
-        x += index % p.dims[i].count * p.dims[i].x;
-        y += index % p.dims[i].count * p.dims[i].y;
-      }
-      move_one({of_rows.end - of_rows.begin, rows.x, rows.y}, columns, p.item, x, y);
+    const Share mine = share(blocks, workers, worker);
+    Place at(p, mine.begin);
+    for (int64_t i = mine.begin; i < mine.end; ++i, at.next()) {
+      const int64_t left = rows.count - at.index[p.count - 1] * most;
+      move_one({std::min(most, left), rows.x, rows.y}, columns, p.item, at.x, at.y);
     }
   });
 }

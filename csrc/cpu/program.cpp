@@ -122,4 +122,12 @@ StepWork work_of(const Program& program, const ProgramPlan& plan, const ProgramS
   return work;
 }
 
+const char* way_of(const Program& program, const ProgramPlan& plan, int32_t step) {
+  const StepType& type = type_of(program.steps[step]);
+  if (!type.way || plan.parts.empty()) return "";
+  const char* of_step = plan.parts[0].plans.get();
+  for (int32_t i = 0; i < step; ++i) of_step += type_of(program.steps[i]).plan_room();
+  return type.way(of_step);
+}
+
 }  // namespace qk

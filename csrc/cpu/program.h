@@ -22,6 +22,8 @@ struct Program {
   const ProgramStep* steps;
   const int32_t* inputs;
   const int32_t* outputs;
+  char* kept = nullptr;            // kept.h; null: nothing is kept
+  bool fills_kept = false;         // plans fill what they take of it
 
   explicit Program(const void* bytes);
   std::string_view name(const ProgramStep& step) const { return {base + step.name, size_t(step.name_bytes)}; }
@@ -92,5 +94,8 @@ struct StepWork {
   int64_t macs, bytes;
 };
 StepWork work_of(const Program& program, const ProgramPlan& plan, const ProgramStep& step);
+
+// Which way the plan takes a step, in a word; empty where there is one only, or nothing to do.
+const char* way_of(const Program& program, const ProgramPlan& plan, int32_t step);
 
 }  // namespace qk

@@ -21,7 +21,7 @@ float factor_of(const AxisMap& map) {
 }
 
 Tap tap_of(const AxisMap& map, float factor, int64_t i) {
-  if (map.in == map.out) return {i, i, 0.0f};
+  if (map.in == map.out && map.mode != ResizeMode::nearest_exact) return {i, i, 0.0f};  // as torch, whatever the scale
   if (map.mode == ResizeMode::nearest) {
     const int64_t first = map.out == 2 * map.in ? i / 2 : index_of(float(i) * factor, map.in);
     return {first, first, 0.0f};
@@ -37,35 +37,35 @@ Tap tap_of(const AxisMap& map, float factor, int64_t i) {
 }
 
 // The four pixels of one of y, and their weights; docs/numerics.md has the order.
+template <class T>
 struct Corners {
-  const char* at[4];
-  float weight[4];
+  const T *a, *b, *c, *d;
+  float wa, wb, wc, wd;
 };
 
-void blend(const Corners& k, int64_t c, int8_t, float* y) {
-  const float *a = reinterpret_cast<const float*>(k.at[0]), *b = reinterpret_cast<const float*>(k.at[1]);
-  const float *d = reinterpret_cast<const float*>(k.at[2]), *e = reinterpret_cast<const float*>(k.at[3]);
-  for (int64_t i = 0; i < c; ++i) y[i] = k.weight[0] * a[i] + k.weight[1] * b[i] + k.weight[2] * d[i] + k.weight[3] * e[i];
+// Copied, and y apart from x, so that what is read stays in registers.
+void blend(const Corners<float> k, int64_t count, int8_t, float* __restrict y) {
+  for (int64_t i = 0; i < count; ++i) y[i] = k.wa * k.a[i] + k.wb * k.b[i] + k.wc * k.c[i] + k.wd * k.d[i];
 }
 
-void blend(const Corners& k, int64_t c, int8_t mask, int8_t* y) {
+void blend(const Corners<int8_t> k, int64_t count, int8_t mask, int8_t* __restrict y) {
   constexpr float kRound = 0x1.8p23f;  // added and taken away again, it leaves an integer, halves to even
-  const auto value = [&](int corner, int64_t i) { return k.weight[corner] * float(int8_t(k.at[corner][i] ^ mask)); };
-  for (int64_t i = 0; i < c; ++i) {
-    const float v = value(0, i) + value(1, i) + value(2, i) + value(3, i);
-    y[i] = int8_t(std::clamp(int32_t((v + kRound) - kRound), -128, 127)) ^ mask;
+  const auto number = [mask](int8_t q) { return float(int8_t(q ^ mask)); };
+  for (int64_t i = 0; i < count; ++i) {
+    const float v = k.wa * number(k.a[i]) + k.wb * number(k.b[i]) + k.wc * number(k.c[i]) + k.wd * number(k.d[i]);
+    y[i] = int8_t(int32_t(std::min(std::max((v + kRound) - kRound, -128.0f), 127.0f))) ^ mask;
   }
 }
 
 template <class T>
-void blend_row(const ResizeProblem& p, const char* x, const Tap& row, T* y) {
-  const int64_t pixel = p.c * int64_t(sizeof(T)), line = p.w * pixel;
+void blend_row(const ResizeProblem& p, const T* x, const Tap& row, T* y) {
+  const T *upper = x + row.first * p.w * p.c, *lower = x + row.second * p.w * p.c;
+  const float h1 = row.share, h0 = 1.0f - h1;
   for (int64_t j = 0; j < p.ow; ++j) {
     const Tap& column = p.columns[j];
-    const char *upper = x + row.first * line, *lower = x + row.second * line;
-    const float h1 = row.share, h0 = 1.0f - h1, w1 = column.share, w0 = 1.0f - w1;
-    blend({{upper + column.first * pixel, upper + column.second * pixel, lower + column.first * pixel, lower + column.second * pixel},
-           {h0 * w0, h0 * w1, h1 * w0, h1 * w1}}, p.c, p.mask, y + j * p.c);
+    const int64_t left = column.first * p.c, right = column.second * p.c;
+    const float w1 = column.share, w0 = 1.0f - w1;
+    blend(Corners<T>{upper + left, upper + right, lower + left, lower + right, h0 * w0, h0 * w1, h1 * w0, h1 * w1}, p.c, p.mask, y + j * p.c);
   }
 }
 
@@ -92,8 +92,8 @@ void resize(const ResizeProblem& p, const Parallel& parallel) {
       char* y = static_cast<char*>(p.y) + r * line;
       const Tap& row = p.rows[r % p.oh];
       if (!p.blends) pick_row(p, x, row, y);
-      else if (p.type == DType::s8) blend_row(p, x, row, reinterpret_cast<int8_t*>(y));
-      else blend_row(p, x, row, reinterpret_cast<float*>(y));
+      else if (p.type == DType::s8) blend_row(p, reinterpret_cast<const int8_t*>(x), row, reinterpret_cast<int8_t*>(y));
+      else blend_row(p, reinterpret_cast<const float*>(x), row, reinterpret_cast<float*>(y));
     }
   });
 }

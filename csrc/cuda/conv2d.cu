@@ -13,7 +13,10 @@
 namespace qk::cuda {
 namespace {
 
-bool is_nhwc(const Conv2dProblem& p) { return p.x_strides[1] == 1 && (p.x_strides[3] == p.c || p.h * p.w == 1); }
+bool is_nhwc(const Conv2dProblem& p) {
+  const int64_t sizes[] = {p.batch, p.c, p.h, p.w};
+  return lies_as_pixels(sizes, p.x_strides);
+}
 
 // Read 16 bytes at a time where channels allow it.
 bool reads_in_place(const Conv2dProblem& p) {
@@ -132,7 +135,7 @@ int conv2d(const Conv2dProblem& p, void* workspace, Stream stream) {
     if (const int error = quantize_image(p, scales, g.epilogue.rows_per_scale != g.m, memory.q, stream)) return error;
     x = memory.q;
   }
-  g.vectors = takes_vectors(g);
+  complete(g);
   const Image image = image_of(p, g, x);
   if (is_depthwise(p.c / p.groups, p.groups)) return launch_depthwise(p, g, image, stream);
   if (image.channels % 16 == 0 && g.layout.groups == 1 && is_pointwise(p)) return launch_gemm(plan, g, Rows{x, g.m, p.c, int(p.c)}, stream);

@@ -34,7 +34,7 @@ QK_KERNEL(kDepthwiseThreads) depthwise_kernel(QK_PARAMETER DepthwiseArgs d) {
     QK_UNROLL for (int i = 0; i < V::width; ++i) acc.v[i] += x.v[i] * global_load<int8_t>(weight + k / 4 * 64 + i * 4 + k % 4);
   }
   auto dequantize = Dequantizer<V>::make(g.epilogue, n);
-  use_row(dequantize, g.epilogue, m);
+  use_row(dequantize, g, m);
   const auto finish = Finisher<V>::make(g.epilogue);
   finish.whole(dequantize(acc), finish.residual_at(m, n), output_at(g, m, n));
 }

@@ -45,7 +45,7 @@ struct RowsFeed {
 
 // Every thread of the warpgroup copies its chunks of 16 rows, and says so two stages later, when they have landed.
 struct WindowsFeed {
-  static constexpr int arrivals = 1 + Hopper::producers, producer_registers = 96, consumer_registers = 208;
+  static constexpr int arrivals = 1 + Hopper::producers, producer_registers = 104, consumer_registers = 200;
   static constexpr int ahead = 2, chunks = Hopper::BK / 16;
   static constexpr int row_step = Hopper::producers / chunks, own_rows = Hopper::BM / row_step;
   static_assert(ahead < Hopper::Stages);

@@ -67,7 +67,7 @@ int gemm(const GemmProblem& p, void* workspace, Stream stream) {
     if (const int error = quantize_rows(q, stream)) return error;
     rows.x = memory.q;
   }
-  g.vectors = takes_vectors(g);
+  complete(g);
   if (p.m <= 8) return launch<skinny_kernel<1>>({ceil_div(p.n, kSkinnyChannels)}, kSkinnyThreads, skinny_bytes<1>(), stream, g, rows);
   if (p.m <= 16) return launch<skinny_kernel<2>>({ceil_div(p.n, kSkinnyChannels)}, kSkinnyThreads, skinny_bytes<2>(), stream, g, rows);
   return launch_gemm(plan, g, rows, stream);

@@ -12,6 +12,7 @@
 // copy(to, row, column) 16 bytes.
 #pragma once
 #include "products_mma.cuh"
+#include "rows_end.cuh"
 
 namespace qk::cuda {
 namespace {
@@ -84,13 +85,28 @@ QK_DEVICE void store_rows(const GemmArgs& g, int64_t m0, int64_t n0, const char*
   const int column = int(thread_index() % columns * V::width);
   if (n0 + column >= g.layout.n) return;
   const int64_t n = block_z() * g.layout.n + n0 + column;
+  const int rows = int(g.m - m0 < T::BM ? g.m - m0 : T::BM);
+  int r = thread_index() / columns;
+  const auto at = [&](int row) { return sums + (row * T::BN + sum_word(row, column)) * 4; };
+  [[maybe_unused]] const auto offset = [](int i) { return i * step; };
+  if constexpr (V::width == 4) {
+    with_rows_end(g, n, [&](const auto& end) QK_LAMBDA {
+      auto place = end.at(m0 + r);
+      const char* const from[] = {at(r), at(r + step)};  // sum_word repeats itself after eight rows
+      static_assert(step % 4 == 0);
+      QK_ROLL for (int64_t moved = 0; r + (kRowsAhead - 1) * step < rows; r += kRowsAhead * step, moved += kRowsAhead * step * T::BN * 4) {
+        end.rows(place, offset,
+                 [&](int i) { return shared_load<typename V::I>(from[i % 2] + moved + i / 2 * (2 * step * T::BN * 4)); });
+        end.advance(place, kRowsAhead * step);
+      }
+    });
+  }
   const auto finish = Finisher<V>::make(g.epilogue);
   auto dequantize = Dequantizer<V>::make(epilogue_of_group(g), n);
-  for (int r = thread_index() / columns; r < T::BM && m0 + r < g.m; r += step) {
+  QK_ROLL for (; r < rows; r += step) {
     const int64_t m = m0 + r;
-    use_row(dequantize, g.epilogue, m);
-    const auto acc = shared_load<typename V::I>(sums + (r * T::BN + sum_word(r, column)) * 4);
-    finish.whole(dequantize(acc), finish.residual_at(m, n), output_at(g, m, n));
+    use_row(dequantize, g, m);
+    finish.whole(dequantize(shared_load<typename V::I>(at(r))), finish.residual_at(m, n), output_at(g, m, n));
   }
 }
 
@@ -106,7 +122,7 @@ QK_DEVICE void store_planes(const GemmArgs& g, int64_t m0, int64_t n0, const cha
     for (int column = thread_index() / rows; column < T::BN && n0 + column < g.layout.n; column += step) {
       const int64_t n = block_z() * g.layout.n + n0 + column;
       auto dequantize = Dequantizer<V>::make(of_group, n);
-      use_row(dequantize, g.epilogue, m);
+      use_row(dequantize, g, m);
       const auto acc = shared_load<V::I>(sums + (r * T::BN + sum_word(r, column)) * 4);
       finish.whole(dequantize(acc), finish.residual_at(m, n), output_at(g, m, n));
     }
@@ -152,8 +168,9 @@ template <class T>
 constexpr bool made_for_this() { return (QK_ARCH >= 800) == (T::LeastArch >= 800); }
 
 template <class T, class Source>
-QK_KERNEL(T::threads) gemm_kernel(QK_PARAMETER GemmArgs g, QK_PARAMETER Source source) {
+QK_KERNEL(made_for_this<T>() ? T::threads : kNoThreads) gemm_kernel(QK_PARAMETER GemmArgs g, QK_PARAMETER Source source) {
   if constexpr (made_for_this<T>()) gemm_block<T>(g, source);
+  else not_made_for_this();
 }
 
 // Of shared memory: the stages, and in their place the sums.

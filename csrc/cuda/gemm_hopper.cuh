@@ -21,12 +21,14 @@ QK_DEVICE void consume(const GemmArgs& g) {
       if (lane_index() == 0) barrier_arrive(ring.freed());
     }
     products.finish(g, m0, n0);
+    warp_sync();  // its lanes finish rows of different numbers, and multiply together
   });
 }
 
 template <class Feed>
-QK_KERNEL(Hopper::threads) hopper_kernel(QK_PARAMETER GemmArgs g, QK_PARAMETER Feed feed) {
-  static_assert(Hopper::producers * Feed::producer_registers + Hopper::consumers * Feed::consumer_registers <= 65536);
+QK_KERNEL(QK_WGMMA ? Hopper::threads : kNoThreads) hopper_kernel(QK_PARAMETER GemmArgs g, QK_PARAMETER Feed feed) {
+  static_assert(Hopper::producers * Feed::producer_registers + Hopper::consumers * Feed::consumer_registers <=
+                Hopper::threads * registers_of_a_thread(Hopper::threads));
   if constexpr (QK_WGMMA) {
     if (thread_index() == 0) Ring::init(Feed::arrivals, Hopper::consumers / 32);
     block_sync();
@@ -37,6 +39,8 @@ QK_KERNEL(Hopper::threads) hopper_kernel(QK_PARAMETER GemmArgs g, QK_PARAMETER F
       registers_claim<Feed::consumer_registers>();
       consume(g);
     }
+  } else {
+    not_made_for_this();
   }
 }
 

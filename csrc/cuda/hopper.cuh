@@ -15,6 +15,10 @@ struct Hopper {
   static constexpr int shared_bytes = barriers_at + 2 * Stages * 8;
 };
 
+// What warpgroups trade are the registers that their block began with: as many a thread as fit, in eights. A claim for more
+// than was released waits for ever.
+constexpr int registers_of_a_thread(int threads) { return 65536 / threads / 8 * 8; }
+
 namespace {
 
 // A role's place in the ring. Parity is that of the phase in which its stage is filled.

@@ -33,19 +33,15 @@ constexpr int sum_word(int row, int column) { return column ^ (row & 7) * 4; }
 
 // Division of n in [0, 2^31) by one divisor, as a product (Granlund and Montgomery 1994).
 struct Divisor {
-  uint32_t divisor = 1, multiplier = 0;
+  uint32_t divisor = 1, multiplier = uint32_t(1) << 31;
   int shift = 0;
 
   constexpr Divisor() = default;
   constexpr explicit Divisor(int64_t d) : divisor(uint32_t(d)) {
-    if (d == 1) return;
     while ((int64_t(1) << shift) < d) ++shift;
     multiplier = uint32_t(((uint64_t(1) << (31 + shift)) + uint64_t(d) - 1) / uint64_t(d));
-    --shift;
   }
-  constexpr uint32_t quotient(uint32_t n) const {
-    return divisor == 1 ? n : uint32_t(uint64_t(n) * multiplier >> 32) >> shift;
-  }
+  constexpr uint32_t quotient(uint32_t n) const { return uint32_t(uint64_t(2 * n) * multiplier >> 32) >> shift; }
   constexpr uint32_t remainder(uint32_t n) const { return n - quotient(n) * divisor; }
 };
 

@@ -53,26 +53,51 @@ struct Lanes {
   QK_DEVICE F add(F a, F b) { return each<float>([&](int i) { return a.v[i] + b.v[i]; }); }
   QK_DEVICE F mul(F a, F b) { return each<float>([&](int i) { return a.v[i] * b.v[i]; }); }
   QK_DEVICE F fma(F a, F b, F c) { return each<float>([&](int i) { return fma_rn(a.v[i], b.v[i], c.v[i]); }); }
-  QK_DEVICE F max(F a, F b) { return each<float>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
-  QK_DEVICE F min(F a, F b) { return each<float>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+  // One value at a time as the contract has it; more of them by the hardware's, which orders -0 below 0: the same bits but
+  // where b is a lower bound of -0 or an upper one of 0, for which the launch takes one value at a time (takes_vectors).
+  QK_DEVICE F max(F a, F b) {
+    return each<float>([&](int i) { return W > 1 ? max_f32(a.v[i], b.v[i]) : a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  QK_DEVICE F min(F a, F b) {
+    return each<float>([&](int i) { return W > 1 ? min_f32(a.v[i], b.v[i]) : a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
   QK_DEVICE I addi(I a, I b) { return each<int32_t>([&](int i) { return int32_t(uint32_t(a.v[i]) + uint32_t(b.v[i])); }); }
   QK_DEVICE I subi(I a, I b) { return each<int32_t>([&](int i) { return int32_t(uint32_t(a.v[i]) - uint32_t(b.v[i])); }); }
   QK_DEVICE I muli(I a, I b) { return each<int32_t>([&](int i) { return int32_t(uint32_t(a.v[i]) * uint32_t(b.v[i])); }); }
   QK_DEVICE I xori(I a, I b) { return each<int32_t>([&](int i) { return a.v[i] ^ b.v[i]; }); }
   QK_DEVICE F to_float(I a) { return each<float>([&](int i) { return float(a.v[i]); }); }
-  QK_DEVICE I round(F a) { return each<int32_t>([&](int i) { return to_int_rn(a.v[i]); }); }
+  // To the nearest, ties to even, below 2^22: beside 1.5 * 2^23 a float's steps are integers.
+  QK_DEVICE I round(F a) {
+    constexpr float beside = 0x1.8p23f;
+    return each<int32_t>([&](int i) { return int32_t(float_to_bits(a.v[i] + beside) - 0x4b400000u); });
+  }
+  // float(q - zero) of four bytes q ^ mask: a byte beside 2^23 is a float.
+  QK_DEVICE F steps(uint32_t word, int8_t mask, int32_t zero) {
+    static_assert(W == 4);
+    word ^= uint32_t(uint8_t(mask ^ -128)) * 0x01010101u;  // q + 128
+    return each<float>([&](int i) { return bits_to_float(byte_in(0x4b000000u, word, i)) - (0x1p23f + float(zero + 128)); });
+  }
   QK_DEVICE void store_f32(float* p, F a) { global_store(p, a); }
   QK_DEVICE void store_f16(uint16_t* p, F a) {
-    global_store(p, each<uint16_t>([&](int i) { return to_f16(a.v[i]); }));
+    if constexpr (W > 1) global_store(p, words<2>([&](int i) { return to_f16x2(a.v[i], a.v[i + 1]); }));
+    else global_store(p, to_f16(a.v[0]));
   }
   QK_DEVICE void store_bf16(uint16_t* p, F a) {  // round half to even; never NaN here
-    global_store(p, each<uint16_t>([&](int i) {
-                   const uint32_t bits = float_to_bits(a.v[i]);
-                   return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-                 }));
+    if constexpr (W > 1) global_store(p, words<2>([&](int i) { return to_bf16x2(a.v[i], a.v[i + 1]); }));
+    else global_store(p, uint16_t(to_bf16x2(a.v[0], 0.0f)));
   }
   QK_DEVICE void store_s8(int8_t* p, I a) {
-    global_store(p, each<int8_t>([&](int i) { return int8_t(a.v[i]); }));
+    if constexpr (W > 1) global_store(p, words<4>([&](int i) { return bytes_of(a.v[i], a.v[i + 1], a.v[i + 2], a.v[i + 3]); }));
+    else global_store(p, int8_t(a.v[0]));
+  }
+
+ private:
+  // Words that hold so many values each, from body(the first of them).
+  template <int Each, class Body>
+  QK_DEVICE Pack<uint32_t, W / Each> words(Body body) {
+    Pack<uint32_t, W / Each> r;
+    QK_UNROLL for (int i = 0; i < W / Each; ++i) r.v[i] = body(i * Each);
+    return r;
   }
 };
 

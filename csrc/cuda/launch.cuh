@@ -18,20 +18,28 @@ struct Grid {
 
 namespace qk::cuda {
 
-constexpr int kOptIn = 48 * 1024;  // shared memory above it is asked for once a kernel and device
+constexpr int kOptIn = 48 * 1024;  // shared memory above it is asked for
+
+// Once a kernel and device: whether the code that was found for the device is a kernel that is made for it.
+template <auto kernel>
+int prepare(int threads, int shared_bytes) {
+  static std::atomic<uint64_t> prepared{0};
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  const uint64_t bit = uint64_t(1) << (device % 64);
+  if (prepared.load(std::memory_order_relaxed) & bit) return 0;
+  cudaFuncAttributes found;
+  if (const cudaError_t error = cudaFuncGetAttributes(&found, kernel)) return error;
+  if (found.maxThreadsPerBlock < threads) return cudaErrorNoKernelImageForDevice;
+  if (shared_bytes > kOptIn)
+    if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) return error;
+  prepared.fetch_or(bit, std::memory_order_relaxed);
+  return 0;
+}
 
 template <auto kernel, class... Args>
 int launch(Grid grid, int threads, int shared_bytes, Stream stream, const Args&... args) {
-  if (shared_bytes > kOptIn) {
-    static std::atomic<uint64_t> asked{0};
-    int device = 0;
-    if (const cudaError_t error = cudaGetDevice(&device)) return error;
-    const uint64_t bit = uint64_t(1) << (device % 64);
-    if (!(asked.load(std::memory_order_relaxed) & bit)) {
-      if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) return error;
-      asked.fetch_or(bit, std::memory_order_relaxed);
-    }
-  }
+  if (const int error = prepare<kernel>(threads, shared_bytes)) return error;
   kernel<<<dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)), threads, size_t(shared_bytes), cudaStream_t(stream)>>>(args...);
   return cudaGetLastError();
 }

@@ -18,6 +18,7 @@ struct GemmArgs {
   Raster raster{};
   int64_t splits = 1;       // of K; more than one leave their sums here, [splits][groups][m][n_padded], for split.cuh
   int32_t* sums = nullptr;
+  Divisor scales;           // rows of C that share a scale
   Epilogue epilogue;
 };
 
@@ -34,10 +35,6 @@ inline GemmArgs args_of(const GemmProblem& p) {
 
 namespace {
 
-QK_DEVICE int64_t scale_index(const Epilogue& e, int64_t row) {
-  return e.rows_per_scale == 1 ? row : int64_t(uint32_t(row) / uint32_t(e.rows_per_scale));
-}
-
 // The parameters of the group's channels at n_padded each, as Dequantizer wants them: at n each.
 QK_DEVICE Epilogue epilogue_of_group(const GemmArgs& g) {
   Epilogue e = g.epilogue;
@@ -46,9 +43,9 @@ QK_DEVICE Epilogue epilogue_of_group(const GemmArgs& g) {
 }
 
 template <class V>
-QK_DEVICE void use_row(Dequantizer<V>& dequantize, const Epilogue& e, int64_t m) {
-  const int64_t i = scale_index(e, m);
-  dequantize.use(global_load<float>(e.x_scale + i), global_load<int32_t>(e.x_zero + i));
+QK_DEVICE void use_row(Dequantizer<V>& dequantize, const GemmArgs& g, int64_t m) {
+  const uint32_t i = g.scales.quotient(uint32_t(m));
+  dequantize.use(global_load<float>(g.epilogue.x_scale + i), global_load<int32_t>(g.epilogue.x_zero + i));
 }
 
 QK_DEVICE int32_t* split_sums_at(const GemmArgs& g, int64_t split, int64_t m, int64_t n) {

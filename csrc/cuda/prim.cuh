@@ -31,6 +31,8 @@ QK_DEVICE int64_t block_y() { return blockIdx.y; }
 QK_DEVICE int64_t block_z() { return blockIdx.z; }
 QK_DEVICE int64_t blocks_x() { return gridDim.x; }
 
+QK_DEVICE void not_made_for_this() { asm volatile("trap;"); }
+
 QK_DEVICE char* shared_memory() {
   extern __shared__ __align__(1024) char memory[];  // a period of the 128-byte swizzle
   return memory;
@@ -62,8 +64,33 @@ QK_DEVICE uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0x
 
 QK_DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 QK_DEVICE int32_t to_int_rn(float v) { return __float2int_rn(v); }
+QK_DEVICE float max_f32(float a, float b) { return fmaxf(a, b); }  // b where a is NaN; -0 is below 0
+QK_DEVICE float min_f32(float a, float b) { return fminf(a, b); }
 QK_DEVICE float from_f16(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 QK_DEVICE uint16_t to_f16(float v) { return __half_as_ushort(__float2half_rn(v)); }
+
+// Two values in a word, the first in its lower half.
+QK_DEVICE uint32_t to_f16x2(float a, float b) {
+  const __half2 h = __floats2half2_rn(a, b);
+  uint32_t word;
+  memcpy(&word, &h, 4);
+  return word;
+}
+QK_DEVICE uint32_t to_bf16x2(float a, float b) {  // of numbers, not NaN
+#if QK_ARCH >= 800
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
+  return word;
+#else
+  const auto upper = [](float v) { return (__float_as_uint(v) + 0x7fff + (__float_as_uint(v) >> 16 & 1)) >> 16; };
+  return upper(a) | upper(b) << 16;
+#endif
+}
+// Byte i of a word in the place of another's lowest; the lowest bytes of four words in one.
+QK_DEVICE uint32_t byte_in(uint32_t other, uint32_t word, int i) { return __byte_perm(word, other, 0x7650 | i); }
+QK_DEVICE uint32_t bytes_of(int32_t a, int32_t b, int32_t c, int32_t d) {
+  return __byte_perm(__byte_perm(uint32_t(a), uint32_t(b), 0x0040), __byte_perm(uint32_t(c), uint32_t(d), 0x0040), 0x5410);
+}
 
 QK_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
@@ -103,6 +130,10 @@ QK_DEVICE void mma_8816(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b) {
 #endif  // QK_EMU
 
 namespace qk {
+
+// Of a block of a kernel that is made for other architectures: fewer than it is launched with, so that launch() can tell.
+constexpr int kNoThreads = 32;
+
 namespace {
 
 QK_DEVICE int lane_index() { return thread_index() % 32; }

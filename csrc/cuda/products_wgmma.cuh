@@ -5,6 +5,7 @@
 //          products; so a lane's sums are four neighbouring channels too, and eight lanes store 32 of a row
 #pragma once
 #include "hopper.cuh"
+#include "rows_end.cuh"
 
 namespace qk::cuda {
 namespace {
@@ -42,15 +43,35 @@ struct HopperProducts {
   QK_METHOD void finish(const GemmArgs& g, int64_t m0, int64_t n0) const {
     const int64_t m = m0 + first + quad * 2, n = n0 + panel * kPanel + piece * 4;
     char* const slab = shared_memory() + T::slabs_at + warp_index() * T::slab_bytes + lane * 16;
+    const bool vectors = g.vectors && !g.planes;
+    bool done = false;
+    if (vectors && n < g.layout.n && m + row(kRows - 1) < g.m)
+      with_rows_end(g, block_z() * g.layout.n + n, [&](const auto& end) QK_LAMBDA {
+        auto place = end.at(m);
+        QK_ROLL for (int begin = 0; begin < kRows; begin += kSlab) {
+          fill(slab, begin);
+          QK_ROLL for (int i = 0; i < kSlab; i += kRowsAhead, end.advance(place, row(kRowsAhead)))
+            end.rows(place, row, [&](int r) { return shared_load<Pack<int32_t, 4>>(slab + (i + r) * (32 * 16)); });
+        }
+        done = true;
+      });
+    if (done) return;
     QK_ROLL for (int begin = 0; begin < kRows; begin += kSlab) {
-      QK_UNROLL for (int i = 0; i < kRows; ++i)
-        if (i / kSlab * kSlab == begin) shared_store(slab + i % kSlab * (32 * 16), sums_of(i));
-      if (g.vectors && !g.planes) finish_slab<Lanes<4>>(g, m + begin * 4, n, slab);
-      else finish_slab<Lanes<1>>(g, m + begin * 4, n, slab);
+      fill(slab, begin);
+      if (vectors) finish_slab<Lanes<4>>(g, m + row(begin), n, slab);
+      else finish_slab<Lanes<1>>(g, m + row(begin), n, slab);
     }
   }
 
  private:
+  // The i-th row of a lane.
+  QK_METHOD static constexpr int row(int i) { return i / 2 * 8 + i % 2; }
+
+  QK_METHOD void fill(char* slab, int begin) const {
+    QK_UNROLL for (int i = 0; i < kRows; ++i)
+      if (i / kSlab * kSlab == begin) shared_store(slab + i % kSlab * (32 * 16), sums_of(i));
+  }
+
   // Four channels of the lane's i-th row: columns of a product are pairs of neighbours, eight apart.
   QK_METHOD Pack<int32_t, 4> sums_of(int i) const {
     const int at = i / 2 * 4 + i % 2;
@@ -64,9 +85,9 @@ struct HopperProducts {
       const int64_t n = block_z() * g.layout.n + n0 + c;
       auto dequantize = Dequantizer<V>::make(epilogue_of_group(g), n);
       QK_ROLL for (int i = 0; i < kSlab; ++i) {
-        const int64_t m = m0 + i / 2 * 8 + i % 2;
+        const int64_t m = m0 + row(i);
         if (m >= g.m) break;
-        use_row(dequantize, g.epilogue, m);
+        use_row(dequantize, g, m);
         const auto four = shared_load<Pack<int32_t, 4>>(slab + i * (32 * 16));
         auto acc = V::set1i(0);
         QK_UNROLL for (int v = 0; v < 4; ++v)

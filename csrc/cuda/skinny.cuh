@@ -35,7 +35,7 @@ QK_DEVICE void store_skinny(const GemmArgs& g, int64_t n0, const char* sums) {
     auto acc = V::set1i(0);
     for (int w = 0; w < kSkinnyWarps; ++w)
       acc = V::addi(acc, shared_load<typename V::I>(sums + w * Columns * 8 * kSkinnyChannels * 4 + skinny_at(m, column)));
-    use_row(dequantize, g.epilogue, m);
+    use_row(dequantize, g, m);
     finish.whole(dequantize(acc), finish.residual_at(m, n), output_at(g, m, n));
   }
 }

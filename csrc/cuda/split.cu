@@ -14,7 +14,7 @@ QK_KERNEL(kSplitThreads) add_splits_kernel(QK_PARAMETER GemmArgs g, QK_PARAMETER
   const int64_t channel = block_z() * g.layout.n + n;
   const auto finish = Finisher<V>::make(g.epilogue);
   auto dequantize = Dequantizer<V>::make(epilogue_of_group(g), channel);
-  use_row(dequantize, g.epilogue, m);
+  use_row(dequantize, g, m);
   finish.whole(dequantize(acc), finish.residual_at(m, channel), output_at(g, m, channel));
 }
 

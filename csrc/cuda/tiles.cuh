@@ -1,5 +1,7 @@
 // The tiles that are compiled, and a launch of one by its name.
 #pragma once
+#include <cmath>
+
 #include "gemm.cuh"
 #include "plan.h"
 #include "sources.cuh"
@@ -52,9 +54,16 @@ int launch_gemm(const Plan& plan, const GemmArgs& g, const AnyWindows& source, S
 inline bool takes_vectors(const GemmArgs& g) {
   const Epilogue& e = g.epilogue;
   const auto aligned = [](const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(p) % uintptr_t(bytes) == 0; };
-  return g.layout.n % 4 == 0 && g.c_stride % 4 == 0 && aligned(g.c, 4 * size_of(e.out_type)) && aligned(e.w_scale, 16) &&
+  const bool zero_orders = (e.lo == 0 && std::signbit(e.lo)) || e.hi == 0;  // a bound that the hardware orders its own way
+  return !zero_orders && g.layout.n % 4 == 0 && g.c_stride % 4 == 0 && aligned(g.c, 4 * size_of(e.out_type)) && aligned(e.w_scale, 16) &&
          aligned(e.bias, 16) && aligned(e.w_sum, 16) &&
          (!e.residual || (e.residual_stride % 4 == 0 && aligned(e.residual, 4 * size_of(e.residual_type))));
+}
+
+// What follows from the rest, once everything is known.
+inline void complete(GemmArgs& g) {
+  g.vectors = takes_vectors(g);
+  g.scales = Divisor(g.epilogue.rows_per_scale);
 }
 
 }  // namespace qk::cuda

@@ -22,14 +22,4 @@ DType supported(const char* what, const Type& type) {
   }
 }
 
-bool lies_as_pixels(const Array& a) {
-  int64_t expected = 1;
-  for (int axis : {1, 3, 2, 0}) {
-    if (a.sizes[axis] == 1) continue;
-    if (a.strides[axis] != expected) return false;
-    expected *= a.sizes[axis];
-  }
-  return true;
-}
-
 }  // namespace qk

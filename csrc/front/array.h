@@ -46,8 +46,7 @@ std::string shown(const Place& place);   // the CPU, cuda:0
 // The dtype of values that kernels read or write.
 DType supported(const char* what, const Type& type);
 
-// Whether the pixels [n, c, h, w] lie channels together and row by row, as [n, h, w, c]; axes of size 1 may have any stride.
-bool lies_as_pixels(const Array& a);
+inline bool lies_as_pixels(const Array& image) { return lies_as_pixels(image.sizes, image.strides); }
 
 // Strides of a contiguous array of up to four axes.
 inline void set_contiguous_strides(Array& a) {

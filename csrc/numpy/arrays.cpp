@@ -96,6 +96,7 @@ Options options_of(const py::kwargs& given) {
   take(kwargs, "output_zero_point", o.epilogue.output_zero_point);
   take(kwargs, "out", o.out);
   take(kwargs, "isa", o.isa);
+  take(kwargs, "path", o.path);
   take(kwargs, "threads", o.threads);
   for (auto item : kwargs) throw py::type_error("unexpected keyword argument '" + item.first.cast<std::string>() + "'");
   o.epilogue.out_dtype = type_named(o.out_dtype);

@@ -52,7 +52,7 @@ struct Options {
   EpilogueArgs epilogue;                       // its residual is set by whoever looks at the array
   std::string out_dtype = "f32";
   MaybeArray out;
-  std::optional<std::string> isa;
+  std::optional<std::string> isa, path;
   int threads = 1;
 };
 Options options_of(const py::kwargs& given);

@@ -107,6 +107,14 @@ py::array linear_weight_only(const py::array& x_any, const py::array& weight, co
   return y;
 }
 
+// "direct" or "winograd"; none: as QKERNELS_CONV_PATH says.
+ConvWay way_of(const std::optional<std::string>& name) {
+  if (!name) return asked_way();
+  for (int i = 0; kConvWayNames[i]; ++i)
+    if (*name == kConvWayNames[i]) return ConvWay(i);
+  refuse("path='", *name, "' is unknown; choose one of counted, direct, winograd");
+}
+
 // A convolution's arrays and its problem, all but y.
 struct ConvCall : Call {
   Conv2dProblem p;
@@ -130,7 +138,7 @@ py::array conv2d_nhwc(const Arguments&... arguments) {
   if (p.batch == 0) return y;
   const Isa isa = isa_of(o.isa);
   const Parallel threads = checked_threads(o.threads);
-  const ConvPlan plan = plan_conv2d(p, isa, o.threads);
+  const ConvPlan plan = plan_conv2d(p, isa, o.threads, way_of(o.path));
   Scratch scratch(plan.bytes);
   py::gil_scoped_release unlocked;
   conv2d(p, plan, threads, scratch.data());
@@ -142,7 +150,7 @@ template <class... Arguments>
 py::dict conv2d_plan(const Arguments&... arguments) {
   const ConvCall call(arguments...);
   checked_threads(call.options.threads);
-  const ConvPlan plan = plan_conv2d(call.p, isa_of(call.options.isa), call.options.threads);
+  const ConvPlan plan = plan_conv2d(call.p, isa_of(call.options.isa), call.options.threads, way_of(call.options.path));
   py::list parts;
   for (const ConvPart* part : {&plan.alone[0], &plan.alone[1], &plan.shared[0], &plan.shared[1]}) {
     if (part->images == 0) continue;
@@ -156,7 +164,7 @@ py::dict conv2d_plan(const Arguments&... arguments) {
   py::dict d;
   d["path"] = kConvPathNames[int(plan.path)];
   d["writes_image"] = plan.writes_image, d["mask"] = int(plan.mask), d["repeat"] = plan.repeat;
-  d["each"] = plan.each, d["bytes"] = plan.bytes, d["parts"] = parts, d["text"] = shown(plan);
+  d["each"] = plan.each, d["bytes"] = plan.bytes, d["weight_bytes"] = plan.weight_bytes, d["parts"] = parts, d["text"] = shown(plan);
   return d;
 }
 

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,7 +22,9 @@ class Arena {
  public:
   void* at_least(int64_t bytes) {
     if (bytes > size_) {
-      memory_.reset(new char[size_t(bytes) + kAlignment - 1]);
+      size_ = 0;
+      memory_.reset(new (std::nothrow) char[size_t(bytes) + kAlignment - 1]);
+      if (!memory_) throw std::bad_alloc();  // said here, since a throwing `new` of AddressSanitizer ends the process
       size_ = bytes;
     }
     const uintptr_t begin = reinterpret_cast<uintptr_t>(memory_.get());
@@ -43,6 +46,11 @@ class LoadedProgram {
     given.data = buffer_.ptr, given.axes = 1, given.sizes = &size;
     given.contiguous = PyBuffer_IsContiguous(buffer_.view(), 'C');
     program_.emplace(checked_program(given));
+    if (!keeps_weights()) return;
+    kept_bytes_ = qk::kept_bytes(*program_);
+    program_->kept = static_cast<char*>(kept_.at_least(kept_bytes_));
+    program_->fills_kept = true;
+    begin_kept(*program_, program_->kept);
   }
 
   py::list run(std::vector<py::array> arrays, int threads, bool timed, py::object seconds_out, const std::optional<std::string>& isa_name) {
@@ -74,8 +82,9 @@ class LoadedProgram {
   }
 
   // What a call with inputs of these sizes does, step by step.
-  py::list steps(const std::vector<std::vector<int64_t>>& input_sizes, int threads) const {
-    const ProgramPlan plan = checked_plan(*program_, inputs_of(input_sizes).data(), active_isa(), threads);
+  py::list steps(const std::vector<std::vector<int64_t>>& input_sizes, int threads) {
+    const std::shared_ptr<const ProgramPlan> made = planned(inputs_of(input_sizes), active_isa(), threads);
+    const ProgramPlan& plan = *made;
     py::list rows;
     for (int32_t i = 0; i < program_->header->steps; ++i) {
       const ProgramStep& s = program_->steps[i];
@@ -83,6 +92,7 @@ class LoadedProgram {
       py::dict row;
       row["name"] = std::string(program_->name(s));
       row["kind"] = type_of(s).name;
+      row["path"] = way_of(*program_, plan, i);
       row["x"] = described(plan, s.reads[0]);
       row["y"] = described(plan, s.y);
       row["macs"] = work.macs;
@@ -92,8 +102,17 @@ class LoadedProgram {
     return rows;
   }
 
-  int64_t arena_bytes(const std::vector<std::vector<int64_t>>& input_sizes, int threads) const {
-    return checked_plan(*program_, inputs_of(input_sizes).data(), active_isa(), threads).arena_bytes;
+  int64_t arena_bytes(const std::vector<std::vector<int64_t>>& input_sizes, int threads) {
+    return planned(inputs_of(input_sizes), active_isa(), threads)->arena_bytes;
+  }
+
+  int64_t filled() const { return filled_bytes(*program_); }
+
+  // What is kept, as run_program of torch takes it: the same memory, which stays while the array does.
+  static py::object kept(const py::object& self) {
+    const LoadedProgram& own = self.cast<const LoadedProgram&>();
+    if (!own.program_->kept) return py::none();
+    return py::array_t<uint8_t>({own.kept_bytes_}, {1}, reinterpret_cast<const uint8_t*>(own.program_->kept), self);
   }
 
   py::list signature(bool inputs) const {
@@ -103,6 +122,12 @@ class LoadedProgram {
       const ProgramValue& v = program_->values[(inputs ? program_->inputs : program_->outputs)[i]];
       all.append(py::make_tuple(int(v.rank), v.channels));
     }
+    return all;
+  }
+
+  py::list input_dtypes() const {
+    py::list all;
+    for (int32_t i = 0; i < program_->header->inputs; ++i) all.append(input_type(*program_, i).name);
     return all;
   }
 
@@ -182,6 +207,8 @@ class LoadedProgram {
 
   py::buffer_info buffer_;
   std::optional<Program> program_;
+  Arena kept_;
+  int64_t kept_bytes_ = 0;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Arena>> arenas_;
   static constexpr size_t kMostPlans = 64;
@@ -280,6 +307,9 @@ void bind_program(py::module_& m) {
       .def("steps", &LoadedProgram::steps, "input_sizes"_a, "threads"_a = 1, "What a call with inputs of these sizes does: one dict a step.")
       .def("arena_bytes", &LoadedProgram::arena_bytes, "input_sizes"_a, "threads"_a = 1, "Memory of one call, beside weights, inputs and outputs.")
       .def("signature", &LoadedProgram::signature, "inputs"_a, "(axes, channels) of the inputs, or of the outputs.")
+      .def_property_readonly("input_dtypes", &LoadedProgram::input_dtypes)
+      .def_property_readonly("kept_bytes", &LoadedProgram::filled, "Memory of weights in another form, kept from call to call.")
+      .def_property_readonly("kept", &LoadedProgram::kept, "What is kept, as torch's run_program takes it.")
       .def_property_readonly("max_batch", &LoadedProgram::max_batch);
 }
 

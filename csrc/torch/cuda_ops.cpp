@@ -46,7 +46,7 @@ class Call {
   }
   void succeed(int error) const {
     check(error == 0, "CUDA error ", error, " on cuda:", x_.get_device_index(), ": ", cuda::error_text(error),
-          error == kNoKernelImage ? "; the kernels are built for compute capability 7.5 and above, see QKERNELS_CUDA_ARCHS in setup.py" : "");
+          error == kNoKernelImage ? "; this build holds no kernels for its compute capability, see QKERNELS_CUDA_ARCHS in setup.py" : "");
   }
 
  private:
@@ -56,6 +56,12 @@ class Call {
   Stream stream_;
   std::optional<Tensor> scratch_;
 };
+
+// Kernels read it 16 bytes at a time, as a view into one file of many weights need not lie.
+static void check_lies(const int8_t* weight) {
+  const int64_t off = int64_t(reinterpret_cast<uintptr_t>(weight) % 16);
+  check(off == 0, "weight begins ", off, " bytes behind a multiple of 16, where CUDA kernels cannot read it; weight.clone() can be");
+}
 
 constexpr int64_t kMostRows = 0x7fffffff;  // of a GEMM, and elements of what is indexed with 32 bits
 
@@ -97,15 +103,18 @@ struct Cuda {
     call.succeed(cuda::dequantize_rows({p.rows, p.cols, p.rows_per_scale, p.q, p.scale, p.zero, p.y_type, p.y}, call.stream()));
   }
   static void run(const Tensor& x, const GemmProblem& p) {
+    check_lies(p.weight);
     Call call(x);
     check(p.m <= kMostRows, "x has ", p.m, " rows; ", kMostRows, " are supported on CUDA");
     call.succeed(cuda::gemm(p, call.scratch(cuda::gemm_workspace(p)), call.stream()));
   }
   static void run_weight_only(const Tensor& x, const WeightOnlyProblem& p) {
+    check_lies(p.weight);
     Call call(x);
     call.succeed(cuda::weight_only(p, call.stream()));
   }
   static void run(const Tensor& x, const Conv2dProblem& p) {
+    check_lies(p.weight);
     Call call(x);
     const int64_t outputs = p.batch * p.oh() * p.ow() * p.oc;
     check(outputs <= kMostRows, "the output has ", outputs, " values; ", kMostRows, " are supported on CUDA");

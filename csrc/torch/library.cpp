@@ -27,7 +27,7 @@ STABLE_TORCH_LIBRARY(qkernels, m) {
         "bool count_include_pad) -> Tensor");
   m.def("lookup(Tensor x, Tensor table) -> Tensor");
   m.def("mean_pool2d(Tensor x) -> Tensor");
-  m.def("run_program(Tensor program, Tensor(a!) arena, Tensor[] inputs, Tensor(b!)? seconds=None) -> Tensor[]");
+  m.def("run_program(Tensor program, Tensor(a!) arena, Tensor[] inputs, Tensor(b!)? seconds=None, Tensor? kept=None) -> Tensor[]");
   m.def("cpu_isa() -> str");
   m.def("cpu_isas() -> str");
   m.def("packed_bytes(int[] size, int groups) -> int");

@@ -1,4 +1,5 @@
 // run_program: a whole chained model as one operator.
+#include "../cpu/kept.h"
 #include "../front/program.h"
 #include "tensors.h"
 
@@ -44,10 +45,21 @@ static void* arena_of(const Tensor& arena, int64_t bytes) {
   return arena.mutable_data_ptr();
 }
 
-// `arena` is uint8 memory for this call alone.
-static std::vector<Tensor> run_program(Tensor bytes, Tensor arena, std::vector<Tensor> given, std::optional<Tensor> seconds) {
+static char* kept_of(const Program& program, const std::optional<Tensor>& kept) {
+  if (!kept) return nullptr;
+  const Array a = view(*kept);
+  check(a.on_cpu() && kept->scalar_type() == ScalarType::Byte && a.contiguous && reinterpret_cast<uintptr_t>(a.data) % 64 == 0 &&
+            holds_kept(program, a.data, a.count()),
+        "kept is ", a.type.name, " ", shown(a), " on ", shown(a.place), "; it is not what this program keeps");
+  return static_cast<char*>(const_cast<void*>(a.data));
+}
+
+// `arena` is uint8 memory for this call alone, `kept` what _core.Program keeps of the same bytes.
+static std::vector<Tensor> run_program(Tensor bytes, Tensor arena, std::vector<Tensor> given, std::optional<Tensor> seconds,
+                                       std::optional<Tensor> kept) {
   check_type(bytes.scalar_type() == ScalarType::Byte, "program is ", type_of(bytes.scalar_type()).name, "; it must be uint8");
-  const Program program = checked_program(view(bytes));
+  Program program = checked_program(view(bytes));
+  program.kept = kept_of(program, kept);
   std::vector<Tensor> held, results;
   const std::vector<ProgramInput> inputs = inputs_of(program, given, held);
   const Parallel threads = torch_threads();

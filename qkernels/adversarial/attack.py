@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qkernels.adversarial.ball import Ball
+from qkernels.answers import logits_of
 from qkernels.eval_mode import eval_mode
 
 
@@ -60,7 +61,7 @@ def pgd(
     with eval_mode(model), torch.enable_grad():
         for _ in range(steps):
             moved.requires_grad_()
-            loss = cross_entropy(model(moved).float(), target, reduction="sum")
+            loss = cross_entropy(logits_of(model, moved).float(), target, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, moved)
             if not gradient.isfinite().all():  # its sign would be 0, and the model look robust
                 raise FloatingPointError(

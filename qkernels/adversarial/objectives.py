@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qkernels.adversarial.attack import pgd
 from qkernels.adversarial.ball import Ball
+from qkernels.answers import logits_of
 from qkernels.distill.losses import hinton_loss
 from qkernels.distill.objective import Objective, StepLoss
 
@@ -44,7 +45,7 @@ class AdversarialTraining(_AdversarialObjective):
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> StepLoss:
         assert labels is not None
-        logits = model(self.attacked(model, images, labels))
+        logits = logits_of(model, self.attacked(model, images, labels))
         return StepLoss(cross_entropy(logits.float(), labels), logits, labels)
 
 
@@ -116,11 +117,9 @@ class RSLAD(_AdversarialObjective):
 
 @torch.no_grad()
 def _answers(teacher: nn.Module, images: Tensor) -> Tensor:
-    logits: Tensor = teacher(images)
-    return logits
+    return logits_of(teacher, images)
 
 
 def _both(model: nn.Module, attacked: Tensor, clean: Tensor) -> tuple[Tensor, ...]:
     """Logits of both in one pass: batch norms see the mixture that they will serve."""
-    logits: Tensor = model(torch.cat([attacked, clean]))
-    return logits.chunk(2)
+    return logits_of(model, torch.cat([attacked, clean])).chunk(2)

@@ -12,17 +12,19 @@ from qkernels.columns import aligned
 from qkernels.data.extras import require
 from qkernels.evaluate import Evaluation
 from qkernels.models.channels import Sizes
+from qkernels.speed import Form
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One combination. ``accuracy``: on validation images; ``ms``: one image, the chained model; ``bytes``: stored."""
+    """One combination. ``accuracy``: on validation images; ``ms``: one image in the ``form`` to deploy."""
 
     name: str
     model: nn.Module  # as quantized, layer by layer; what `qkernels.save` takes
     accuracy: Evaluation
     ms: float
-    bytes: int
+    bytes: int  # as stored
+    form: Form = "eager"
     channels: Sizes | None = None  # of a pruned model, for `qkernels.models.create`
     student: str | None = None  # of those given, the one distilled into
 
@@ -63,7 +65,7 @@ class Advice:
         return kept
 
     def __str__(self) -> str:
-        rows: list[Sequence[str]] = [("", "accuracy, %", "ms", "KB", "")]
+        rows: list[Sequence[str]] = [("", "accuracy, %", "ms", "runs as", "KB", "")]
         for trial in self.trials:
             low, high = trial.accuracy.interval
             marks = "best" if trial is self.best else "frontier" if trial in self.frontier else ""
@@ -71,14 +73,21 @@ class Advice:
                 marks = f"below {self.floor:.2%}"
             accuracy = f"{trial.accuracy.accuracy:.2%} [{low:.1%}, {high:.1%}]".replace("%", "")
             rows.append(
-                (trial.name, accuracy, f"{trial.ms:.3f}", f"{trial.bytes / 1e3:,.1f}", marks)
+                (
+                    trial.name,
+                    accuracy,
+                    f"{trial.ms:.3g}",
+                    trial.form,
+                    f"{trial.bytes / 1e3:,.1f}",
+                    marks,
+                )
             )
-        return "\n".join([*aligned(rows, right=(2, 3)), *self.notes, self.sentence()])
+        return "\n".join([*aligned(rows, right=(2, 4)), *self.notes, self.sentence()])
 
     def sentence(self) -> str:
         """What to take, or what could not be reached."""
         best = self.best
-        what = f"{best.name}: {best.accuracy.accuracy:.2%}, {best.ms:.3f} ms"
+        what = f"{best.name}: {best.accuracy.accuracy:.2%}, {best.ms:.3g} ms, {best.form}"
         if not self.allowed(best):
             return f"nothing tried reaches {self.floor:.2%}; the most accurate is {what}"
         if not self.met:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from qkernels import models, prune, recovery
 from qkernels.advise.advice import Advice, Trial
 from qkernels.data import ImageData
 from qkernels.data.progress import progress as progress_bar
-from qkernels.distill import TrainConfig, train
+from qkernels.distill import TrainConfig, suitable_config, train
 from qkernels.evaluate import Evaluation, evaluate
 from qkernels.measure import count_macs
 from qkernels.models.channels import Sizes
 from qkernels.pipeline import calibration_batches
 from qkernels.quantization.convert import stored_bytes
 from qkernels.quantization.sensitivity import mix
+from qkernels.speed import Form, deployed
 from qkernels.timing import time_in_turns
 
 SHARES = (0.25, 0.4, 0.55, 0.7)  # of the multiply-adds, to prune
@@ -36,7 +36,7 @@ def advise(
     floor: float,
     latency_ms: float | None = None,
     run_dir: str | Path,
-    config: TrainConfig | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
     shares: Sequence[float] = SHARES,
     students: Mapping[str, nn.Module] | None = None,
     images: int = 512,
@@ -51,7 +51,7 @@ def advise(
         floor: least top-1 accuracy on validation images, in [0, 1].
         latency_ms: most milliseconds for one image, with torch's present threads; None: the fastest at the floor.
         run_dir: of the trainings. Killed at any moment and called again, it goes on from the last whole epoch.
-        config: of one training (default: 10 epochs, lr 0.05).
+        config: of every training; of a mapping, the settings that are given, with others that suit data and model.
         shares: of the multiply-adds, to prune, in rising order; after the first below the floor none is tried.
         students: fresh, seeded smaller models by name.
         images: training images to calibrate on.
@@ -65,8 +65,8 @@ def advise(
         raise ValueError(f"latency_ms={latency_ms} must be positive")
     if len(data.val) == 0:
         raise ValueError(f"{data.name} has no validation images to compare on")
-    config = config or TrainConfig.model_validate({"epochs": 10, "lr": 0.05, "seed": seed})
-    search = _Search(model, data, floor, Path(run_dir), config, images, seed, progress)
+    settings = config if isinstance(config, TrainConfig) else {"seed": seed, **(config or {})}
+    search = _Search(model, data, floor, Path(run_dir), settings, images, seed, progress)
     trials: list[Trial] = []
     with progress_bar("trials", 2 + len(shares) + len(students or {}), enabled=progress) as advance:
         for trial in search.trials(shares, students or {}):
@@ -87,7 +87,7 @@ class _Search:
     data: ImageData
     floor: float
     run_dir: Path
-    config: TrainConfig
+    settings: TrainConfig | Mapping[str, Any]
     images: int
     seed: int
     progress: bool
@@ -105,7 +105,7 @@ class _Search:
             train(
                 student,
                 self.data,
-                self.config,
+                self.config(student),
                 teacher=self.model,
                 run_dir=self.run_dir / name,
                 progress=self.progress,
@@ -124,6 +124,11 @@ class _Search:
             if not allowed:
                 return
 
+    def config(self, model: nn.Module, *, trained: bool = False) -> TrainConfig:
+        if isinstance(self.settings, TrainConfig):
+            return self.settings
+        return suitable_config(self.data, model, self.settings, trained=trained)
+
     def pruned(self, share: float) -> tuple[nn.Module, Sizes]:
         """`share` of the multiply-adds gone, trained on with the whole model as the teacher."""
         macs = count_macs(self.model, self.data.image_shape)
@@ -136,7 +141,7 @@ class _Search:
                 raise _NotPrunable(str(error)) from error
 
         net = prune.prune_gradually(
-            self.model, self.data, self.config, drop, final=share, steps=1,
+            self.model, self.data, self.config(self.model, trained=True), drop, final=share, steps=1,
             run_dir=self.run_dir / f"pruned-{share:g}", description="channels by magnitude",
             teacher=self.model, progress=self.progress,
         )  # fmt: skip
@@ -173,21 +178,23 @@ class _Search:
         return evaluate(model, self.data, "val")
 
     def trial(self, name: str, model: nn.Module, **of: Any) -> Trial:
-        seconds = self._seconds({name: model}, 0.3)[name]
-        return Trial(name, model, self.accuracy(model), seconds * 1e3, stored_bytes(model), **of)
+        form, ms = self._timed({name: model}, 0.3)[name]
+        return Trial(name, model, self.accuracy(model), ms, stored_bytes(model), form, **of)
 
     def timed_together(self, trials: Sequence[Trial]) -> tuple[Trial, ...]:
         """The same trials, timed in turns, so that a slow spell of the machine meets all of them."""
-        seconds = self._seconds({t.name: t.model for t in trials}, 0.5)
-        return tuple(replace(t, ms=seconds[t.name] * 1e3) for t in trials)
+        timed = self._timed({t.name: t.model for t in trials}, 0.5)
+        return tuple(replace(t, ms=timed[t.name][1]) for t in trials)
 
-    def _seconds(self, candidates: Mapping[str, nn.Module], seconds: float) -> dict[str, float]:
-        runs = {name: partial(self._as_run(m), self.example) for name, m in candidates.items()}
+    def _timed(
+        self, candidates: Mapping[str, nn.Module], seconds: float
+    ) -> dict[str, tuple[Form, float]]:
+        """Name -> the form to deploy and its milliseconds for one image."""
+        threads = torch.get_num_threads()
+        forms = {name: deployed(model, self.example) for name, model in candidates.items()}
         with torch.inference_mode():
-            times = time_in_turns(runs, seconds=seconds)
-        return {name: timing.median for name, timing in times.items()}
-
-    def _as_run(self, model: nn.Module) -> nn.Module:
-        if not any(isinstance(m, qkernels.nn.QuantModule) for m in model.modules()):
-            return model
-        return qkernels.compile(model, self.example)
+            times = time_in_turns(
+                {name: prepare(self.example, threads) for name, (_, prepare) in forms.items()},
+                seconds=seconds,
+            )
+        return {name: (forms[name][0], timing.median * 1e3) for name, timing in times.items()}

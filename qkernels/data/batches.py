@@ -23,6 +23,8 @@ def epoch_seed(seed: int, epoch: int) -> int:
 class Batches:
     """Batches (images [B, C, H, W] = (pixel / 255 - mean) / std, labels int64 [B] or None).
 
+    Inputs that are normalised already come as they are.
+
     Epoch e of seed s always gives the same batches. With several processes, `batch_size` counts the
     batch of all of them together: each takes every world_size-th image of it, cropped and flipped
     as one process would have done. `drop_last` leaves out a last batch that is not full.
@@ -70,12 +72,15 @@ class Batches:
     def _batch(self, index: Tensor, generator: torch.Generator) -> Batch:
         mine = slice(self.rank, None, self.world_size)
         images = self.split.images[index[mine]]
-        if self.augment is not None:
+        if self.augment is not None and not self.split.normalised:
             choice = self.augment.draw(len(index), generator)
             images = self.augment.apply(images, choice[mine])
         labels = self.split.labels
         picked = None if labels is None else labels[index[mine]].to(self.device)
-        return self._normalise(images.to(self.device)), picked
+        images = images.to(self.device)
+        if not self.split.normalised:
+            return self._normalise(images), picked
+        return images.to(self.dtype) if images.is_floating_point() else images, picked
 
     def _normalise(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format

@@ -23,6 +23,7 @@ from qkernels.data.image_data import ImageData
 from qkernels.data.paths import cache_dir, data_root, find, find_or_raise
 from qkernels.data.progress import progress
 from qkernels.data.split import Split, hold_out
+from qkernels.image_input import pixels_of
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -198,7 +199,7 @@ def _decode(archive: zipfile.ZipFile, split: str) -> Arrays:
     labels = np.array([CLASSES.index(name.split("/")[1]) for name in names], np.uint8)
     with progress(f"decoding {split}", len(names)) as advance:
         for target, name in zip(images, names, strict=True):
-            picture = image_module.open(io.BytesIO(archive.read(name))).convert("RGB")
-            target[:] = np.asarray(picture).transpose(2, 0, 1)
+            picture = image_module.open(io.BytesIO(archive.read(name)))
+            target[:] = pixels_of(picture, 3, (32, 32), 0.0)
             advance()
     return images, labels

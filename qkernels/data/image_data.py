@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ class ImageData:
 
     `mean` and `std` are per channel, of pixels scaled to [0, 1]; `augment` is what suits the data
     (None: nothing). `val` is never part of `train`; it may be empty. `border` is the share of each
-    edge that the images have lost, see `ImageInput`.
+    edge that the images have lost, see `ImageInput`. `notes` say what of the files was left out.
     """
 
     name: str
@@ -29,9 +30,14 @@ class ImageData:
     std: tuple[float, ...]
     augment: Augment | None = None
     border: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         channels = self.train.images.shape[1]
+        if any(not 0 < value < math.inf for value in self.std):
+            raise ValueError(
+                f"{self.name}: std={self.std} must be positive: pixels are divided by it"
+            )
         if not len(self.mean) == len(self.std) == channels:
             raise ValueError(
                 f"{self.name}: mean and std must have {channels} values, "
@@ -44,13 +50,14 @@ class ImageData:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
+        """(C, H, W), or whatever shape an input has."""
+        return tuple(self.train.images.shape[1:])  # type: ignore[return-value]
 
     @property
-    def image_input(self) -> ImageInput:
-        """How any picture becomes like these, for files of models that were trained on them."""
+    def image_input(self) -> ImageInput | None:
+        """How a picture becomes like these, for files of models trained on them; None where their data set does it."""
+        if self.train.normalised:
+            return None
         return ImageInput(self.class_names, self.image_shape[1:], self.mean, self.std, self.border)
 
     def split(self, name: str) -> Split:
@@ -70,6 +77,10 @@ class ImageData:
         """
         options["augment"] = self.augment if augment else None
         return Batches(self.split(split), batch_size, self.mean, self.std, **options)
+
+    def digest(self) -> str:
+        """Hash of what a training reads: the images and labels of train and val, and their order."""
+        return f"{self.train.digest()}-{self.val.digest()}"
 
     def with_train(self, train: Split) -> ImageData:
         """The same data with other training images, such as new ones without labels."""

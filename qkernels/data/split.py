@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,22 +25,28 @@ class ImageStore(Protocol):
     def select(self, index: Tensor) -> ImageStore:
         """The store of the images of `index` only, nothing decoded."""
 
+    def digest(self) -> str:
+        """A hash that other images would change."""
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images uint8 [N, C, H, W] (or a store of them) and labels int64 [N], or None if unlabelled.
 
-    Raises ValueError if a shape or dtype is another, or if the lengths differ.
+    Inputs that are `normalised` already are taken as they are: floats or int64 tokens of any shape [N, ...]. Raises
+    ValueError if a shape or dtype is another, or if the lengths differ.
     """
 
     images: Tensor | ImageStore
     labels: Tensor | None = None
+    normalised: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.images.shape) != 4:
-            raise ValueError(f"images must be [N, C, H, W], not {tuple(self.images.shape)}")
-        if isinstance(self.images, Tensor) and self.images.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8, not {self.images.dtype}")
+        if not self.normalised:
+            if len(self.images.shape) != 4:
+                raise ValueError(f"images must be [N, C, H, W], not {tuple(self.images.shape)}")
+            if isinstance(self.images, Tensor) and self.images.dtype != torch.uint8:
+                raise ValueError(f"images must be uint8, not {self.images.dtype}")
         if self.labels is None:
             return
         if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.images),):
@@ -51,6 +58,18 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def digest(self) -> str:
+        """Hash of the labels and of the pixels, or of what the store says of its files."""
+        total = hashlib.blake2b(digest_size=8)
+        if isinstance(self.images, Tensor):
+            total.update(f"{list(self.images.shape)}".encode())
+            total.update(self.images.cpu().contiguous().numpy().data)
+        else:
+            total.update(self.images.digest().encode())
+        if self.labels is not None:
+            total.update(self.labels.cpu().contiguous().numpy().data)
+        return total.hexdigest()
+
     def take(self, index: Tensor) -> Split:
         """The images (and labels) of an int64 index [M], in its order."""
         images: Tensor | ImageStore
@@ -58,7 +77,8 @@ class Split:
             images = self.images[index]
         else:
             images = self.images.select(index)
-        return Split(images, None if self.labels is None else self.labels[index])
+        labels = None if self.labels is None else self.labels[index]
+        return Split(images, labels, self.normalised)
 
     def head(self, count: int) -> Split:
         """The first `count` images."""
@@ -66,7 +86,7 @@ class Split:
 
     def unlabelled(self) -> Split:
         """The same images without labels: what a teacher labels by itself."""
-        return Split(self.images)
+        return Split(self.images, normalised=self.normalised)
 
 
 def stratified_parts(labels: Tensor, fractions: tuple[float, ...], seed: int) -> list[Tensor]:

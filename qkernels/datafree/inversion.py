@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from qkernels.answers import logits_of
 from qkernels.data import Split
 from qkernels.data.batches import epoch_seed
 from qkernels.data.progress import Advance
@@ -85,7 +86,7 @@ class _Inversion:
         self.device = next(model.parameters()).device
         with torch.no_grad():
             black = kind.normalise(torch.zeros(1, *kind.shape, device=self.device))
-            self.classes = model(black).shape[1]
+            self.classes = logits_of(model, black).shape[1]
         self.images: list[Tensor] = []
         self.history: list[dict[str, float]] = []
         checkpoint = None if folder is None else folder.load()
@@ -140,15 +141,15 @@ class _Inversion:
         shown = images.roll(shift.tolist(), (2, 3))
         loss = config.l2 * images.square().mean() + config.total_variation * _variation(images)
         if self.gap is None:
-            return loss + cross_entropy(self.model(shown), labels)
+            return loss + cross_entropy(logits_of(self.model, shown), labels)
         with self.gap.watching() as gaps:
-            logits = self.model(shown)
+            logits = logits_of(self.model, shown)
         return loss + cross_entropy(logits, labels) + config.batch_norm * torch.stack(gaps).sum()
 
     def _keep(self, images: Tensor, labels: Tensor, loss: float) -> None:
         pixels = self.kind.to_uint8(images)
         with torch.no_grad():
-            logits = self.model(self.kind.normalise(pixels / 255))
+            logits = logits_of(self.model, self.kind.normalise(pixels / 255))
         accuracy = (logits.argmax(1) == labels).float().mean().item()
         self.images.append(pixels.cpu())
         self.history.append({"batch": len(self.images), "loss": loss, "accuracy": accuracy})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from qkernels.answers import logits_of
 from qkernels.data import Split
 from qkernels.datafree.batch_norm import BatchNormGap
 from qkernels.datafree.generator import Generator
@@ -39,6 +40,7 @@ class GeneratorObjective(Objective):
     """
 
     needs_labels = False
+    loss_falls = False  # student and generator pull at it from two sides
 
     def __init__(
         self, teacher: nn.Module, generator: Generator, *, batch_norm: float, temperature: float
@@ -50,7 +52,7 @@ class GeneratorObjective(Objective):
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> StepLoss:
         made = self.make(len(images), images.device)
         guide = made.logits.detach()
-        logits = model(made.images.detach())
+        logits = logits_of(model, made.images.detach())
         soft = hinton_loss(logits, guide, temperature=self.temperature, alpha=1.0)
         return StepLoss(made.loss + soft, logits, guide.argmax(1))
 
@@ -61,9 +63,9 @@ class GeneratorObjective(Objective):
     def ask(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's logits, and the weighted gap of its batch norms, both with a gradient to the images."""
         if self.gap is None:
-            return self.teachers[0](images), images.new_zeros(())
+            return logits_of(self.teachers[0], images), images.new_zeros(())
         with self.gap.watching() as gaps:
-            logits = self.teachers[0](images)
+            logits = logits_of(self.teachers[0], images)
         return logits, self.batch_norm * torch.stack(gaps).sum()
 
     @torch.no_grad()

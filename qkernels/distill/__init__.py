@@ -15,6 +15,7 @@ from qkernels.distill.losses import (
     soft_cross_entropy,
 )
 from qkernels.distill.objective import LabelObjective, Objective, SoftObjective, StepLoss
+from qkernels.distill.recipe import suitable_config
 from qkernels.distill.registry import OBJECTIVES, soft_objective
 from qkernels.distill.taps import feature_shapes, tap
 from qkernels.distill.trainer import train
@@ -50,6 +51,7 @@ __all__ = [
     "rkd_loss",
     "soft_cross_entropy",
     "soft_objective",
+    "suitable_config",
     "tap",
     "train",
 ]

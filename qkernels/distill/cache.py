@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qkernels.answers import logits_of
 from qkernels.distill.objective import frozen
 
 SCHEMA = """
@@ -39,6 +40,10 @@ class CachedTeacher(nn.Module):
         """
         super().__init__()
         self.path = Path(path)
+        if self.path.is_dir():
+            raise ValueError(
+                f"{self.path} is a folder: name the file that keeps the teacher's answers"
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.teacher = None if teacher is None else frozen(teacher)
         self._file = self._open()
@@ -82,13 +87,13 @@ class CachedTeacher(nn.Module):
                 "give the teacher to answer them"
             )
         with torch.no_grad():
-            return [row.tobytes() for row in self.teacher(images).float().cpu().numpy()]
+            return [row.tobytes() for row in logits_of(self.teacher, images).float().cpu().numpy()]
 
     def _open(self) -> sqlite3.Connection:
-        file = sqlite3.connect(self.path, timeout=60)
         try:
+            file = sqlite3.connect(self.path, timeout=60)
             file.executescript(SCHEMA)
-        except sqlite3.DatabaseError as error:
+        except sqlite3.Error as error:
             raise ValueError(f"{self.path} holds no answers of a teacher: {error}") from error
         return file
 

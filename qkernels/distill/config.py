@@ -16,7 +16,9 @@ class TrainConfig(BaseModel):
 
     `batch_size` and `lr` are those of all processes together: nothing is scaled behind your back.
     When the batch grows k times, k times the lr with a longer warm-up is the usual start
-    (Goyal et al. 2017). pydantic raises ValidationError (a ValueError) naming the field at fault.
+    (Goyal et al. 2017). `keep="best"` takes the best weights on validation images, the start's included, and takes an
+    epoch that ruins the model again at a tenth of the rate.
+    pydantic raises ValidationError (a ValueError) naming the field at fault.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +40,12 @@ class TrainConfig(BaseModel):
     feature_weight: float | None = Field(None, ge=0)  # None: as published
     precision: Literal["no", "bf16"] = "no"  # bf16: autocast; weights stay float32
     channels_last: bool = False
+    keep: Literal["last", "best"] = (
+        "last"  # weights: of the last epoch, or the best of start and epochs
+    )
+    accumulate: int = Field(1, ge=1)  # parts of a batch that go through one after the other
+    sync_batch_norm: bool = False  # statistics over all processes; GPUs only
+    find_unused_parameters: bool = False  # for models that do not use all of them in every step
     seed: int = Field(0, ge=0)
     eval_every: int = Field(1, ge=1)  # epochs
     checkpoint_every: int = Field(1, ge=1)  # epochs

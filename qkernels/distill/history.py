@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qkernels.distill.config import TrainConfig
 
@@ -26,9 +26,15 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """History of a finished run, epochs before a resume included."""
+    """History of a finished run, epochs before a resume included; `trained` epochs are those of this call.
+
+    With `keep="best"`, `kept` is the epoch whose weights were kept (0: the start); `notes` say what was taken again.
+    """
 
     history: tuple[EpochRecord, ...]
+    trained: int = field(default=0, compare=False)
+    kept: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def val_accuracy(self) -> float | None:

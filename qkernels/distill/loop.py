@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -12,14 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from qkernels.answers import logits_of
 from qkernels.data.batches import Batches, epoch_seed
 from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
 from qkernels.data.progress import Advance
 from qkernels.distill.config import TrainConfig, learning_rate
-from qkernels.distill.history import EpochRecord
+from qkernels.distill.guard import Guard
+from qkernels.distill.history import EpochRecord, is_over
 from qkernels.distill.objective import Objective
 from qkernels.distill.run_folder import RunFolder
+from qkernels.distill.soundness import check_classes_of, check_finite
 
 AfterStep = Callable[[nn.Module, float], object]  # model, lr
 
@@ -42,6 +47,9 @@ class Loop:
             )
         for teacher in objective.teachers:
             _check_apart(model, teacher)
+        # What lies in eval mode in a model that trains, such as frozen batch norms, stays as it is.
+        self.still = [m for m in model.modules() if model.training and not m.training]
+        self.data, self.steps = data, 0
         self.config, self.accelerator = config, accelerator
         self.batches = _train_batches(data, config, accelerator)
         self.val_batches = _val_batches(data, config, accelerator)
@@ -52,18 +60,29 @@ class Loop:
             teacher.to(accelerator.device)  # in its own layout: another one would be a second copy
         self.learned = nn.ModuleList([self.model, self.objective])
         self.optimizer = _optimizer(self.learned, config)
-        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
+        shared = self.model
+        if config.sync_batch_norm and accelerator.num_processes > 1:
+            shared = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # holds the same tensors
+        self.wrapped, self.stepper = accelerator.prepare(shared, self.optimizer)
         self.history: list[EpochRecord] = []
+        self.guard: Guard | None = None
 
     def restore(self, folder: RunFolder | None) -> None:
         """Continue from the folder's checkpoint, or make a first one of the untrained model."""
         checkpoint = None if folder is None else folder.load()
+        if self.config.keep == "best":
+            found = (None, None) if checkpoint is not None else self._validate()
+            start = None if found[0] is None or found[1] is None else (found[1], -found[0])
+            chance, falls = 1 / max(1, self.data.num_classes), self.objective.loss_falls
+            self.guard = Guard(chance, start, self.model.state_dict(), by_loss=falls)
         self.accelerator.wait_for_everyone()  # nobody writes before all have looked
         if checkpoint is not None:
             self.model.load_state_dict(checkpoint["model"])
             self.objective.load_state_dict(checkpoint.get("objective", {}))
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.history = [EpochRecord(**record) for record in checkpoint["history"]]
+            if self.guard is not None:
+                self.guard.load(checkpoint["guard"])
         elif folder is not None:
             if self.accelerator.is_main_process:
                 folder.create()
@@ -73,8 +92,14 @@ class Loop:
         """Show the objective a few images, so that what does not fit is said before training."""
         self.model.eval()
         images, labels = next(self.batches.epoch(len(self.history)))
+        few = images[:4]
         with torch.no_grad(), self._autocast():
-            self.objective.check(self.model, images[:4], None if labels is None else labels[:4])
+            if self.objective.of_classes:
+                for teacher in self.objective.teachers:
+                    check_finite("the teacher", teacher, few)
+                check_finite("the model", self.model, few)
+                check_classes_of(self.data, logits_of(self.model, few).shape[-1])
+            self.objective.check(self.model, few, None if labels is None else labels[:4])
 
     def save(self, folder: RunFolder) -> None:
         """Write the checkpoint from the first process; refuse weights that are not finite."""
@@ -89,24 +114,58 @@ class Loop:
                     "objective": self.objective.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "history": [asdict(record) for record in self.history],
+                    **({} if self.guard is None else {"guard": self.guard.state()}),
                 }
             )
         self.accelerator.wait_for_everyone()
 
-    def run_epoch(self, epoch: int, advance: Advance) -> None:
-        """Train one epoch, validate if it is due, and append the record."""
+    @property
+    def over(self) -> bool:
+        """Whether no epoch is left to take."""
+        return is_over(self.config, self.history) or (self.guard is not None and self.guard.over)
+
+    def run_epoch(self, advance: Advance) -> None:
+        """Train the next epoch, validate if it is due, and append its record."""
+        epoch = len(self.history)
+        if self.guard is None:
+            self.history.append(self.train_epoch(epoch, advance)[0])
+            return
+        before = copy.deepcopy((self.learned.state_dict(), self.optimizer.state_dict()))
+        while True:
+            try:
+                record, first_loss = self.train_epoch(epoch, advance)
+                why = self.guard.ruined(record, first_loss)
+            except FloatingPointError as error:
+                if self.steps == 0:
+                    raise
+                why = str(error)
+            if why is None:
+                self.guard.see(record, self.model.state_dict())
+                self.history.append(record)
+                return
+            self.learned.load_state_dict(before[0])
+            self.optimizer.load_state_dict(copy.deepcopy(before[1]))
+            if not self.guard.retake(epoch + 1, why, self.config.lr * self.guard.scale):
+                return
+
+    def train_epoch(self, epoch: int, advance: Advance) -> tuple[EpochRecord, float]:
+        """Train one epoch and validate if it is due; its record, and the loss of its first step."""
         started = time.perf_counter()
         # Seeding per epoch (dropout) makes an epoch independent of what ran before it.
         torch.manual_seed(epoch_seed(self.config.seed, epoch) + self.accelerator.process_index)
         self.wrapped.train()
-        loss, accuracy, count, rate = 0.0, 0.0, 0.0, 0.0
+        for module in self.still:
+            module.training = False
+        loss, accuracy, count, rate, first_loss = 0.0, 0.0, 0.0, 0.0, 0.0
         for step, batch in enumerate(self.batches.epoch(epoch)):
             rate = learning_rate(self.config, epoch * len(self.batches) + step, len(self.batches))
+            rate *= 1.0 if self.guard is None else self.guard.scale
             sums = self._step(*batch, rate)
             if not math.isfinite(sums[0]):
-                raise FloatingPointError(
-                    f"the loss is {sums[0]} in epoch {epoch + 1}, step {step + 1}: lower the lr"
-                )
+                where = f"the loss is {sums[0]} in epoch {epoch + 1}, step {step + 1}"
+                raise FloatingPointError(f"{where}: {self._blame(batch[0])}")
+            self.steps += 1
+            first_loss = sums[0] / sums[2] if step == 0 else first_loss
             loss, accuracy, count = loss + sums[0], accuracy + sums[1], count + sums[2]
             note = f"epoch {epoch + 1} loss {loss / count:.3f} acc {accuracy / count:.1%}"
             advance(1, note)
@@ -116,23 +175,41 @@ class Loop:
         record = EpochRecord(
             epoch + 1, loss / count, accuracy / count, val_loss, val_accuracy, rate, seconds
         )
-        self.history.append(record)
+        return record, first_loss
 
     def _step(self, images: Tensor, labels: Tensor | None, rate: float) -> list[float]:
         """One optimizer step; [summed loss, right answers, images] over all processes."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with self._autocast():
-            loss, logits, truth = self.objective(self.wrapped, images, labels)
         self.stepper.zero_grad()
-        self.accelerator.backward(loss)
+        parts = min(self.config.accumulate, len(images))
+        splits = [None] * parts if labels is None else labels.chunk(parts)
+        steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        for part, some in zip(images.chunk(parts), splits, strict=False):
+            last = len(steps) + 1 == len(images.chunk(parts))
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self._autocast():
+                    step = self.objective(self.wrapped, part, some)
+                self.accelerator.backward(step.loss * (len(part) / len(images)))
+            steps.append((step.loss.detach() * len(part), step.logits.detach(), step.truth))
         self._average_objective()
         if self.config.clip_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.learned.parameters(), self.config.clip_grad_norm)
         self.stepper.step()
         if self.after_step is not None:
             self.after_step(self.model, rate)
-        return self._sum(loss.detach() * len(truth), logits, truth)
+        losses, logits, truths = zip(*steps, strict=True)
+        return self._sum(torch.stack(losses).sum(), torch.cat(logits), torch.cat(truths))
+
+    @torch.no_grad()
+    def _blame(self, images: Tensor) -> str:
+        """What a loss that is no number comes from: the lr only where a step has been taken with it."""
+        for teacher in self.objective.teachers:
+            if not logits_of(teacher, images).isfinite().all():
+                return "the teacher's answers to this batch are not finite"
+        if self.steps == 0:
+            return "no step has been taken yet, so that no lr helps; look at the model's answers and the objective"
+        return "lower the lr"
 
     def _average_objective(self) -> None:
         """The wrapped model averages its gradients over the processes, the objective's are left to us."""
@@ -152,7 +229,7 @@ class Loop:
         totals = [0.0, 0.0, 0.0]
         for images, labels in self.val_batches:
             with torch.no_grad(), self._autocast():
-                logits = self.model(images).float()
+                logits = logits_of(self.model, images).float()
             assert labels is not None
             loss = cross_entropy(logits, labels, reduction="sum")
             totals = [a + b for a, b in zip(totals, self._sum(loss, logits, labels), strict=True)]

@@ -57,7 +57,7 @@ def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Ba, Caruana 2014 (1312.6184), equation 1. Unlike the others it also fixes the level of the logits, not only their
     differences. Logits float [N, K]; the teacher gets no gradient. Raises ValueError for differing shapes.
     """
-    _check(student_logits, teacher_logits)
+    _check_shapes(student_logits, teacher_logits)
     difference = student_logits.float() - teacher_logits.detach().float()
     return 0.5 * difference.square().sum(1).mean()
 
@@ -127,10 +127,26 @@ def confidence_penalty(logits: Tensor) -> Tensor:
     return (log_probs.exp() * log_probs).sum(1).mean()
 
 
+def check_classes(logits: Tensor) -> None:
+    """Raise ValueError for logits that no softmax makes sense of: not [N, K], or fewer than two classes.
+
+    The softmax of one class is 1 whatever the model answers: no loss, no gradient, and every answer right.
+    """
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"a softmax loss needs logits [N, K] of two classes or more, not {list(logits.shape)}"
+        )
+
+
 def _check(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> None:
+    _check_shapes(student, teacher)
+    check_classes(student)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+
+
+def _check_shapes(student: Tensor, teacher: Tensor) -> None:
     if student.ndim != 2 or student.shape != teacher.shape:
         raise ValueError(
             f"student {list(student.shape)} and teacher {list(teacher.shape)} must both be [N, K]"
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}")

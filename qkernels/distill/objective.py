@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qkernels.distill.losses import mean_answer
+from qkernels.answers import logits_of
+from qkernels.distill.losses import check_classes, mean_answer
 
 # (student logits, teacher logits, labels, temperature) -> scalar
 SoftLoss = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
@@ -27,9 +28,27 @@ class StepLoss(NamedTuple):
 
 def frozen(teacher: nn.Module) -> nn.Module:
     """A twin of `teacher` in eval mode without gradients that shares its memory and leaves its flags alone."""
-    shared: dict[int, Tensor] = {id(b): b for b in teacher.buffers()}
+    shared: dict[int, Any] = {id(b): b for b in teacher.buffers()}
     shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in teacher.parameters()}
+    for module in teacher.modules():
+        for value in vars(module).values():
+            if (
+                isinstance(value, Tensor) and not value.is_leaf
+            ):  # what the old weight_norm has computed
+                shared.setdefault(id(value), value.detach())
+            elif not isinstance(value, Tensor | dict) and not _copyable(value):
+                shared[id(value)] = value  # a lock, a file: the twin uses the same one
     return copy.deepcopy(teacher, shared).eval()  # deepcopy takes what its memo holds
+
+
+def _copyable(value: object) -> bool:
+    if isinstance(value, bool | int | float | str | None):
+        return True
+    try:
+        copy.deepcopy(value)
+    except Exception:  # whatever an object says to being copied
+        return False
+    return True
 
 
 class Objective(nn.Module):
@@ -40,6 +59,8 @@ class Objective(nn.Module):
     """
 
     needs_labels = True
+    of_classes = True  # the model answers with logits of classes, and labels are some of them
+    loss_falls = True  # a loss far above that of the first step means that the training fails
 
     def __init__(self, *teachers: nn.Module) -> None:
         """`teachers` are held `frozen`; they are no part of `parameters` or `state_dict`."""
@@ -62,9 +83,12 @@ class LabelObjective(Objective):
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> StepLoss:
         assert labels is not None
-        logits = model(images)
+        logits = logits_of(model, images)
         loss = cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         return StepLoss(loss, logits, labels)
+
+    def check(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> None:
+        check_classes(logits_of(model, images))
 
 
 class SoftObjective(Objective):
@@ -101,9 +125,9 @@ class SoftObjective(Objective):
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> StepLoss:
         with torch.no_grad():
-            answers = [teacher(images) for teacher in self.teachers]
+            answers = [logits_of(teacher, images) for teacher in self.teachers]
             guide = mean_answer(answers, temperature=self.temperature, weights=self.weights)
-        logits = model(images)
+        logits = logits_of(model, images)
         soft = self.soft(logits, guide, labels, self.temperature)
         if labels is None:
             return StepLoss(soft, logits, guide.argmax(1))

@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from qkernels.calling import first_line
+from qkernels.models.weights import plain_name
 
 START = "start"  # in config.json
 
@@ -38,13 +42,16 @@ class RunFolder:
         *,
         resume: bool,
         defaults: Mapping[str, Any] | None = None,
+        extend: bool = False,
     ) -> None:
         """`start`: digest of the weights that a run begins with. Other ones are a warning and no error: they are not
         read again, and a model that was made without a seed has others in every process.
+        `extend`: a finished run goes on for more epochs, by the schedule of the new length.
         `defaults`: values of settings that a folder of an earlier version does not name."""
         self.path = Path(path)
         self.description, self.start = description, start
         self.resume, self.defaults = resume, defaults or {}
+        self._extend, self._longer = extend, False
         if resume and (self.path / "config.json").exists():
             self._refuse_other_run(json.loads((self.path / "config.json").read_text()))
 
@@ -54,6 +61,12 @@ class RunFolder:
         if not self.resume:
             for name in ("checkpoint.pt", "history.jsonl", "model.safetensors"):
                 (self.path / name).unlink(missing_ok=True)
+        self._write_config()
+
+    def _finished(self) -> bool:
+        return (self.path / "model.safetensors").exists()
+
+    def _write_config(self) -> None:
         text = json.dumps(self.description | {START: self.start}, indent=2) + "\n"
         self._replace("config.json", lambda file: file.write_text(text))
 
@@ -62,18 +75,26 @@ class RunFolder:
         path = self.path / "checkpoint.pt"
         if not self.resume or not path.exists():
             return None
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever torch says of a file that is cut off
+            raise ValueError(
+                f"{path} is damaged ({first_line(error)}): remove it to begin this run again"
+            ) from error
         return checkpoint
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Replace the checkpoint, then the history that it holds."""
+        if self._longer:
+            self._write_config()
+            self._longer = False
         self._replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
         lines = "".join(json.dumps(record) + "\n" for record in checkpoint["history"])
         self._replace("history.jsonl", lambda file: file.write_text(lines))
 
     def save_weights(self, weights: dict[str, Tensor]) -> None:
         """Write the final weights as model.safetensors."""
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        plain = {plain_name(n): tensor.detach().cpu().contiguous() for n, tensor in weights.items()}
         first: dict[int, str] = {}
         for name, tensor in plain.items():  # safetensors holds no tensor under two names
             if first.setdefault(tensor.untyped_storage().data_ptr(), name) != name:
@@ -84,7 +105,9 @@ class RunFolder:
         start = found.pop(START, None)
         for name, new in sorted(self.description.items()):
             old = found.get(name, self.defaults.get(name, new))
-            if old != new:
+            if name == "epochs" and self._extend and new > old and self._finished():
+                self._longer = True
+            elif old != new:
                 raise ValueError(
                     f"{self.path} holds a run with {name}={old!r}, not {new!r}: "
                     "take another run_dir, or resume=False to start over"
@@ -100,7 +123,12 @@ class RunFolder:
         """Write aside, flush to disk and rename: a reader sees the old file or the new one."""
         with tempfile.TemporaryDirectory(dir=self.path, prefix=".writing-") as folder:
             aside = Path(folder) / name
-            write(aside)
-            with aside.open("rb+") as file:
-                os.fsync(file.fileno())
+            try:
+                write(aside)
+                with aside.open("rb+") as file:
+                    os.fsync(file.fileno())
+            except (OSError, RuntimeError, SafetensorError) as error:  # such as of a full disk
+                raise OSError(
+                    f"{self.path / name} could not be written ({first_line(error)}): what was there before is kept"
+                ) from error
             aside.replace(self.path / name)

@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from qkernels.copying import unwrapped
 from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
 from qkernels.data.progress import progress as progress_bar
 from qkernels.distill.cache import describe, digest
 from qkernels.distill.config import TrainConfig
-from qkernels.distill.history import TrainResult, check_target, is_over
+from qkernels.distill.history import TrainResult, check_target
 from qkernels.distill.loop import AfterStep, Loop
 from qkernels.distill.objective import LabelObjective, Objective
 from qkernels.distill.registry import OBJECTIVES
 from qkernels.distill.run_folder import RunFolder
+from qkernels.distill.soundness import check_trainable
 
 
 def train(
@@ -33,6 +35,7 @@ def train(
     after_step: AfterStep | None = None,
     run_dir: str | Path | None = None,
     resume: bool = True,
+    extend: bool = False,
     progress: bool = True,
 ) -> TrainResult:
     """Train `model` in place on `data.train`; with a `teacher`, distil it by `config.loss`.
@@ -43,14 +46,19 @@ def train(
     The teacher stays as it is: its weights are read by a twin in eval mode without gradients. With a `run_dir` the run
     may be killed at any moment and called again with the same arguments: the final weights are those of a run never
     interrupted, bit for bit. A run that goes on does so from its own weights; that those given are others than it began
-    with is a warning. Afterwards the model is on the device and in the layout that it came in. Under `accelerate
-    launch` every process takes its share of each batch.
+    with is a warning. Afterwards the model is on the device and in the layout that it came in. What is in
+    eval mode in a model in training mode, such as frozen batch norms, stays so. Under `accelerate launch` every process
+    takes its share of each batch.
+
+    With `extend` a finished run goes on for the epochs that the config has more, by the schedule of the new length.
 
     Raises ValueError for settings that do not fit the data, the models or the run folder; FloatingPointError
     when the loss is no longer finite (the last good checkpoint stays); TargetError when the run ends below
     `config.until` (everything is kept).
     """
-    accelerator = require("accelerate").Accelerator(mixed_precision="no")
+    model, _ = unwrapped(model)  # names in files are those of the model, not of what is around it
+    check_trainable(model)
+    accelerator = accelerator_for(config)
     if config.until is not None and (len(data.val) == 0 or data.val.labels is None):
         raise ValueError(f"until={config.until}: {data.name} has no labelled validation images")
     given = objective
@@ -60,25 +68,49 @@ def train(
         description = _describe(model, data, config, teacher, given, after_step)
         description["teacher_weights"] = [digest(teacher) for teacher in objective.teachers]
         defaults = TrainConfig.model_validate({}).model_dump()
-        folder = RunFolder(run_dir, description, digest(model), resume=resume, defaults=defaults)
+        folder = RunFolder(
+            run_dir, description, digest(model), resume=resume, defaults=defaults, extend=extend
+        )
     with _given_back(model):
         loop = Loop(model, data, config, objective, after_step, accelerator)
         loop.check()
         loop.restore(folder)
+        begun = len(loop.history)
         total, done = config.epochs * len(loop.batches), len(loop.history) * len(loop.batches)
         show = progress and accelerator.is_main_process
-        with progress_bar("training", total, done=done, enabled=show) as advance:
-            while not is_over(config, loop.history):
-                loop.run_epoch(len(loop.history), advance)
+        with progress_bar(
+            training_on(accelerator.num_processes), total, done=done, enabled=show
+        ) as advance:
+            while not loop.over:
+                loop.run_epoch(advance)
                 due = len(loop.history) % config.checkpoint_every == 0
-                if folder is not None and (due or is_over(config, loop.history)):
+                if folder is not None and (due or loop.over):
                     loop.save(folder)
+        if loop.guard is not None:
+            loop.model.load_state_dict(loop.guard.weights)
         if folder is not None and accelerator.is_main_process:
             folder.save_weights(loop.model.state_dict())
         accelerator.wait_for_everyone()
-    result = TrainResult(tuple(loop.history))
+    kept, notes = (None, ()) if loop.guard is None else (loop.guard.epoch, tuple(loop.guard.notes))
+    result = TrainResult(tuple(loop.history), len(loop.history) - begun, kept, notes)
     check_target(config, result)
     return result
+
+
+def training_on(processes: int) -> str:
+    """What is said of a training, so that a launcher that starts fewer processes than it was asked for is noticed."""
+    return f"training on {processes} process" + ("es" if processes > 1 else "")
+
+
+def accelerator_for(config: TrainConfig) -> Any:
+    """The accelerator that a training has: the first state that accelerate makes is that of the process."""
+    library = require("accelerate")
+    found = config.find_unused_parameters
+    handlers = [library.DistributedDataParallelKwargs(find_unused_parameters=True)] if found else []
+    accelerator = library.Accelerator(mixed_precision="no", kwargs_handlers=handlers)
+    if config.sync_batch_norm and accelerator.device.type == "cpu":
+        raise ValueError("sync_batch_norm=True needs GPUs: torch has no SyncBatchNorm for the CPU")
+    return accelerator
 
 
 @contextmanager
@@ -121,6 +153,7 @@ def _describe(
     return {
         **config.model_dump(),
         "data": f"{data.name}, {len(data.train)} images of {list(data.image_shape)}",
+        "data_digest": data.digest(),
         "model": describe(model),
         "teacher": None if teacher is None else describe(teacher),
         "objective": None if objective is None else repr(objective),

@@ -4,42 +4,132 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
-from qkernels import reports
+from qkernels import ops, reports
+from qkernels.calling import Call
 from qkernels.graph.profile import profile
 from qkernels.graph.program import TorchProgram
 from qkernels.graph.report import ChainReport
 from qkernels.program import Profile
 
 
-class CompiledModel(nn.Module):
-    """A chained model, for inference, with weights of its own.
+@dataclass
+class Signature:
+    """What a compiled model is called with, and what it returns.
 
-    Inputs are float32 of the examples' ranks; batch and image size are free. ``report`` says where int8 flows, and what
-    is left to torch. ``program`` is the one program that the whole model is, or None where torch has a part in it, or
-    the model is not on the CPU. Any number of threads may call at once.
+    Attributes:
+        example: the call that it was made for.
+        inputs, output: how a call is taken apart to tensors, and an answer put together.
+        sizes: of each tensor, a size where it has to be the example's, None where it is free.
+        max_batch: larger batches are refused.
+    """
+
+    example: Call
+    inputs: pytree.TreeSpec
+    output: pytree.TreeSpec
+    sizes: list[tuple[int | None, ...]]
+    max_batch: int | None
+
+    def __post_init__(self) -> None:
+        flat = pytree.tree_leaves((self.example.args, self.example.kwargs))
+        self._known = [_Known.of(value) for value in flat]
+        self.example = Call()  # its tensors are not kept
+        self.plain = self.inputs == pytree.tree_structure(((0,) * len(flat), {}))
+
+    def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensors of a call, in order.
+
+        Raises:
+            ValueError: it is another call than the one that the model was made for.
+        """
+        if self.plain and not kwargs:
+            flat = list(args)
+        else:
+            flat, spec = pytree.tree_flatten((args, self._in_order(kwargs)))
+            if spec != self.inputs:
+                raise ValueError(
+                    f"it is called with {Call(args, kwargs).described()}; it was made for other arguments"
+                )
+        if len(flat) != len(self._known):
+            raise ValueError(f"{len(flat)} inputs were given; {len(self._known)} are needed")
+        sizes = iter(self.sizes)
+        found = []
+        for i, (value, known) in enumerate(zip(flat, self._known, strict=True)):
+            if known.dtype is None:
+                known.check_value(i, value)
+                continue
+            known.check(i, value, next(sizes), self.max_batch)
+            found.append(value)
+        return found
+
+    def _in_order(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments in the order of the example, which a specification remembers."""
+        order = self.inputs.child(1).context if self.inputs.num_children > 1 else []
+        return {k: kwargs[k] for k in order if k in kwargs} | kwargs
+
+
+@dataclass
+class _Known:
+    """One argument of the example: a tensor's dtype and rank, or another value."""
+
+    dtype: torch.dtype | None
+    rank: int
+    value: Any
+
+    @classmethod
+    def of(cls, value: Any) -> _Known:
+        if isinstance(value, Tensor):
+            return cls(value.dtype, value.dim(), None)
+        return cls(None, 0, value)
+
+    def check_value(self, i: int, value: Any) -> None:
+        if isinstance(value, Tensor) or value != self.value:
+            raise ValueError(f"input {i} is {value!r}; the model was made for {self.value!r}")
+
+    def check(self, i: int, x: Any, sizes: tuple[int | None, ...], max_batch: int | None) -> None:
+        if not isinstance(x, Tensor) or x.dtype != self.dtype or x.dim() != self.rank:
+            got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            dtype = str(self.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"input {i} is {got}; a {dtype} tensor of {self.rank} dimensions is needed"
+            )
+        for at, (size, needed) in enumerate(zip(x.shape, sizes, strict=True)):
+            if needed is not None and size != needed:
+                raise ValueError(
+                    f"input {i} is {list(x.shape)}; the model was made for a size of {needed} in dimension {at}"
+                )
+        if max_batch and self.rank and len(x) > max_batch:
+            raise ValueError(
+                f"input {i} has a batch of {len(x)}; the model was made for batches of at most {max_batch}"
+            )
+
+
+class CompiledModel(nn.Module):
+    """A compiled model, for inference, with weights of its own.
+
+    It is called as the model was, with other batches and, where ``report`` does not say otherwise, other sizes. ``report``
+    says where int8 flows, and what is left to torch. ``program`` is the one program that the whole model is, or None
+    where torch has a part in it, or the model is not on the CPU. Any number of threads may call at once.
     """
 
     def __init__(
         self,
         graph: fx.GraphModule,
         program: TorchProgram | None,
-        examples: tuple[Any, ...],
+        signature: Signature,
         report: ChainReport,
-        max_batch: int | None,
     ) -> None:
         super().__init__()
         self.steps = graph  # torch.export finds no submodule of the name "graph"
         reports.hang(self, report)
-        self._ranks = [x.dim() if isinstance(x, Tensor) else None for x in examples]
-        self._max_batch = max_batch
+        self.signature = signature
         self._program = [program]  # in a list: it is a part of the graph already
-        returned = graph.graph.output_node().args[0]
-        self._many = next((kind for kind in (tuple, list) if isinstance(returned, kind)), None)
         self.training = False
 
     @property
@@ -54,38 +144,21 @@ class CompiledModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.buffers()).device
 
-    def forward(self, *inputs: Any) -> Any:
-        self._check(inputs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self.signature.tensors(args, kwargs)
         program = self._program[0]
-        if program is None:
-            return self.steps(*inputs)
-        outputs = program.run(inputs)
-        return self._many(outputs) if self._many else outputs[0]
+        outputs = self.steps(*inputs) if program is None else program.run(inputs)
+        if any(x.requires_grad for x in inputs):
+            outputs = [ops.guard(y, next(x for x in inputs if x.requires_grad)) for y in outputs]
+        return pytree.tree_unflatten(outputs, self.signature.output)
 
-    def _check(self, inputs: tuple[Any, ...]) -> None:
-        if len(inputs) != len(self._ranks):
-            raise ValueError(f"{len(inputs)} inputs were given; {len(self._ranks)} are needed")
-        for i, (x, rank) in enumerate(zip(inputs, self._ranks, strict=True)):
-            if rank is None:
-                continue
-            if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.dim() != rank:
-                got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-                raise ValueError(
-                    f"input {i} is {got}; a float32 tensor of {rank} dimensions is needed"
-                )
-            if self._max_batch and rank and len(x) > self._max_batch:
-                raise ValueError(
-                    f"input {i} has a batch of {len(x)}; the model was made for batches of at most {self._max_batch}"
-                )
-
-    def profile(self, *inputs: Any, runs: int = 20) -> Profile:
+    def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
         """Each step's time for these inputs, the median of ``runs`` calls, with its share of the peak."""
         if self.device.type != "cpu":
             raise ValueError(
                 f"the model is on {self.device}, and steps are timed on the CPU only; use torch.profiler there"
             )
-        self._check(inputs)
-        return profile(self.steps, inputs, runs)
+        return profile(self.steps, self.signature.tensors(args, kwargs), runs)
 
     def save(self, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> None:
         """As a file for `qkernels.program.Program.load`, which needs no torch; ``extra``: JSON-able values to keep.

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qkernels.graph import trace as nodes
-from qkernels.graph.lower import is_part
+from qkernels.graph.lower import is_part, module_of
 from qkernels.graph.program import TorchProgram
 from qkernels.program import Profile, kernel_core
 
@@ -32,7 +31,7 @@ class _Timer(fx.Interpreter):
         self.seconds: list[float] = []
 
     def run_node(self, n: fx.Node) -> Any:
-        module = nodes.module_of(self.module, n)  # type: ignore[arg-type]
+        module = module_of(self.module, n)  # type: ignore[arg-type]
         if isinstance(module, TorchProgram):
             return self._run_program(module, self.fetch_args_kwargs_from_env(n)[0])
         start = time.perf_counter()
@@ -52,7 +51,9 @@ class _Timer(fx.Interpreter):
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _add(self, name: str, kind: str, x: str, y: str) -> None:
-        self.steps.append({"name": name, "kind": kind, "x": x, "y": y, "macs": 0, "bytes": 0})
+        self.steps.append(
+            {"name": name, "kind": kind, "path": "", "x": x, "y": y, "macs": 0, "bytes": 0}
+        )
 
 
 def _described(value: Any) -> str:

@@ -24,12 +24,15 @@ class TorchProgram(nn.Module):
         self._needs: dict[Any, int] = {}  # bytes of the arena, by threads and sizes of the inputs
         self._free: list[Tensor] = []
         self._program: Program | None = None
+        self._kept: Tensor | None = None  # what the program keeps: the same memory
 
     @property
     def program(self) -> Program:
         """The same bytes for NumPy."""
         if self._program is None:
             self._program = Program(self.data.numpy())
+            kept = self._program.kept
+            self._kept = None if kept is None else torch.from_numpy(kept)
         return self._program
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -49,7 +52,7 @@ class TorchProgram(nn.Module):
             arena = torch.empty(need, dtype=torch.uint8)
         if arena.numel() < need:
             arena = torch.empty(need, dtype=torch.uint8)
-        outputs: list[Tensor] = _run(self.data, arena, inputs, seconds)
+        outputs: list[Tensor] = _run(self.data, arena, inputs, seconds, self._kept)
         self._free.append(arena)
         return outputs
 
@@ -60,7 +63,7 @@ class TorchProgram(nn.Module):
         return self.program.arena_bytes(*(tuple(x.shape) for x in inputs))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_needs": {}, "_free": [], "_program": None}
+        return self.__dict__ | {"_needs": {}, "_free": [], "_program": None, "_kept": None}
 
     def extra_repr(self) -> str:
         return repr(self.program)

@@ -1,168 +1,437 @@
-"""The graph of a quantized model, with the shape of every value, and what its nodes mean."""
+"""The call of a quantized model as one functional graph of ATen operators, by torch.export.
+
+What torch.export leaves in a graph that is no step goes here: asserts, dropout, in-place forms, constants that could be
+computed once. Batch, sizes and token counts are free where the model allows.
+"""
 
 from __future__ import annotations
 
-import inspect
-import math
 import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+from torch.utils._sympy.functions import Max
 
-from qkernels.eval_mode import answering
-from qkernels.nn import MeanPool2d, QuantModule
-from qkernels.plain import is_plain
-from qkernels.quantization.fold import FoldedBatchNorm
+from qkernels.calling import Call
+from qkernels.capture import CaptureError, exported
 
-_ADDS = (operator.add, operator.iadd, torch.add)
-_RELUS = (torch.relu, F.relu, "relu")
-_RESHAPES = (torch.flatten, "flatten", "reshape", "view")
+aten = torch.ops.aten
 
 
-class LayerwiseTracer(fx.Tracer):
-    """Leaves our layers whole: their forwards ask what they are given."""
+@dataclass
+class Traced:
+    """A model's call as a graph.
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, QuantModule | FoldedBatchNorm | MeanPool2d) or is_plain(m)
-        return ours or super().is_leaf_module(m, module_qualified_name)
+    Attributes:
+        graph: takes the tensors of the call in order and returns a tuple of the tensors of the answer.
+        inputs: how the arguments of a call are flattened; only its tensors are inputs.
+        output: how the answer is put together.
+        sizes: of each input, a size where it has to be that of the example, None where it is free.
+    """
 
-
-def trace(model: nn.Module, examples: tuple[Any, ...]) -> fx.GraphModule:
-    """``model`` as a graph over its own submodules. Raises ValueError where torch.fx cannot follow it."""
-    try:
-        with answering(model):  # what a forward keeps of a trace must not stay in the model
-            graph = LayerwiseTracer().trace(model, _defaults(model, len(examples)))
-            _drop_defaults(graph, len(examples))
-            traced = fx.GraphModule(model, graph)
-    except Exception as error:  # whatever a forward raises when it meets a proxy
-        raise ValueError(
-            f"{type(model).__name__} cannot be traced, so it stays un-chained: {error}"
-        ) from error
-    with torch.no_grad():
-        ShapeProp(traced).propagate(*examples)
-    for node in graph.nodes:
-        _check_in_place(traced, node)
-        node.type = None  # a pickle would look for what the annotation names
-    return traced
+    graph: fx.GraphModule
+    inputs: pytree.TreeSpec
+    output: pytree.TreeSpec
+    sizes: list[tuple[int | None, ...]]
 
 
-def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
-    """The arguments of the forward that the examples leave at their defaults, which are values and no proxies."""
-    parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
-    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return {p.name: p.default for p in named[given:] if p.default is not p.empty}
+def trace(model: nn.Module, call: Call, *, free_sizes: bool = True) -> Traced:
+    """The graph of ``model`` for such a call; the model is left as it was.
+
+    ``free_sizes``: sizes other than the batch may differ later where the model allows it, and makes no tensor of them.
+
+    Raises:
+        CaptureError: torch.export cannot follow the forward, or it changes its own buffers.
+    """
+    if free_sizes:
+        traced = _normalized(_exported(model, call, all_sizes=True), call)
+        if not any(_follows_from_sizes(node) for node in traced.graph.graph.nodes):
+            return traced
+    return _normalized(_exported(model, call, all_sizes=False), call)
 
 
-def _drop_defaults(graph: fx.Graph, given: int) -> None:
-    """Take out the placeholders of those arguments, and the checks that they have their defaults."""
-    for node in graph.find_nodes(op="placeholder")[given:]:
-        for user in list(node.users):
-            for check in [*user.users, user]:
-                graph.erase_node(check)
-        graph.erase_node(node)
+# ---- capture
 
 
-def rebuild(traced: fx.GraphModule) -> None:
-    """After its nodes were changed."""
-    traced.graph.lint()
-    traced.delete_all_unused_submodules()
-    traced.recompile()
+def _exported(model: nn.Module, call: Call, all_sizes: bool) -> torch.export.ExportedProgram:
+    """With a batch of at least 2, since torch.export takes a size of 1 for a constant; as it is where that fails."""
+    twice = _twice(call)
+    if twice is not None:
+        try:
+            program = exported(model, twice, all_sizes)
+        except CaptureError:
+            pass
+        else:
+            if _has_free_batch(program):
+                return program
+    return exported(model, call, all_sizes)
 
 
-def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def shape(node: Any) -> torch.Size | None:
-    """Of a node that is one float32 tensor, else None."""
-    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    return (
-        meta.shape if meta is not None and getattr(meta, "dtype", None) == torch.float32 else None
-    )
-
-
-def is_no_op(traced: fx.GraphModule, node: fx.Node) -> bool:
-    module = module_of(traced, node)
-    dropout = isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
-    return dropout or isinstance(module, nn.Identity)
-
-
-def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:
-    """Whether the node calls one of these functions or methods; a submodule may have such a name too."""
-    return node.op in ("call_function", "call_method") and node.target in targets
-
-
-def clamp_of(traced: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
-    module = module_of(traced, node)
-    if isinstance(module, nn.ReLU) or _calls(node, _RELUS):
-        return (0.0, math.inf)
-    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
-        return (float(module.min_val), float(module.max_val))
-    return None
-
-
-def added_to(node: fx.Node, value: fx.Node) -> fx.Node | None:
-    """The other operand where ``node`` adds a tensor of the same shape to ``value``."""
-    if not _calls(node, _ADDS) or node.kwargs or len(node.args) != 2:
+def _twice(call: Call) -> Call | None:
+    tensors = [x for x in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(x, Tensor)]
+    if not tensors or any(x.dim() == 0 or len(x) != 1 for x in tensors):
         return None
-    other = node.args[1] if node.args[0] is value else node.args[0]
-    same = other is not value and shape(value) is not None and shape(other) == shape(value)
-    return other if same and isinstance(other, fx.Node) and other.op != "get_attr" else None
+    args, kwargs = pytree.tree_map_only(
+        Tensor, lambda x: torch.cat([x, x]), (call.args, call.kwargs)
+    )
+    return Call(args, kwargs)
 
 
-def keeps_scale(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node does to int8 values what it does to floats: moves them, or takes their maximum."""
-    if shape(node) is None or not node.args or shape(node.args[0]) is None:
-        return False
-    module = module_of(traced, node)
-    if isinstance(module, nn.MaxPool2d):
-        return not module.return_indices and len(shape(node) or ()) == 4
-    return (
-        isinstance(module, nn.Flatten)
-        or _calls(node, (*_RESHAPES, operator.getitem))
-        or is_zero_pad(node)
+def _has_free_batch(program: torch.export.ExportedProgram) -> bool:
+    inputs = [v for n in _inputs(program) if isinstance(v := n.meta.get("val"), Tensor)]
+    return not any(is_fixed(x.shape[0]) for x in inputs)
+
+
+def _inputs(program: torch.export.ExportedProgram) -> list[fx.Node]:
+    names = set(program.graph_signature.user_inputs)
+    return [n for n in program.graph.find_nodes(op="placeholder") if n.name in names]
+
+
+def _normalized(program: torch.export.ExportedProgram, call: Call) -> Traced:
+    graph = _flat(program)
+    if not _make_functional(graph):
+        program = program.run_decompositions({})
+        graph = _flat(program)
+        if not _make_functional(graph):
+            raise CaptureError("it writes into its own tensors")
+    _part_splits(graph)
+    _fold_constants(graph)
+    graph.graph.eliminate_dead_code()
+    for node in graph.graph.find_nodes(op="placeholder"):
+        if value(node) is None:
+            if node.users:
+                raise CaptureError(f"its argument {node.name!r} is a number that may change")
+            graph.graph.erase_node(node)
+    known = _sizes(program)
+    given = [n for n in graph.graph.find_nodes(op="placeholder") if value(n) is not None]
+    for node, needed in zip(given, known, strict=True):
+        node.meta["sizes"] = needed
+    graph.recompile()
+    spec = pytree.tree_structure((call.args, call.kwargs))
+    output = program.call_spec.out_spec
+    assert output is not None
+    return Traced(graph, spec, output, known)
+
+
+def _flat(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The graph over the model's own tensors, from a flat list of inputs to a flat tuple of outputs."""
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    graph.graph.set_codegen(fx.graph.CodeGen())
+    for node in list(graph.graph.nodes):
+        if _is_inlined(node):
+            _inline(graph, node)
+    for node in list(graph.graph.nodes):
+        if node.target in _CHECKS:
+            graph.graph.erase_node(node)
+        elif _is_no_op(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code(
+        is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n)
+    )
+    graph.graph._tracer_cls = None
+    return fx.GraphModule(graph, graph.graph)  # what torch.export returns cannot be pickled
+
+
+_CHECKS = (
+    aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg, aten._assert_async.default,
+    aten.sym_constrain_range_for_size.default, aten.sym_constrain_range.default,
+)  # fmt: skip
+_COPIES = (
+    aten.detach.default, aten.detach_.default, aten.alias.default, aten.clone.default, aten.contiguous.default,
+    aten.lift_fresh_copy.default, aten.lift_fresh.default, aten.lift.default,
+)  # fmt: skip
+_DROPOUTS = (
+    aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.feature_dropout_.default,
+    aten.alpha_dropout.default, aten.alpha_dropout_.default, aten.feature_alpha_dropout.default,
+)  # fmt: skip
+
+
+def _is_no_op(node: fx.Node) -> bool:
+    if node.target in _COPIES:
+        return True
+    if node.target in _DROPOUTS:
+        return not arguments(node).get("train", arguments(node).get("training"))
+    if node.op == "call_function" and getattr(node.target, "overloadpacket", None) in (
+        aten.to, aten._to_copy, aten.type_as, aten.expand, aten.expand_as, aten.view, aten.reshape
+    ):  # fmt: skip
+        x, y = value(node.args[0]), value(node)
+        return x is not None and y is not None and _alike(x, y)
+    return False
+
+
+def _alike(x: Tensor, y: Tensor) -> bool:
+    same = x.dtype == y.dtype and x.device == y.device and x.dim() == y.dim()
+    return same and all(_same_size(a, b) for a, b in zip(x.shape, y.shape, strict=True))
+
+
+def _same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    if is_fixed(a) and is_fixed(b):
+        return hint(a) == hint(b)
+    return not (is_fixed(a) or is_fixed(b)) and a.node.expr == b.node.expr  # type: ignore[union-attr]
+
+
+def _is_inlined(node: fx.Node) -> bool:
+    """Whether it runs a part of the graph under a mode of autograd or autocast that has no meaning here."""
+    name = getattr(node.target, "__name__", "")
+    if name == "wrap_with_set_grad_enabled":
+        return True
+    return name == "wrap_with_autocast" and node.args[2] is False
+
+
+def _inline(graph: fx.GraphModule, node: fx.Node) -> None:
+    at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+    inner = graph.get_submodule(str(node.args[at].target))  # type: ignore[union-attr]
+    assert isinstance(inner, fx.GraphModule)
+    given = iter(node.args[at + 1 :])
+    seen: dict[fx.Node, Any] = {n: next(given) for n in inner.graph.find_nodes(op="placeholder")}
+    with graph.graph.inserting_before(node):
+        returned = graph.graph.graph_copy(inner.graph, seen)
+    outputs = returned if isinstance(returned, tuple | list) else (returned,)
+    for user in list(node.users):
+        if user.target is operator.getitem:
+            user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index,arg-type]
+            graph.graph.erase_node(user)
+    if node.users:
+        node.replace_all_uses_with(outputs[0])  # type: ignore[arg-type]
+    graph.graph.erase_node(node)
+
+
+# ---- in-place forms
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _views(node: fx.Node) -> bool:
+    """Whether the node's value may share memory with what it reads."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(
+        r.alias_info is not None and not r.alias_info.is_write for r in schema.returns
     )
 
 
-def joined(node: fx.Node) -> list[fx.Node]:
-    """The images whose channels the node puts one after the other; empty for any other node."""
-    if not _calls(node, (torch.cat, torch.concat)) or not isinstance(node.args[0], list | tuple):
-        return []
-    parts = [x for x in node.args[0] if isinstance(x, fx.Node)]
-    dim = (*node.args[1:], *node.kwargs.values())
-    images = all(len(shape(x) or ()) == 4 for x in [*parts, node])
-    return parts if images and dim in ((1,), (-3,)) and len(parts) == len(node.args[0]) else []
+def _make_functional(graph: fx.GraphModule) -> bool:
+    """Give in-place steps their other form; False where a view of what they write would have to change with it."""
+    for node in list(graph.graph.nodes):
+        if not _writes(node):
+            continue
+        written = node.args[0]
+        other = _out_of_place(node.target)
+        shared = isinstance(written, fx.Node) and (
+            written.op == "get_attr" or _views(written) or any(_views(u) for u in written.users)
+        )
+        if other is None or shared or not isinstance(written, fx.Node):
+            return False
+        node.target = other
+        later = _later(node)
+        written.replace_all_uses_with(node, delete_user_cb=lambda user, later=later: user in later)
+    return True
 
 
-def is_zero_pad(node: fx.Node) -> bool:
-    given = {
-        k: v
-        for k, v in node.kwargs.items()
-        if (k, v) not in (("mode", "constant"), ("value", None))
-    }
-    return node.target is F.pad and len(node.args) == 2 and not given
+def _later(node: fx.Node) -> set[fx.Node]:
+    later = set()
+    while node.next.op != "root":
+        node = node.next
+        later.add(node)
+    return later
 
 
-def asks_shape(node: fx.Node) -> bool:
-    return _calls(node, ("size", "dim")) or (node.target is getattr and node.args[1] == "shape")
+def _out_of_place(target: Any) -> Callable[..., Any] | None:
+    packet, _, overload = target.name().removeprefix("aten::").partition(".")
+    if not target.name().startswith("aten::") or not packet.endswith("_"):
+        return None
+    other = getattr(getattr(aten, packet[:-1], None), overload or "default", None)
+    return None if other is None or other._schema.is_mutable else other
 
 
-def _check_in_place(traced: fx.GraphModule, node: fx.Node) -> None:
-    """A graph whose nodes are moved together has no room for a value that changes under its other readers."""
-    writes = getattr(module_of(traced, node), "inplace", False) or node.kwargs.get("inplace")
-    method = node.op == "call_method" and str(node.target).endswith("_")
-    if not (writes or method or node.target is operator.iadd) or not node.args:
-        return
-    value = node.args[0]
-    while isinstance(value, fx.Node) and isinstance(value.meta.get("type"), type):
-        if issubclass(value.meta["type"], Tensor) and len(value.users) > 1:
-            raise ValueError(
-                f"{node.name!r} writes in place into {value.name!r}, which {len(value.users) - 1} other steps read, "
-                "so the model stays un-chained: use inplace=False"
+# ---- several results
+
+_SPLITS = (
+    aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int,
+    aten.tensor_split.sections, aten.tensor_split.indices, aten.unsafe_chunk.default, aten.unsafe_split.Tensor,
+)  # fmt: skip
+
+
+def _part_splits(graph: fx.GraphModule) -> None:
+    """Make of every part of a split a slice of its own."""
+    for node in list(graph.graph.nodes):
+        parts = node.meta.get("val")
+        if node.target not in _SPLITS or any(u.target is not operator.getitem for u in node.users):
+            continue
+        dim = arguments(node)["dim"]
+        for user in list(node.users):
+            index: Any = user.args[1]
+            before = (
+                [p.shape[dim] for p in parts[:index]] if node.target is not aten.unbind.int else []
             )
-        if not (is_no_op(traced, value) or keeps_scale(traced, value)):
-            return
-        value = value.args[0]
+            if node.target is not aten.unbind.int and not all(
+                map(is_fixed, (*before, parts[index].shape[dim]))
+            ):
+                continue
+            with graph.graph.inserting_before(user):
+                if node.target is aten.unbind.int:
+                    part = graph.graph.call_function(aten.select.int, (node.args[0], dim, index))
+                else:
+                    start = sum(map(hint, before))
+                    stop = start + hint(parts[index].shape[dim])
+                    part = graph.graph.call_function(
+                        aten.slice.Tensor, (node.args[0], dim, start, stop)
+                    )
+            part.meta = dict(user.meta)
+            user.replace_all_uses_with(part)
+            graph.graph.erase_node(user)
+
+
+# ---- constants
+
+
+def _fold_constants(graph: fx.GraphModule) -> None:
+    """Compute what needs no input once."""
+    known = set(graph.graph.find_nodes(op="get_attr"))
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not known.issuperset(node.all_input_nodes):
+            continue
+        if (
+            not isinstance(node.target, torch._ops.OpOverload)
+            or torch.Tag.nondeterministic_seeded in node.target.tags
+        ):
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: tensor_of(graph, n))
+        with torch.no_grad():
+            result = node.target(*args, **kwargs)
+        if isinstance(result, Tensor):
+            known.add(put_constant(graph, node, result))
+
+
+def put_constant(graph: fx.GraphModule, node: fx.Node, tensor: Tensor) -> fx.Node:
+    """Put a tensor in the place of a node."""
+    with graph.graph.inserting_before(node):
+        new = constant(graph, f"constant_{node.name}", tensor)
+    new.meta["val"] = node.meta.get("val", tensor)
+    node.replace_all_uses_with(new)
+    graph.graph.erase_node(node)
+    return new
+
+
+def constant(graph: fx.GraphModule, name: str, tensor: Tensor) -> fx.Node:
+    """A node of that tensor, where the graph's insertion point is."""
+    graph.register_buffer(name, tensor.detach())
+    node = graph.graph.get_attr(name)
+    node.meta["val"] = tensor
+    return node
+
+
+def tensor_of(graph: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The tensor that a get_attr node is."""
+    found: Any = graph
+    for name in str(node.target).split("."):
+        found = getattr(found, name)
+    return found  # type: ignore[no-any-return]
+
+
+def _follows_from_sizes(node: fx.Node) -> bool:
+    """Whether it is a tensor made of sizes of the inputs other than their batch."""
+    if node.op != "call_function" or value(node) is None:
+        return False
+    reads = [n for n in node.all_input_nodes if value(n) is not None]
+    return not reads
+
+
+# ---- sizes
+
+
+def _sizes(program: torch.export.ExportedProgram) -> list[tuple[int | None, ...]]:
+    """Which sizes of the inputs the program was specialized to, or asks something of."""
+    asked = set()
+    for guard in _guards(program):
+        equal_sizes = all(
+            side.is_symbol for side in guard.args
+        )  # of two inputs, which programs hold to
+        if (
+            isinstance(guard, sympy.Eq) and not equal_sizes and not guard.has(Max)
+        ):  # Max: a question about strides
+            asked |= guard.free_symbols
+    bounded = {s for s, r in program.range_constraints.items() if r.upper < 1 << 30}
+
+    def size(given: int | torch.SymInt) -> int | None:
+        if is_fixed(given):
+            return hint(given)
+        expr = given.node.expr
+        free = expr.is_symbol and expr not in asked and expr not in bounded
+        return None if free else int(given.node.hint)
+
+    inputs = (value(node) for node in _inputs(program))
+    return [tuple(map(size, x.shape)) for x in inputs if x is not None]
+
+
+def _guards(program: torch.export.ExportedProgram) -> Iterator[Any]:
+    for node in _inputs(program):
+        x = value(node)
+        for s in () if x is None else x.shape:
+            if isinstance(s, torch.SymInt):
+                yield from (guard.expr for guard in s.node.shape_env.guards)
+                return
+
+
+# ---- nodes
+
+
+def value(node: Any) -> Tensor | None:
+    """The tensor without values that a node is for the example; None for anything else."""
+    found = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return found if isinstance(found, Tensor) else None
+
+
+def shape(node: Any) -> tuple[int, ...] | None:
+    """The sizes of a float32 tensor for the example; None for any other node."""
+    x = value(node)
+    return None if x is None or x.dtype != torch.float32 else sizes(x)
+
+
+def sizes(x: Tensor) -> tuple[int, ...]:
+    """The sizes of a tensor for the example."""
+    return tuple(hint(s) for s in x.shape)
+
+
+def hint(size: Any) -> int:
+    """What a size is for the example."""
+    if isinstance(size, torch.SymInt):
+        known = size.node.maybe_as_int()
+        return int(size.node.hint if known is None else known)
+    return int(size)
+
+
+def is_fixed(size: Any) -> bool:
+    """Whether a size is the model's, not the input's."""
+    return isinstance(size, int) or size.node.maybe_as_int() is not None
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operator by name, with defaults."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
+    return {a.name: given.get(a.name, a.default_value) for a in schema}
+
+
+def set_arguments(node: fx.Node, **new: Any) -> None:
+    """Change arguments of an operator by name."""
+    given = arguments(node) | new
+    node.args = tuple(given[a.name] for a in node.target._schema.arguments)  # type: ignore[union-attr]
+    node.kwargs = {}
+
+
+def where(node: fx.Node) -> str:
+    """Where in the model a step is computed: the name of the module in whose call, then the operator."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    name = stack[-1][0].rpartition("L['self'].")[2] if stack else ""
+    packet = getattr(node.target, "overloadpacket", None)
+    step = packet.__name__ if packet is not None else node.name
+    return f"{name} ({step})" if name else step

@@ -7,6 +7,7 @@ from qkernels.models.cifar_resnet import CifarResNet
 from qkernels.models.mobilenet_v2 import MobileNetV2
 from qkernels.models.registry import available, create
 from qkernels.models.resnet import ResNet
+from qkernels.models.sources import accepted, check_trusted, is_named_by_source
 from qkernels.models.transformer import TransformerEncoder, VisionTransformer
 from qkernels.models.tutorial_cnn import TutorialCNN
 from qkernels.models.weights import load_weights
@@ -19,9 +20,12 @@ __all__ = [
     "TransformerEncoder",
     "TutorialCNN",
     "VisionTransformer",
+    "accepted",
     "available",
     "changes",
+    "check_trusted",
     "create",
+    "is_named_by_source",
     "load_weights",
     "narrow_",
     "sizes",

@@ -13,6 +13,7 @@ from qkernels.models.channels import narrow_
 from qkernels.models.cifar_resnet import CifarResNet
 from qkernels.models.mobilenet_v2 import MobileNetV2
 from qkernels.models.resnet import BasicBlock, Bottleneck, ResNet
+from qkernels.models.sources import build, is_named_by_source
 from qkernels.models.transformer import VisionTransformer
 from qkernels.models.tutorial_cnn import TutorialCNN
 
@@ -48,8 +49,13 @@ def create(
     matters to `tutorial_cnn` and `vit`: the others pool over whatever remains. `options`: width
     (all but mobilenet_v2), depth, heads and patch (vit), width_mult and dropout (mobilenet_v2). `channels`: the counts
     of a pruned model, see `qkernels.models.narrow_`.
+    A name with a colon is built by what it names, see `qkernels.models.sources`, with exactly the arguments given.
     Raises ValueError for an unknown name, with the nearest known ones.
     """
+    if is_named_by_source(name):
+        given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+        given = {key: value for key, value in given.items() if value is not None}
+        return narrow_(build(name, **given, **options), channels or {})
     if name not in BUILDERS:
         near = difflib.get_close_matches(name, BUILDERS, n=3, cutoff=0.4) or BUILDERS
         raise ValueError(f"no model {name!r}; the nearest: {', '.join(near)}")

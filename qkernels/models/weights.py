@@ -1,32 +1,37 @@
-"""Trained weights from a safetensors file into a model."""
+"""Trained weights of a file, whatever wrote it, into a model."""
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
+COMPILED = "_orig_mod."  # what torch.compile puts before the names of what it wraps
+PREFIXES = ("module.", "model.", "net.", "backbone.")  # of wrappers that people train in
+HOLDERS = ("state_dict", "model_state_dict", "model", "module", "weights", "ema", "state_dict_ema")
+_PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save since 1.6, and before
+
 
 def load_weights(model: Model, path: str | Path) -> Model:
-    """Load every parameter and buffer of `model` from a safetensors file; returns the model.
+    """Load every parameter and buffer of `model` from a file; returns the model.
 
-    Batch counters (`num_batches_tracked`) may be absent: published files drop them.
-    Raises FileNotFoundError, or ValueError if the file is no safetensors file, if names differ,
-    or if a shape differs; nothing is loaded then.
+    The file is one of safetensors, or of `torch.save` with a state dict in it, which is read with `weights_only`: no
+    code of a file is run. Prefixes that wrappers leave ("module.", "_orig_mod.", "model.") come off where the names
+    fit without. Batch counters (`num_batches_tracked`) may be absent: published files drop them.
+    Raises FileNotFoundError, or ValueError if the file holds no weights, if names differ, or if a shape differs;
+    nothing is loaded then.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
     wanted = model.state_dict()
+    weights = _without_prefix(read_weights(path), wanted)
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
     missing = sorted(wanted.keys() - weights.keys() - counters)
     unexpected = sorted(weights.keys() - wanted.keys())
@@ -44,6 +49,70 @@ def load_weights(model: Model, path: str | Path) -> Model:
             )
     model.load_state_dict(weights, strict=False)
     return model
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, on the CPU. Raises as `load_weights`, and says what a foreign file is."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name the weights file in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a pointer of git-lfs and holds no weights: run git lfs pull")
+    if start.lstrip()[:1] == b"<":
+        raise ValueError(f"{path} is a web page and no weights file: download it again")
+    if start.startswith(_PICKLES):
+        return _pickled(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a safetensors file or is cut off, and is none of torch.save: {error}"
+        ) from error
+
+
+def plain_name(name: str) -> str:
+    """A name of a state dict without what torch.compile adds to it."""
+    return name.replace(COMPILED, "")
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds pickled objects besides tensors, which could run any code and are not loaded: where you "
+            "trust it, turn it once, torch.save(torch.load(PATH, weights_only=False).state_dict(), NEW)"
+        ) from error
+    except Exception as error:  # whatever torch says of a file that is cut off
+        raise ValueError(
+            f"{path} is cut off or no file of torch.save: {str(error).splitlines()[0]}"
+        ) from error
+    holders = [
+        key for key in HOLDERS if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)
+    ]
+    state = found[holders[0]] if holders else found
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        what = (
+            ", ".join(map(str, list(state)[:5]))
+            if isinstance(state, Mapping)
+            else type(state).__name__
+        )
+        raise ValueError(f"{path} holds no state dict but {what}: save model.state_dict()")
+    return dict(state)
+
+
+def _without_prefix(weights: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names without prefixes, as long as all have one and none of them is a name of the model."""
+    weights = {plain_name(name): tensor for name, tensor in weights.items()}
+    while weights and not weights.keys() & wanted.keys():
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), None)
+        if prefix is None:
+            break
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    return weights
 
 
 def _first(names: list[str]) -> str:

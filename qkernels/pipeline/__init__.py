@@ -1,6 +1,13 @@
 """The whole workflow: teacher, distilled student, int8 student, all measured on held-out images."""
 
-from qkernels.pipeline.architecture import create_model, describe_architecture, describe_data
+from qkernels.pipeline.architecture import (
+    ModelChoice,
+    create_model,
+    describe_architecture,
+    describe_data,
+    open_float_model,
+    open_model,
+)
 from qkernels.pipeline.config import RECIPES, PipelineConfig
 from qkernels.pipeline.result import PipelineResult, Row
 from qkernels.pipeline.run import PROGRAM, calibration_batches, run_pipeline
@@ -8,6 +15,7 @@ from qkernels.pipeline.run import PROGRAM, calibration_batches, run_pipeline
 __all__ = [
     "PROGRAM",
     "RECIPES",
+    "ModelChoice",
     "PipelineConfig",
     "PipelineResult",
     "Row",
@@ -15,5 +23,7 @@ __all__ = [
     "create_model",
     "describe_architecture",
     "describe_data",
+    "open_float_model",
+    "open_model",
     "run_pipeline",
 ]

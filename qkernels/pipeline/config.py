@@ -6,13 +6,18 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+from torch import nn
 
-from qkernels.distill import TrainConfig
+from qkernels.data.choice import DataChoice
+from qkernels.data.image_data import ImageData
+from qkernels.distill import TrainConfig, suitable_config
+from qkernels.distill.recipe import MANY_IMAGES
+from qkernels.pipeline.architecture import ModelChoice
 from qkernels.quantization import QuantConfig
 
 
-class PipelineConfig(BaseModel):
+class PipelineConfig(DataChoice):
     """Settings of `run_pipeline`: a recipe for 32x32 colour images; see `for_data` for others.
 
     Teacher and students share what is not named `teacher_*` or `student_*`. A teacher that starts
@@ -20,14 +25,20 @@ class PipelineConfig(BaseModel):
     ValidationError (a ValueError) naming the field at fault.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    data: str = Field("cifar10", description="Data set: see `qkernels info`.")
-    data_root: Path | None = Field(None, description="Folder of the data, else $QKERNELS_DATA.")
+    data: str = Field(
+        "cifar10", description="Data set: see `qkernels info`; or a function, package.module:load."
+    )
     run: Path = Field(Path("runs/pipeline"), description="Folder of weights and report.")
-    teacher: str = Field("resnet56", description="Model of the teacher.")
+    teacher: str = Field(
+        "resnet56",
+        description="Model of the teacher: a name, package.module:Net or torchvision:NAME.",
+    )
+    teacher_args: str = Field("", description="Its arguments as JSON, such as '{\"width\": 64}'.")
     teacher_width: int | None = Field(None, ge=1, description="Its width, else as published.")
-    teacher_weights: Path | None = Field(None, description="safetensors file it starts from.")
+    teacher_weights: Path | None = Field(
+        None, description="Weights it starts from, or a checkpoint."
+    )
+    trust: bool = Field(False, description="Run code that the teacher's checkpoint names.")
     teacher_epochs: int | None = Field(
         None, ge=0, description="Epochs of the teacher: 3 from weights (0: as it is), else as all."
     )
@@ -38,6 +49,7 @@ class PipelineConfig(BaseModel):
         None, description="Shift and flip the images the teacher learns from, else as all."
     )
     student: str = Field("resnet14", description="Model of the student.")
+    student_args: str = Field("", description="Its arguments as JSON.")
     student_width: int | None = Field(None, ge=1, description="Its width, else as published.")
     epochs: int = Field(30, ge=1, description="Epochs of each training.")
     lr: float = Field(0.1, gt=0, description="Peak learning rate.")
@@ -72,6 +84,28 @@ class PipelineConfig(BaseModel):
             if settings.get(who, recipe.get(who)) != recipe.get(who):
                 recipe.pop(f"{who}_width", None)
         return cls(**recipe | settings)
+
+    @property
+    def teacher_choice(self) -> ModelChoice:
+        """The model of the teacher."""
+        return ModelChoice(self.teacher, self.teacher_args, self.teacher_width)
+
+    @property
+    def student_choice(self) -> ModelChoice:
+        """The model of the students."""
+        return ModelChoice(self.student, self.student_args, self.student_width)
+
+    def suited(self, data: ImageData) -> PipelineConfig:
+        """The same where there is a recipe or many images; of few images, smaller batches and more epochs.
+
+        What has been set stays as it is.
+        """
+        if self.data in RECIPES or len(data.train) >= MANY_IMAGES:
+            return self
+        given = self.model_dump(include=self.model_fields_set & {"epochs", "batch_size"})
+        suitable = suitable_config(data, nn.Identity(), given)
+        names = {"epochs", "batch_size", "optimizer", "lr", "warmup_epochs"} - self.model_fields_set
+        return self.model_copy(update=suitable.model_dump(include=names))
 
     def command(self) -> str:
         """The `qkernels pipeline` command that means these settings; None has no flag, a recipe's value stays."""

@@ -7,17 +7,18 @@ from typing import Any, Literal
 
 from qkernels.distill import EpochRecord
 from qkernels.evaluate import Evaluation
-from qkernels.measure import PairedChange, Speed
+from qkernels.measure import PairedChange
 from qkernels.pipeline.config import PipelineConfig
 from qkernels.quantization import LayerError, QuantReport
+from qkernels.speed import Speeds
 
 
 @dataclass(frozen=True)
 class Row:
     """One model of the report; `change` compares its answers with those of the row `against`.
 
-    `file_bytes` are those of its weights file on disk. An int8 row has the parameters and
-    multiply-adds of the float model it was made of.
+    `file_bytes` are those of its weights file on disk, `program_bytes` those of its program, where one was written.
+    An int8 row has the parameters and multiply-adds of the float model it was made of.
     """
 
     name: str
@@ -26,9 +27,10 @@ class Row:
     file_bytes: int
     parameters: int
     macs: int
-    speed: Speed
+    speeds: Speeds
     against: str | None = None
     change: PairedChange | None = None
+    program_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,16 @@ class PipelineResult:
     curves: dict[str, tuple[EpochRecord, ...]]
     quantization: dict[str, QuantReport]
     layers: dict[str, list[LayerError]]  # on test images
+
+    def at_chance(self) -> list[str]:
+        """A sentence for each float model that has learned no more than chance would know."""
+        chance = 1 / max(1, len(self.data["classes"]))
+        return [
+            f"{row.name}: {row.accuracy.accuracy:.2%} is no more than chance, {chance:.2%} of "
+            f"{len(self.data['classes'])} classes; nothing was learned, more epochs or another lr may help"
+            for row in self.rows
+            if row.precision == "fp32" and row.accuracy.interval[0] <= chance
+        ]
 
     def row(self, name: str) -> Row:
         """The row of this name; KeyError if there is none."""

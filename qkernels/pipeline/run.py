@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qkernels import data as datasets
-from qkernels import models
 from qkernels.data import ImageData
 from qkernels.distill import OBJECTIVES, EpochRecord, TrainConfig, train
 from qkernels.evaluate import predict, score
 from qkernels.graph import compile
 from qkernels.machine import describe_machine
-from qkernels.measure import Speed, count_macs, count_parameters, measure_speed, paired_change
-from qkernels.pipeline.architecture import create_model, describe_architecture, describe_data
+from qkernels.measure import count_macs, count_parameters, paired_change
+from qkernels.pipeline.architecture import (
+    ModelChoice,
+    create_model,
+    describe_architecture,
+    describe_data,
+    names_its_model,
+    open_float_model,
+)
 from qkernels.pipeline.config import PipelineConfig
 from qkernels.pipeline.result import PipelineResult, Row
 from qkernels.quantization import (
@@ -34,6 +39,7 @@ from qkernels.quantization import (
 )
 from qkernels.quantization.observers import observer_names
 from qkernels.reports import report
+from qkernels.speed import Speeds, measure_speed
 
 TEACHER, ALONE, DISTILLED, INT8 = "teacher", "student alone", "student distilled", "student int8"
 FOLDERS = {TEACHER: "teacher", ALONE: "student", DISTILLED: "distilled"}
@@ -45,11 +51,12 @@ Curves = dict[str, tuple[EpochRecord, ...]]
 
 @dataclass(frozen=True)
 class _Entry:
-    """A finished model and its weights file; `against` names what it is compared with."""
+    """A finished model, its weights file and its program; `against` names what it is compared with."""
 
     model: nn.Module
     path: Path
     against: str | None = None
+    program: Path | None = None
 
 
 def run_pipeline(
@@ -62,13 +69,20 @@ def run_pipeline(
     is told what is about to happen.
     Raises ValueError or FileNotFoundError for settings, data, weights or a run folder at fault.
     """
-    data = datasets.load(config.data, config.data_root)
+    data = config.load_data()
+    for note in data.notes:
+        say(note)
+    config = config.suited(data)
     if (labels := data.test.labels) is None:
         raise ValueError(f"{data.name}: the test images have no labels to compare with")
     floats, curves = _train_all(config, data, say, progress)
-    say(f"quantizing, calibrated on {config.calibration_images} training images")
+    shown = min(config.calibration_images, len(data.train))
+    say(f"quantizing, calibrated on {shown} training images")
     quantized, reports = _quantize_all(config, data, floats[DISTILLED].model)
     compile_student(config, data, quantized[INT8].model, say)
+    program = config.run / PROGRAM
+    if program.exists():
+        quantized[INT8] = replace(quantized[INT8], program=program)
     entries = floats | quantized
     say(f"evaluating {len(entries)} models on {len(data.test)} test images")
     batches = data.batches("test", 250)
@@ -126,13 +140,8 @@ def _train_all(
         curves[name] = result.history
         return folder / "model.safetensors"
 
-    teacher = _seeded(config, data, config.teacher, config.teacher_width)
-    if config.teacher_weights is not None:
-        models.load_weights(teacher, config.teacher_weights)
-    students = {
-        name: _seeded(config, data, config.student, config.student_width)
-        for name in (ALONE, DISTILLED)
-    }
+    teacher = _teacher(config, data)
+    students = {name: _seeded(config, data, config.student_choice) for name in (ALONE, DISTILLED)}
     learning = config.student_training()
     # What does not fit a student is said here, before the teacher is trained.
     OBJECTIVES[learning.loss](learning, teacher, students[DISTILLED], data.image_shape)
@@ -145,9 +154,21 @@ def _train_all(
     return entries, curves
 
 
-def _seeded(config: PipelineConfig, data: ImageData, name: str, width: int | None) -> nn.Module:
+def _teacher(config: PipelineConfig, data: ImageData) -> nn.Module:
+    """With its weights; a checkpoint, such as a pruned one, names its model itself."""
+    if config.teacher_weights is None:
+        return _seeded(config, data, config.teacher_choice)
+    if names_its_model(config.teacher_weights):
+        teacher, _ = open_float_model(config.teacher_weights, data, ModelChoice(trust=config.trust))
+    else:
+        teacher, _ = open_float_model(config.teacher_weights, data, config.teacher_choice)
+    return teacher.requires_grad_(True)
+
+
+def _seeded(config: PipelineConfig, data: ImageData, choice: ModelChoice) -> nn.Module:
     torch.manual_seed(config.seed)
-    return create_model(name, data, width)
+    assert choice.name is not None
+    return create_model(choice.name, data, None, choice.arguments)
 
 
 def _keep(config: PipelineConfig, teacher: nn.Module) -> Path:
@@ -162,7 +183,9 @@ def _quantize_all(
     config: PipelineConfig, data: ImageData, student: nn.Module
 ) -> tuple[dict[str, _Entry], dict[str, QuantReport]]:
     entries, reports = {}, {}
-    architecture = describe_architecture(config.student, data, config.student_width)
+    architecture = describe_architecture(
+        config.student, data, None, config.student_choice.arguments
+    )
     for name, settings in int8_configs(config).items():
         batches = calibration_batches(data, config.calibration_images, config.seed)
         static = settings.activation == "static"
@@ -177,10 +200,10 @@ def _quantize_all(
 
 
 def compile_student(config: PipelineConfig, data: ImageData, student: nn.Module, say: Say) -> None:
-    """Write the int8 student as a program, or `say` which part of it is none."""
+    """Write the int8 student as a program that answers as it does, or `say` which part of it is none."""
     path = config.run / PROGRAM
     try:
-        chained = compile(student, torch.zeros(1, *data.image_shape))
+        chained = compile(student, torch.zeros(1, *data.image_shape), exact=True)
         chained.save(path, extra=describe_data(data))
     except ValueError as error:  # a part of it is left to torch
         path.unlink(missing_ok=True)
@@ -192,7 +215,7 @@ def _rows(
     data: ImageData,
     labels: Tensor,
     logits: dict[str, Tensor],
-    speeds: dict[str, Speed],
+    speeds: dict[str, Speeds],
 ) -> list[Row]:
     rows = []
     for name, entry in entries.items():
@@ -206,9 +229,10 @@ def _rows(
             file_bytes=entry.path.stat().st_size,
             parameters=count_parameters(twin),
             macs=count_macs(twin, data.image_shape),
-            speed=speeds[name],
+            speeds=speeds[name],
             against=against,
             change=change,
+            program_bytes=entry.program.stat().st_size if entry.program else None,
         )
         rows.append(row)
     return rows

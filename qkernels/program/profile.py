@@ -14,10 +14,14 @@ from qkernels.columns import aligned
 
 @dataclass(frozen=True)
 class StepProfile:
-    """One step. ``macs``, ``bytes``: multiply-adds, and bytes where each moves once; 0 for a step that is torch's."""
+    """One step. ``macs``, ``bytes``: multiply-adds, and bytes where each moves once; 0 for a step that is torch's.
+
+    ``path`` is the way that a convolution takes (csrc/README.md), empty for other kinds.
+    """
 
     name: str
     kind: str
+    path: str
     x: str
     y: str
     macs: int
@@ -68,7 +72,18 @@ class Profile:
             peak = f"{s.gops / self.peak_gops:.0%}" if s.macs else ""
             speed = f"{s.gbytes:.1f}" if s.bytes else ""
             share = f"{s.seconds / self.seconds:.1%}"
-            rows.append((s.name, s.kind, s.x, s.y, f"{s.seconds * 1e6:,.1f}", share, peak, speed))
+            rows.append(
+                (
+                    s.name,
+                    f"{s.kind} {s.path}".rstrip(),
+                    s.x,
+                    s.y,
+                    f"{s.seconds * 1e6:,.1f}",
+                    share,
+                    peak,
+                    speed,
+                )
+            )
         threads = f"{self.threads} thread" + "s" * (self.threads > 1)
         total = f"{self.seconds * 1e3:.3f} ms in {len(self.steps)} steps, {threads}"
         return "\n".join(

@@ -83,9 +83,28 @@ class Program:
         return int(self._program.arena_bytes([list(s) for s in sizes], self.threads))
 
     @property
+    def kept_bytes(self) -> int:
+        """Memory of weights in another form, made when a call first takes them so and kept for all that follow.
+
+        It is 0 before the first call, and always where ``QKERNELS_KEEP_WEIGHTS`` is 0.
+        """
+        return int(self._program.kept_bytes)
+
+    @property
+    def kept(self) -> NDArray[np.uint8] | None:
+        """What is kept from call to call, as torch's operator takes it; None where nothing may be."""
+        kept: NDArray[np.uint8] | None = self._program.kept
+        return kept
+
+    @property
     def inputs(self) -> list[tuple[int, int]]:
         """(axes, channels) of each input; 0 channels: any."""
         return list(self._program.signature(True))
+
+    @property
+    def input_dtypes(self) -> list[str]:
+        """float32 or, of token ids and masks, int64, for each input."""
+        return list(self._program.input_dtypes)
 
     @property
     def outputs(self) -> list[tuple[int, int]]:

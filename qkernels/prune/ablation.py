@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from qkernels.answers import logits_of
 from qkernels.data.progress import progress as progress_bar
 from qkernels.eval_mode import answering
 from qkernels.prune.scores import Labelled, Loss, Scores, channel_dim, labelled
@@ -48,7 +49,7 @@ def dropout(
         for inputs, labels in batches:
             part_of.clear()
             for turn.now in range(parts):
-                value = float(loss(model(inputs), labels)) * len(labels)
+                value = float(loss(logits_of(model, inputs), labels)) * len(labels)
                 for name, part in part_of.items():
                     dropped = torch.stack([part == turn.now, part != turn.now]).double()
                     sums[name] = sums.get(name, 0) + dropped * value

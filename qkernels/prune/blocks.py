@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from qkernels.answers import logits_of
 from qkernels.data.progress import progress as progress_bar
 from qkernels.eval_mode import answering
 from qkernels.models.channels import sizes
@@ -63,7 +64,9 @@ def block_losses(
         for name in names:
             block = model.get_submodule(name)
             model.set_submodule(name, nn.Identity())
-            total = sum(float(loss(model(x), labels)) * len(labels) for x, labels in batches)
+            total = sum(
+                float(loss(logits_of(model, x), labels)) * len(labels) for x, labels in batches
+            )
             model.set_submodule(name, block)
             losses[name] = total / sum(len(labels) for _, labels in batches)
             advance(1, name)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qkernels.measure import count_parameters
 from qkernels.models.channels import Sizes, changes, sizes
+from qkernels.outputs import output_tensors
 from qkernels.prune.groups import ChannelGraph, ChannelGroup
 from qkernels.prune.parameters import within
 from qkernels.prune.report import ChannelReport, LayerChannels
@@ -64,7 +65,64 @@ def prune_channels(
             nothing to prune.
     """
     _check(amount, macs, multiple, scope, order)
+    broken: dict[tuple[object, ...], str] = {}
+
+    def attempt() -> nn.Module:
+        return _pruned(
+            model, example_inputs, scores, amount, macs, scope=scope, order=order, multiple=multiple,
+            relative=relative, ignore=ignore, broken=broken,
+        )  # fmt: skip
+
+    while True:
+        try:
+            return attempt()
+        except DoesNotRun as error:
+            found = error.breaking(model, example_inputs)
+            if not found:
+                raise
+            broken |= found
+
+
+class DoesNotRun(ValueError):
+    """A model that its forward does not let be cut as the groups say; `dropped` is what was taken out."""
+
+    def __init__(self, message: str, dropped: Mapping[ChannelGroup, Tensor]) -> None:
+        super().__init__(message)
+        self.dropped = dropped
+
+    def breaking(self, model: nn.Module, example_inputs: Tensor) -> dict[tuple[object, ...], str]:
+        """Key -> why, of each group without which alone the model does not run."""
+        found = {}
+        for group, positions in self.dropped.items():
+            graph = ChannelGraph(model, example_inputs)
+            (twin,) = (other for other in graph.groups if other.key == group.key)
+            try:
+                remove(model, graph, {twin: positions}, example_inputs)
+            except DoesNotRun:
+                found[group.key] = (
+                    f"{group.name} keeps its channels: the forward does not run without some of them"
+                )
+        return found
+
+
+def _pruned(
+    model: nn.Module,
+    example_inputs: Tensor,
+    scores: Scores,
+    amount: float | None,
+    macs: int | None,
+    *,
+    scope: Scope,
+    order: Order,
+    multiple: int,
+    relative: bool,
+    ignore: Collection[str],
+    broken: Mapping[tuple[object, ...], str],
+) -> nn.Module:
+    """As `prune_channels`, without the groups that are `broken`. Raises DoesNotRun for further ones."""
     graph = ChannelGraph(model, example_inputs)
+    graph.notes += broken.values()
+    graph.groups = [group for group in graph.groups if group.key not in broken]
     groups = _allowed(graph, ignore)
     values = [channel_scores(group, scores) for group in groups]
     selector = Selector.of(
@@ -124,14 +182,17 @@ def remove(
 ) -> nn.Module:
     """The graph's model without the dropped channels, tried on the example, with a `ChannelReport` as its report."""
     before, old_sizes = layer_macs(graph.model, example_inputs), sizes(graph.model)
-    shape = outputs(graph.model, example_inputs).shape
-    smaller = graph.remove(dropped)
+    shapes = _shapes(outputs(graph.model, example_inputs))
+    smaller, kind = graph.remove(dropped), type(model).__name__
     try:
-        found = outputs(smaller, example_inputs).shape
+        found = _shapes(outputs(smaller, example_inputs))
     except Exception as error:  # whatever a forward raises when its shapes no longer fit
-        raise ValueError(f"{type(model).__name__} does not run pruned: {error}") from error
-    if found != shape:
-        raise ValueError(f"pruned, {type(model).__name__} returns {list(found)}, not {list(shape)}")
+        raise DoesNotRun(f"{kind} does not run pruned: {error}", dropped) from error
+    for name, shape in shapes.items():
+        if found.get(name) != shape:
+            raise DoesNotRun(
+                f"pruned, {kind} returns {found.get(name)}, not {shape}, as {name}", dropped
+            )
     for old, new in zip(model.parameters(), smaller.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
     done = describe(model, smaller, before, layer_macs(smaller, example_inputs), old_sizes)
@@ -164,11 +225,14 @@ def describe(
     )
 
 
-def outputs(model: nn.Module, example_inputs: Tensor) -> Tensor:
-    """Of a model in eval mode, without a graph."""
+def outputs(model: nn.Module, example_inputs: Tensor) -> dict[str, Tensor]:
+    """Every floating tensor of the answer of a model in eval mode, by its place in it, without a graph."""
     with torch.no_grad():
-        y: Tensor = model(example_inputs)
-    return y
+        return dict(output_tensors(model(example_inputs)))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _total(layers: Mapping[str, LayerMacs]) -> int:

@@ -5,7 +5,6 @@ From torch-pruning's dependency graph (Fang et al. 2023, "DepGraph: Towards Any 
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from qkernels.copying import copied
 from qkernels.data.extras import require
 from qkernels.models.channels import sizes
 from qkernels.models.cifar_resnet import ZeroPadShortcut
 from qkernels.nn import QuantModule
+from qkernels.outputs import output_tensors
 
 Side = Literal["out", "in"]
 
@@ -40,6 +41,11 @@ class ChannelGroup:
     channels: int
     members: tuple[Member, ...]
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells the groups of a model apart, in every graph of it."""
+        return self.name, self.channels, tuple((m.layer, m.side) for m in self.members)
+
 
 class ChannelGraph:
     """A copy of `model` in eval mode, which groups of channels it has, and how they are taken out of it.
@@ -51,11 +57,12 @@ class ChannelGraph:
     """
 
     def __init__(self, model: nn.Module, example_inputs: Tensor) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(True)
+        self.model = copied(model)[0].eval().requires_grad_(True)
         self.notes: list[str] = []
         self._graph = self._trace(example_inputs)
         self._names = {module: name for name, module in self.model.named_modules()}
         self._known = sizes(self.model)
+        self._unfit = dict(_unfit(self.model))
         self.groups = sorted(self._find(), key=lambda group: list(self._known).index(group.name))
 
     def remove(self, dropped: Mapping[ChannelGroup, Tensor]) -> nn.Module:
@@ -85,6 +92,7 @@ class ChannelGraph:
                     self.model,
                     example_inputs=(example_inputs,),
                     customized_pruners={ZeroPadShortcut: _ShortcutPruner()},
+                    output_transform=lambda answer: [y for _, y in output_tensors(answer)],
                     verbose=False,
                 )
         except Exception as error:  # whatever the model's forward or the library raises
@@ -139,9 +147,19 @@ class ChannelGraph:
                     return f"the forward has their number in a {kind.strip('_')}"
             elif name not in self._known:
                 return f"{name} is a {kind}"
+            elif name in self._unfit:
+                return self._unfit[name]
+            elif max(item.idxs, default=0) >= self._width(module, self._side(item)):
+                return f"the forward moves them to {name} in a way that is not followed"
             elif isinstance(module, nn.Conv2d) and 1 < module.groups < module.out_channels:
                 return f"{name} has {module.groups} groups"
         return None
+
+    def _width(self, module: Any, side: Side) -> int:
+        """How many entries a side of a layer has."""
+        pruner = self._graph.get_pruner_of_module(module)
+        count: int = (pruner.get_out_channels if side == "out" else pruner.get_in_channels)(module)
+        return count
 
     def _split(self, items: Any, free: list[int]) -> Iterator[ChannelGroup]:
         """One group for all channels that have the same members: a zero-padded shortcut couples only some."""
@@ -161,6 +179,18 @@ class ChannelGraph:
                 (list(self._known).index(m.layer), m.layer) for m in found if m.side == "out"
             )
             yield ChannelGroup(first[1], len(channels), found)
+
+
+def _unfit(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Layers whose weights are not theirs alone to cut, and why."""
+    owners: dict[int, str] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and owners.setdefault(id(parameter), name) != name:
+                why = f"{name} and {owners[id(parameter)]} share a weight"
+                yield from ((name, why), (owners[id(parameter)], why))
+        if any(key.endswith("_orig") for key in module._parameters):
+            yield name, f"{name} is masked: torch.nn.utils.prune.remove makes its zeros lasting"
 
 
 _FIXED = ("_SplitOp", "_UnbindOp", "_ExpandOp", "Parameter")

@@ -14,7 +14,7 @@ from qkernels.models.channels import Sizes
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qkernels.measure import Speed
+    from qkernels.speed import Speeds
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ChannelReport:
     channels: Sizes
     multiple: int = 1
     held: int = 0
-    speed: dict[str, Speed] = field(default_factory=dict)
+    speed: dict[str, Speeds] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,8 +70,9 @@ class ChannelReport:
 
     def _remarks(self) -> list[str]:
         lines = [
-            f"{name}: {speed.p50_ms:.3g} ms for one image, {speed.images_per_second:,.0f} images/s"
-            for name, speed in self.speed.items()
+            f"{name}, {speeds.form}: {speeds.one_thread.p50_ms:.3g} ms for one image on one thread, "
+            f"{speeds.all_threads.images_per_second:,.0f} images/s on {speeds.all_threads.threads}"
+            for name, speeds in self.speed.items()
         ]
         if self.multiple > 1:
             lines.append(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from qkernels.answers import logits_of
 from qkernels.data.progress import progress as progress_bar
 from qkernels.eval_mode import eval_mode
 from qkernels.prune.parameters import weights
@@ -131,7 +132,7 @@ def _gradients(
         with eval_mode(model), progress_bar("gradients", len(batches)) as advance:
             for inputs, labels in batches:
                 with torch.enable_grad():
-                    total = loss(model(inputs), labels) * len(labels)
+                    total = loss(logits_of(model, inputs), labels) * len(labels)
                 found = torch.autograd.grad(
                     total, list(parameters.values()), materialize_grads=True
                 )

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from qkernels.measure import Speed, measure_speed
 from qkernels.quantization import quantize
 from qkernels.quantization.calibration import Calibration, rereadable
+from qkernels.speed import Speeds, measure_speed
 
 
 def compare_speed(
@@ -17,7 +17,7 @@ def compare_speed(
     calibration: Calibration,
     image_shape: tuple[int, int, int],
     **how: Any,
-) -> dict[str, Speed]:
+) -> dict[str, Speeds]:
     """Time two float models in turns, in float32 and as static int8; `how` as `measure_speed` takes it.
 
     Returns:

@@ -49,8 +49,10 @@ def fit_qat(
     Args:
         model: trained float weights; not changed.
         config: an lr of 1e-4 and a temperature of 1 are a good start, see docs/quantization.md.
-        calibration, quant: as for `prepare_qat`.
-        teacher, progress: as for `train`; the float model itself is a good teacher.
+        calibration: as for `prepare_qat`.
+        quant: as `config` of `prepare_qat`.
+        teacher: as for `train`; the float model itself is a good teacher.
+        progress: as for `train`.
         run_dir: as for `train`, and for this model and this `quant` only; the training is in its folder "training".
 
     Returns:

@@ -36,7 +36,8 @@ def prepare_qat(
     Args:
         model: trained float weights; not changed.
         config: as for `quantize`; all its layers must be static.
-        calibration, example_inputs: as for `quantize`.
+        calibration: as for `quantize`.
+        example_inputs: as for `quantize`.
         learn_scales: whether scales learn too (LSQ); else only weights and biases do.
 
     Raises:

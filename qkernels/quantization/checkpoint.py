@@ -9,7 +9,7 @@ The metadata key `qkernels` holds
     folded           {batch norm name: {"kind", "into"}}, the placeholder that stands there, and "rest", its children
     clamped          {name: channels} of every ClampedReLU that stands where a ReLU6 was; absent in older files
     aliases          {tensor name: name it is stored under} of tensors stored once
-    architecture     {"name", "kwargs"} for `qkernels.models.create`, or null
+    architecture     {"name", "kwargs"} for `qkernels.models.create`, or null; a name may be an import path
     versions         {module name: version} of the modules whose state dict has another version than 1
     extra            whatever the caller added
 
@@ -36,6 +36,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
+from qkernels.copying import unwrapped
 from qkernels.nn import ClampedReLU, QuantModule, fix_mean_order_
 from qkernels.nn.registry import LayerSpec, spec_of, spec_of_int8
 from qkernels.plain import is_plain, plain_class, recomputing_hooks
@@ -70,6 +71,7 @@ def save(
         CheckpointError: for state that is no tensor or has no values, `architecture` or `extra`
             that JSON cannot hold.
     """
+    model, _ = unwrapped(model)
     tensors, aliases = _stored_once(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     metadata = {
@@ -102,6 +104,7 @@ def load(
     model: nn.Module | Callable[[], nn.Module] | None = None,
     *,
     device: str | torch.device = "cpu",
+    trust: bool = False,
 ) -> nn.Module:
     """Rebuild the model saved at `path`: same tensors, bit for bit, in eval mode.
 
@@ -110,6 +113,8 @@ def load(
             function that makes one (its parameters are never allocated). None: the file's
             architecture, made by `qkernels.models.create`.
         device: where the tensors go.
+        trust: also build models whose code lies outside the installed packages, or is no class, where the file names
+            one: that runs the code.
 
     Returns:
         The model; for a root that is itself a layer another object than `model`.
@@ -122,7 +127,7 @@ def load(
     path = Path(path)
     metadata, tensors = _read(path, str(device))
     if not isinstance(model, nn.Module):
-        factory = model if model is not None else _registered(path, metadata["architecture"])
+        factory = model if model is not None else _registered(path, metadata["architecture"], trust)
         model = _built(factory)
     try:
         model = _with_empty_layers(model, metadata, {*tensors, *metadata["aliases"]})
@@ -277,11 +282,20 @@ def _checked_metadata(path: Path, metadata: Mapping[str, str] | None) -> dict[st
     return values
 
 
-def _registered(path: Path, architecture: Mapping[str, Any] | None) -> Callable[[], nn.Module]:
+def _registered(
+    path: Path, architecture: Mapping[str, Any] | None, trust: bool
+) -> Callable[[], nn.Module]:
     if architecture is None:
         raise CheckpointError(f"{path} does not name an architecture: give load(path, model=...)")
-    from qkernels.models import create
+    from qkernels.models import check_trusted, create, is_named_by_source
 
+    if is_named_by_source(architecture["name"]) and not trust:
+        try:
+            check_trusted(architecture["name"])
+        except (ImportError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} names its model: {error}; say trust=True (--trust) if you trust both"
+            ) from error
     return lambda: create(architecture["name"], **architecture["kwargs"])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qkernels.answers import logits_of
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.convert import quantize
 
@@ -46,7 +47,7 @@ class CrossValidation:
 def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Share of right answers, 0..1."""
     with torch.inference_mode():
-        return float((model(inputs).argmax(1) == labels).float().mean())
+        return float((logits_of(model, inputs).argmax(1) == labels).float().mean())
 
 
 def cross_validate(

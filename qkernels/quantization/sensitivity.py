@@ -89,7 +89,9 @@ def scan(
     """Quantize one layer at a time and score the model; most sensitive first.
 
     Args:
-        model, config, calibration: as for `quantize`.
+        model: as for `quantize`.
+        config: as for `quantize`.
+        calibration: as for `quantize`.
         metric: of a model, larger is better. None: SQNR in dB of the model's output against the float model's, over
             the calibration data, batch by batch.
         example_inputs: what the model is called with; with it each layer is also timed, in float and in int8.

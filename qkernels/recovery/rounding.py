@@ -51,7 +51,9 @@ def round_weights_(
     rounding where learning did not beat it, so that on the calibration data no layer gets worse.
 
     Args:
-        quantized, model, calibration: as in `correct_bias_`.
+        quantized: as in `correct_bias_`.
+        model: as in `correct_bias_`.
+        calibration: as in `correct_bias_`.
         steps: of Adam, a layer.
 
     Returns:

@@ -145,6 +145,8 @@ def map_program(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
 def _program(
     program: Program, path: Path, version: str, sizes: Sequence[Size], extra: Mapping[str, Any]
 ) -> Opened:
+    if "int64" in program.input_dtypes:
+        raise ValueError(f"{path} takes int64 token ids; float32 inputs alone are served")
     image_input = _read_image_input(path, extra)
     sizes = sizes or _sizes(image_input)
     if not sizes:

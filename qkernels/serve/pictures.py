@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import (
     Image,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
 )
 
-from qkernels.image_input import ImageInput
+from qkernels.image_input import ImageInput, PictureError
 from qkernels.serve.batching import QueueFull
 from qkernels.serve.errors import RequestError
 
@@ -64,7 +63,9 @@ def decode(body: bytes, image_input: ImageInput) -> NDArray[np.float32]:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         picture = _opened(body)
         try:
-            pixels = image_input.pixels(_plain(picture))
+            pixels = image_input.pixels(picture)
+        except PictureError as error:
+            raise RequestError(400, str(error)) from error
         except Exception as error:  # decoders raise whatever damaged bytes lead them to
             raise _damaged(error) from error
     return image_input.normalised(pixels[None])
@@ -92,9 +93,6 @@ def _opened(body: bytes) -> Image.Image:
         raise _damaged(error) from error
     if picture.width * picture.height > MAX_PIXELS:
         raise _too_large()
-    # A JPEG of several pictures (MPO) is what telephones write; the first of them is the photograph.
-    if picture.format != "MPO" and getattr(picture, "is_animated", False):
-        raise RequestError(400, f"the {picture.format} picture is animated; a still one is needed")
     return picture
 
 
@@ -104,17 +102,3 @@ def _damaged(error: Exception) -> RequestError:
 
 def _too_large() -> RequestError:
     return RequestError(413, f"the picture has more than {MAX_PIXELS:,} pixels")
-
-
-def _plain(picture: Image.Image) -> Image.Image:
-    """Upright, 8 bits a channel, what is transparent on white."""
-    ImageOps.exif_transpose(picture, in_place=True)
-    if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if not picture.has_transparency_data:
-        return picture
-    if picture.mode != "RGBA":
-        picture = picture.convert("RGBA")
-    white = Image.new("RGB", picture.size, "white")
-    white.paste(picture, mask=picture)
-    return white

@@ -13,8 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 import qkernels as qk
 from qkernels import models
-from qkernels.graph.chain import chain
+from qkernels.calling import example_call
+from qkernels.graph.chain import chain_on_device
 from qkernels.graph.compiled import CompiledModel
+from qkernels.graph.compiling import assembled
+from qkernels.graph.trace import trace
 from qkernels.nn import MeanPool2d
 
 
@@ -45,12 +48,10 @@ def int8_model(name: str, activation: str) -> tuple[nn.Module, Tensor]:
 
 def operators_only(model: nn.Module, x: Tensor, exact: bool = True) -> CompiledModel:
     """What `compile` makes of a model on a CUDA device."""
-    return CompiledModel(*_without_program(model, x, exact))
-
-
-def _without_program(model: nn.Module, x: Tensor, exact: bool) -> tuple[Any, ...]:
-    traced = chain(model, (x,), exact)
-    return traced, None, (x,), qk.report(traced), None
+    call = example_call(x)
+    traced = trace(model, call)
+    graph, report = chain_on_device(traced.graph, model, exact)
+    return assembled(graph, report, traced, call, None)
 
 
 @pytest.mark.parametrize("activation", ["static", "dynamic"])
@@ -60,7 +61,7 @@ def test_operators_keep_every_bit_of_the_layers_and_of_the_program(
 ) -> None:
     model, x = int8_model(name, activation)
     assert torch.equal(operators_only(model, x)(x), model(x))
-    fast = qk.compile(model, x, exact=False)
+    fast = qk.compile(model, x)
     assert torch.equal(operators_only(model, x, exact=False)(x), fast(x))
 
 
@@ -109,9 +110,9 @@ def test_a_model_on_a_cuda_device_is_compiled_there(cuda: torch.device) -> None:
         x = torch.empty(2, 3, 9, 9, device=cuda)
         layers = [qk.QuantConv2d(3, 8, 3, device=cuda), nn.ReLU(), MeanPool2d(), nn.Flatten()]
         model = nn.Sequential(*layers, qk.QuantLinear(8, 4, device=cuda)).eval()
-        chained = qk.compile(model, x, max_batch=4)
+        chained = qk.compile(model, x, max_batch=4, exact=True)
         assert chained.program is None and chained(x).device.type == "cuda"
-        assert chained.report.layers[0].fused == ("_1",)
+        assert chained.report.layers[0].fused == ("1 (relu)",)
         with pytest.raises(
             ValueError, match="batch of 5; the model was made for batches of at most 4"
         ):
@@ -126,14 +127,13 @@ def test_norms_and_attention_stay_operators_of_torch_on_a_cuda_device(cuda: torc
     with FakeTensorMode():
         x = torch.empty(2, 6, 16, device=cuda)
         layers = [nn.LayerNorm(16, device=cuda), qk.QuantLinear(16, 8, device=cuda)]
-        chained = qk.compile(nn.Sequential(*layers).eval(), x, exact=False)
-    assert any(isinstance(step, nn.LayerNorm) for step in chained.modules())
-    assert "left to torch: _0" in str(chained.report)
+        chained = qk.compile(nn.Sequential(*layers).eval(), x)
+    assert chained.report.unfused == ["0 (layer_norm)"]
 
 
 def test_a_model_compiled_on_the_cpu_says_that_it_stays_there() -> None:
     model, x = int8_model("everything", "static")
-    chained = qk.compile(model, x)
+    chained = qk.compile(model, x, exact=True)
     expected = chained(x)
     with pytest.raises(ValueError, match="stays there, since its programs do; move the int8 model"):
         chained.to("meta")
@@ -144,7 +144,7 @@ def test_a_model_on_two_devices_is_refused() -> None:
     model, x = int8_model("everything", "static")
     model.head.to("meta")
     with pytest.raises(ValueError, match="the model is on cpu and meta; compile the part"):
-        qk.compile(model, x)
+        qk.compile(model, x, exact=True)
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -88,3 +88,26 @@ def test_tensors_on_two_devices_are_named() -> None:
         torch.ops.qkernels.linear.default.redispatch(
             torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), torch.zeros(2, 8), weight, meta, None, None, None, True
         )  # fmt: skip
+
+
+@pytest.mark.skipif(not cuda_built(), reason="built without nvcc")
+def test_a_weight_that_kernels_cannot_read_is_refused_before_they_run() -> None:
+    """Refused before a device is asked for, so that tensors on the CPU show it."""
+    packed = ops.pack_weight(torch.zeros(4, 8, dtype=torch.int8))
+    flat = torch.empty(packed.numel() + 17, dtype=torch.int8)
+    off = (1 - flat.data_ptr()) % 16
+    weight = flat[off : off + packed.numel()].copy_(packed)
+    arguments = (torch.zeros(2, 8), weight, torch.ones(4), None)
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    operators = torch.ops.qkernels
+    calls = [
+        lambda: operators.linear.default.redispatch(cuda, *arguments, None, None, True),
+        lambda: operators.linear_weight_only.default.redispatch(cuda, *arguments),
+        lambda: operators.conv2d.default.redispatch(
+            cuda, torch.zeros(1, 8, 1, 1), *arguments[1:], None, None, True,
+            [1, 1], [1, 1], [0, 0, 0, 0], [1, 1], 1, "zeros",
+        ),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(RuntimeError, match="weight begins 1 bytes behind a multiple of 16"):
+            call()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sysconfig
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,7 @@ def test_two_blocks_of_products_fit_a_multiprocessor(
     assert not full
 
 
+@cache
 def instructions(arch: str) -> dict[str, Counter[str]]:
     """Opcodes by kernel; empty where the library holds no code for the architecture."""
     counts: dict[str, Counter[str]] = {}
@@ -123,6 +126,41 @@ def test_kernels_are_made_of_the_instructions_they_are_written_for(arch: str, pr
             assert matching(counts, r"LDG\.E.*128") >= 4, name
 
 
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
+def test_a_kernel_made_for_other_architectures_traps_and_takes_no_block(arch: str) -> None:
+    """launch() compares a kernel's threads with the block's, and refuses to start it."""
+    kernels = instructions(arch)
+    if not kernels:
+        pytest.skip(f"built without {arch}")
+    names = {
+        name
+        for name in kernels
+        if ("ELi750E" in name) == (arch == "sm_75") and "gemm_kernel" in name
+    }
+    made = {name for name in names if matching(kernels[name], "IMMA")}
+    others = {n for n in kernels if matching(kernels[n], r"BPT\.TRAP")}
+    assert names == made and others
+    room, name = {}, ""
+    for line in cuobjdump("-elf", "-arch", arch).splitlines():
+        if line.startswith(".nv.info."):
+            name, wanted = line.removeprefix(".nv.info."), False
+        elif "Attribute:" in line:
+            wanted = "EIATTR_MAX_THREADS" in line
+        elif "Value:" in line and name and wanted:
+            room[name] = int(line.split()[1], 16)
+    assert {room[name] for name in others} == {32}
+    assert all(room[name] > 32 for name in made)
+
+
+def test_later_models_of_an_architecture_find_code_to_translate() -> None:
+    """From 10.0 on a major version has members that were not built for: it needs PTX of its own."""
+    built = {a for a in re.findall(r"sm_(\d+)", cuobjdump("-lelf")) if int(a) >= 100}
+    if not built:
+        pytest.skip("built for 9.0 and below")
+    translated = {a[:-1] for a in re.findall(r"(?:sm|compute)_(\d+)", cuobjdump("-lptx"))}
+    assert {a[:-1] for a in built} <= translated
+
+
 def test_hopper_kernels_are_made_of_warpgroup_products_and_bulk_copies() -> None:
     """Four k steps by two products a stage, and one wait for them; weights and rows of x by the copy engine."""
     kernels = {n: c for n, c in instructions("sm_90a").items() if "hopper_kernel" in n}
@@ -161,3 +199,15 @@ def test_the_library_needs_nothing_of_cuda_or_unstable_torch_to_load() -> None:
         ["readelf", "-d", LIBRARY], capture_output=True, text=True, check=True
     ).stdout
     assert not re.findall(r"NEEDED.*(?:cuda|nv)", needed)
+
+
+def test_inner_loops_stay_within_their_budget_of_instructions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nearly every kernel is limited by the instructions it issues: docs/cuda-instructions.md."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks/cuda"))
+    machine_code = importlib.import_module("machine_code")
+    if not instructions("sm_90a"):
+        pytest.skip("built without sm_90a")
+    above = [(b.work, n, b.most) for b, n in machine_code.measured(LIBRARY) if n > b.most]
+    assert not above

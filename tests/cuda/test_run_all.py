@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks/cuda"
-STEPS = "load|micro|exact_rest|memcheck|speed_quantize"
+STEPS = "load|micro|exact_rest|exact_tiles|memcheck|speed_tiles|speed_quantize|speed_linear"
 
 
 def run(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -31,10 +31,18 @@ def test_a_rehearsal_records_every_step_and_a_second_run_skips_what_is_done(tmp_
         records |= json.loads(path.read_text())
     assert len(files) == 3 and {r["commit"] for r in records.values()} == {"abc"}
     assert records["exact_rest"]["result"] == {"problems": 20, "differ": 0}
-    assert records["memcheck"]["reason"] == "needs a GPU"
+    assert records["memcheck"]["reason"] == records["exact_tiles"]["reason"] == "needs a GPU"
+    tiles = [next(iter(row["us"])) for row in records["speed_tiles"]["result"]]
+    assert tiles == ["hopper", "large", "tall", "medium", "small"]
+    contenders: dict[str, Any] = {}
+    for row in records["speed_linear"]["result"]:
+        contenders |= row["us"]
+    assert all(isinstance(t, float) for name, t in contenders.items() if "CUTLASS" not in name)
+    assert "micro: ok; 22 of 22 readings ok" in first.stdout and "linear 8x32x32: " in first.stdout
     assert set(records["micro"]["result"]["readings"].values()) == {"ok"}
     assert {r["status"] for r in records.values()} == {"ok", "skipped"}
-    assert "exact_rest" not in run(tmp_path, "--only", "exact_rest").stdout
+    again = run(tmp_path, "--only", "exact_rest").stdout.splitlines()
+    assert not [line for line in again if line.startswith("exact_rest ")]
     document = tmp_path / "cuda.md"
     make = [sys.executable, FOLDER / "make_cuda_doc.py", tmp_path, "--out", document]
     subprocess.run(make, check=True)
@@ -73,6 +81,40 @@ def test_a_step_that_is_cut_off_leaves_the_rows_it_finished(script: Any, tmp_pat
     record = json.loads((tmp_path / "part-1.json").read_text())["load"]
     assert record["status"] == "failed" and record["result"] == [{"case": "first"}]
     assert "the second row broke" in record["error"]
+
+
+def test_one_row_a_contender_makes_one_line_a_case(script: Any) -> None:
+    make_cuda_doc = importlib.import_module("make_cuda_doc")
+    rows = [
+        {"case": c, "us": {name: t}} for name, t in (("ours", 1.0), ("theirs", 2.0)) for c in "ab"
+    ]
+    assert make_cuda_doc.merged(rows) == [
+        {"case": c, "us": {"ours": 1.0, "theirs": 2.0}} for c in "ab"
+    ]
+
+
+def test_a_tile_that_never_ends_leaves_what_it_printed(script: Any) -> None:
+    statement = 'import time; print(\'{"kind": "linear"}\', flush=True); time.sleep(60)'
+    rows = list(script.checks.with_tile("hopper", statement, 3))
+    assert rows == [{"kind": "linear"}, {"error": "did not end within 3 s"}]
+
+
+def test_what_a_run_measures_is_named_where_git_is_not(
+    script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert script.commit() == "unknown"
+
+
+def test_a_carried_program_is_taken_only_if_it_is_that_of_the_sources(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    micro = importlib.import_module("micro")
+    carried = tmp_path / micro.program_name("90a")
+    carried.write_text("built")
+    monkeypatch.setattr(micro, "BUILT", tmp_path)
+    assert micro.build_for_device(tmp_path / "other", "90a") == carried
+    assert micro.program_name("100") != carried.name
 
 
 def test_speed_tables_show_times_and_reasons(script: Any) -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,76 @@ def test_faults_are_named(root: Path, tmp_path: Path) -> None:
     data = load("imagefolder", root, val_fraction=0.0)
     with pytest.raises(ValueError, match=r"0.png is not a readable image"):
         data.train.images[torch.arange(len(data.train))]
+    assert [fault.split(" is not")[0] for fault in data.train.images.faults()] == [
+        str(root / "train" / "cow" / "0.png")
+    ]
+
+
+def test_hidden_folders_and_files_are_no_classes_and_no_pictures(root: Path) -> None:
+    for name in (".ipynb_checkpoints", ".git", "__MACOSX", "@eaDir", "$RECYCLE.BIN"):
+        write(root / "train" / name, 1, (0, 0, 0), (8, 8))
+    write(root / "train" / "cat" / ".thumbnails", 1, (0, 0, 0), (8, 8))
+    (root / "train" / "cat" / "._0.png").write_bytes(b"a resource fork of macOS")
+    data = load("imagefolder", root, image_size=8, val_fraction=0.0)
+    assert data.class_names == ("cat", "dog") and len(data.train) == 10 and data.notes == ()
+
+
+def test_a_class_without_pictures_is_no_silent_class(root: Path) -> None:
+    (root / "train" / "cow").mkdir()
+    with pytest.raises(ValueError, match="cow has no images"):
+        load("imagefolder", root)
+
+
+def test_what_is_left_out_is_said_by_kind_and_count(root: Path) -> None:
+    write(root / "train" / "cat" / "more", 2, (0, 0, 0), (8, 8))
+    (root / "train" / "dog" / "a.heic").write_bytes(b"")
+    (root / "train" / "dog" / "labels").write_bytes(b"")
+    data = load("imagefolder", root, image_size=8, val_fraction=0.0)
+    assert data.notes == (
+        f"{root / 'train'}: kept 10 of 14 files (2 in sub-folders, 1 .heic, 1 without a suffix left out)",
+    )
+
+
+@pytest.mark.parametrize("suffix", ["tif", "pgm", "jfif", "gif"])
+def test_formats_that_pillow_reads_do_not_vanish(root: Path, suffix: str) -> None:
+    kind = {"jfif": "JPEG"}.get(suffix)
+    image_module.new("L", (9, 9), 5).save(root / "train" / "cat" / f"x.{suffix}", kind)
+    assert len(load("imagefolder", root, image_size=8, val_fraction=0.0).train) == 11
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_validation_pictures_are_found_by_each_of_their_usual_names(root: Path, name: str) -> None:
+    write(root / name / "cat", 2, (0, 0, 0), (8, 8))
+    assert len(load("imagefolder", root, image_size=8).val) == 2
+    write(root / ("val" if name == "valid" else "valid") / "cat", 1, (0, 0, 0), (8, 8))
+    with pytest.raises(ValueError, match="are both validation images"):
+        load("imagefolder", root)
+
+
+@pytest.mark.parametrize(
+    ("size", "shown", "border"), [((80, 64), 64, 0), ((32, 32), 32, 0), ((500, 400), 224, 1 / 16)]
+)
+def test_small_pictures_are_not_blown_up_to_224(
+    tmp_path: Path, size: tuple[int, int], shown: int, border: float
+) -> None:
+    write(tmp_path / "train" / "one", 3, (1, 2, 3), size)
+    data = load("imagefolder", tmp_path)
+    assert data.image_shape == (3, shown, shown) and data.border == border
+
+
+def test_mean_and_std_of_one_channel_make_grey_pictures(root: Path) -> None:
+    data = load("imagefolder", root, image_size=8, mean=(0.5,), std=(0.25,))
+    assert data.image_shape == (1, 8, 8)
+    assert next(iter(data.batches("train", 2)))[0].shape == (2, 1, 8, 8)
+
+
+def test_other_labels_or_pixels_are_other_data(root: Path) -> None:
+    before = load("imagefolder", root, image_size=8, val_fraction=0.0).digest()
+    assert before == load("imagefolder", root, image_size=8, val_fraction=0.0).digest()
+    one, other = root / "train" / "cat" / "0.png", root / "train" / "dog" / "0.png"
+    aside = one.read_bytes()
+    one.write_bytes(other.read_bytes())  # the same names and counts
+    other.write_bytes(aside)
+    later = one.stat().st_mtime_ns + 10**7  # a file system's clock may tick every few milliseconds
+    os.utime(one, ns=(later, later))
+    assert load("imagefolder", root, image_size=8, val_fraction=0.0).digest() != before

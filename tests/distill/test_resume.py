@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -246,11 +247,16 @@ def test_a_run_that_began_with_other_weights_says_so_and_goes_on(tmp_path: Path)
 
 def test_a_folder_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
     teacher = toy_model(seed=1)
-    train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path, teacher=teacher)
+    first = toy_model()
+    history = train(first, toy_data(), CONFIG, run_dir=tmp_path, teacher=teacher).history
     settings = json.loads((tmp_path / "config.json").read_text())
     del settings["teacher_weights"], settings["after_step"], settings["start"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    train(toy_model(seed=1), toy_data(), CONFIG, run_dir=tmp_path, teacher=teacher)
+    second = toy_model(seed=1)
+    again = train(second, toy_data(), CONFIG, run_dir=tmp_path, teacher=teacher).history
+    assert again == history, "nothing is trained a second time"
+    weights = second.state_dict()
+    assert all(torch.equal(weights[name], w) for name, w in first.state_dict().items())
 
 
 def test_a_layer_under_two_names_is_saved_under_both(tmp_path: Path) -> None:
@@ -314,3 +320,50 @@ def test_weights_that_are_no_numbers_never_become_a_checkpoint(tmp_path: Path) -
     with pytest.raises(FloatingPointError, match="is not finite after epoch 1"):
         train(Poisoned(), toy_data(), one_step, run_dir=tmp_path)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"] == []
+
+
+def test_a_cut_checkpoint_is_named_and_how_to_begin_again(tmp_path: Path) -> None:
+    train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged .*remove it to begin"):
+        train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path)
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, {}, resume=True)
+    folder.create()
+    folder.save_weights({"a": torch.zeros(4)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # no file can grow further
+    try:
+        for write in (folder.save_weights, lambda w: folder.save({"model": w, "history": []})):
+            with pytest.raises(OSError, match=r"(model.safetensors|checkpoint.pt) could not be"):
+                write({"a": torch.ones(40_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], torch.zeros(4))
+
+
+def test_a_folder_is_no_cache_of_a_teacher(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder: name the file"):
+        CachedTeacher(toy_model(), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        CachedTeacher(toy_model(), tmp_path / "file" / "answers")
+
+
+def test_a_finished_run_goes_on_for_more_epochs_and_for_no_fewer(tmp_path: Path) -> None:
+    longer = CONFIG.model_copy(update={"epochs": 6})
+    train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path)
+    with pytest.raises(ValueError, match="epochs=4, not 6"):  # not without being asked for
+        train(toy_model(), toy_data(), longer, run_dir=tmp_path)
+    result = train(toy_model(), toy_data(), longer, run_dir=tmp_path, extend=True)
+    assert (result.trained, len(result.history)) == (2, 6)
+    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 6
+    with pytest.raises(ValueError, match="epochs=6, not 4"):
+        train(toy_model(), toy_data(), CONFIG, run_dir=tmp_path, extend=True)
+    (tmp_path / "model.safetensors").unlink()  # as of a run that was stopped
+    with pytest.raises(ValueError, match="epochs=6, not 8"):
+        more = longer.model_copy(update={"epochs": 8})
+        train(toy_model(), toy_data(), more, run_dir=tmp_path, extend=True)

@@ -293,14 +293,18 @@ def image_side(draw: Any, kernel: int, dilation: int, pads: tuple[int, int]) -> 
 
 
 @st.composite
-def convs(draw: Any, x_dtypes: list[torch.dtype] = DTYPES) -> Conv2d:
-    c, oc, groups = channels(draw, draw(st.sampled_from(["dense", "grouped", "depthwise"])))
+def convs(draw: Any, x_dtypes: list[torch.dtype] = DTYPES, square: bool = False) -> Conv2d:
+    """`square`: 3x3 kernels of stride and dilation 1, not depthwise, which have a path of their own."""
+    kinds = ["dense", "grouped"] if square else ["dense", "grouped", "depthwise"]
+    c, oc, groups = channels(draw, draw(st.sampled_from(kinds)))
     side = (
         st.integers(1, 3) if draw(st.integers(0, 9)) else st.just(9)
     )  # 9 x 9: more taps than a kernel holds
     kernel, stride, dilation = (
         draw(st.tuples(s, s)) for s in (side, st.integers(1, 3), st.integers(1, 2))
     )
+    if square:
+        kernel, stride, dilation = (3, 3), (1, 1), (1, 1)
     padding = draw(st.sampled_from([(0, 0, 0, 0), (1, 1, 1, 1), (2, 0, 1, 3), (0, 3, 2, 0)]))
     h = image_side(draw, kernel[0], dilation[0], padding[2:])
     w = image_side(draw, kernel[1], dilation[1], padding[:2])

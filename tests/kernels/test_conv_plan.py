@@ -13,8 +13,10 @@ from hypothesis import given
 from qkernels import _core
 
 
-def plan_of(problem: Conv2d, isa: str, threads: int = 1) -> dict[str, Any]:
-    plan: dict[str, Any] = _core.conv2d_plan(**problem.arrays(), isa=isa, threads=threads)
+def plan_of(problem: Conv2d, isa: str, threads: int = 1, path: str = "counted") -> dict[str, Any]:
+    plan: dict[str, Any] = _core.conv2d_plan(
+        **problem.arrays(), isa=isa, threads=threads, path=path
+    )
     return plan
 
 
@@ -56,11 +58,11 @@ def test_every_image_of_the_batch_belongs_to_one_part(
         (some_conv(24, 48, 24, (3, 3), (14, 14)), "depthwise", 2),
     ],
 )  # fmt: skip
-def test_a_layer_takes_the_path_that_the_readme_names(
+def test_a_layer_takes_the_direct_path_that_the_readme_names(
     problem: Conv2d, path: str, repeat: int, isa: str
 ) -> None:
     problem = Conv2d(**{**vars(problem), "padding": (1, 1, 1, 1)})
-    plan = plan_of(problem, isa)
+    plan = plan_of(problem, isa, path="direct")
     assert (plan["path"], plan["repeat"]) == (path, repeat), plan["text"]
     assert plan["writes_image"]
 

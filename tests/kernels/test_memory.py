@@ -127,17 +127,15 @@ def test_operands_at_any_address(problem: Linear, isa: str, shift: int) -> None:
 )
 @quick(60)
 def test_quantize_reads_nothing_past_an_end(rows: int, cols: int, isa: str, dtype: str) -> None:
-    x = fenced(np.arange(rows * cols).reshape(rows, cols).astype(dtype))
-    for options in (
-        {},
-        {"per_row": True},
-        {
-            "scale": fenced(np.ones(rows, np.float32)),
-            "zero_point": fenced(np.zeros(rows, np.int32)),
-        },
-    ):
-        q, scale, zero = _core.quantize(x, **options, isa=isa)
-        _core.dequantize(fenced(q), fenced(scale), fenced(zero), isa=isa)
+    x = np.arange(rows * cols).reshape(rows, cols).astype(dtype)
+    given = {"scale": np.ones(rows, np.float32), "zero_point": np.zeros(rows, np.int32)}
+    for options in ({}, {"per_row": True}, given):
+        behind = {k: fenced(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+        found = _core.quantize(fenced(x), **behind, isa=isa)
+        expected = _core.quantize(x, **options, isa=isa)
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        y = _core.dequantize(*map(fenced, found), isa=isa)
+        assert np.array_equal(y, _core.dequantize(*expected, isa=isa))
 
 
 @pytest.mark.parametrize("isa", ISAS)

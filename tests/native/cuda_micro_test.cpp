@@ -316,6 +316,75 @@ void multiply_as_warpgroup(const char* reading, size_t columns) {
   compare(reading, first_columns(c.back(), columns), first_columns(expected, columns));
 }
 
+// ---- the ring between warpgroups: what the Hopper kernels rest on, all of it together
+
+constexpr int kRingStages = 2;
+constexpr int kRingBytes = kRingStages * 128 * kRow;
+
+// c[256,128] += a[256,K] * b[128,K], K = Steps rows of 128 bytes: one warpgroup copies b into the ring, two multiply. They
+// trade registers as the production kernels do.
+template <int Steps, bool Trade>
+QK_KERNEL(384) ring_kernel([[maybe_unused]] const int8_t* a, [[maybe_unused]] const int8_t* b, [[maybe_unused]] int32_t* c) {
+#if QK_WGMMA
+  char* const memory = shared_memory();
+  Barrier* const filled = reinterpret_cast<Barrier*>(memory + kRingBytes), *const freed = filled + kRingStages;
+  if (thread_index() == 0) {
+    for (int s = 0; s < kRingStages; ++s) barrier_init(filled + s, 128), barrier_init(freed + s, 8);
+    barrier_fence();
+  }
+  block_sync();
+  if (thread_index() >= 256) {
+    if constexpr (Trade) registers_release<40>();
+    const int row = thread_index() - 256;
+    for (int step = 0; step < Steps; ++step) {
+      const int s = step % kRingStages;
+      barrier_wait(freed + s, step / kRingStages % 2 ^ 1);
+      for (int chunk = 0; chunk < kRow / 16; ++chunk)
+        copy_async<16>(memory + (s * 128 + row) * kRow + cuda::x_chunk<kRow>(row, chunk) * 16, b + (row * Steps + step) * kRow + chunk * 16, true);
+      copy_commit();
+      copy_wait<0>();
+      fence_async_proxy();
+      barrier_arrive(filled + s);
+    }
+  } else {
+    if constexpr (Trade) registers_claim<232>();
+    const int row = warp_index() / 4 * 128 + warp_index() % 4 * 16 + lane_index() / 4, t = lane_index() % 4 * 4;
+    int32_t sums[2][64] = {};
+    QK_ROLL for (int step = 0; step < Steps; ++step) {
+      const int s = step % kRingStages;
+      uint32_t mine[4][2][4];
+      QK_UNROLL for (int k = 0; k < 4; ++k)
+        QK_UNROLL for (int j = 0; j < 2; ++j)
+          QK_UNROLL for (int h = 0; h < 4; ++h)
+            mine[k][j][h] = four(a + ((row + j * 64 + h % 2 * 8) * Steps + step) * kRow + k * 32 + h / 2 * 16 + t);
+      const uint64_t columns = matrix_descriptor(memory + s * 128 * kRow);
+      barrier_wait(filled + s, step / kRingStages % 2);
+      wgmma_fence();
+      QK_UNROLL for (int k = 0; k < 4; ++k)
+        QK_UNROLL for (int j = 0; j < 2; ++j) wgmma_m64n128k32(sums[j], mine[k][j], columns + k * 2);
+      wgmma_commit();
+      wgmma_wait<0>(sums);
+      warp_sync();
+      if (lane_index() == 0) barrier_arrive(freed + s);
+    }
+    QK_UNROLL for (int j = 0; j < 2; ++j)
+      QK_UNROLL for (int v = 0; v < 64; ++v)
+        global_store(c + (row + j * 64 + v % 4 / 2 * 8) * 128 + v / 4 * 8 + t / 2 + v % 2, sums[j][v]);
+  }
+#endif
+}
+
+template <int Steps, bool Trade>
+void multiply_through_ring(const char* reading) {
+  const auto a = random_values<int8_t>(256 * Steps * kRow), b = random_values<int8_t>(128 * Steps * kRow);
+  std::vector<int32_t> expected(256 * 128);
+  OnDevice<int8_t> x(a), w(b);
+  OnDevice<int32_t> c(expected);
+  run<ring_kernel<Steps, Trade>>(1, 384, kRingBytes + 2 * kRingStages * 8, static_cast<const int8_t*>(x.data()), static_cast<const int8_t*>(w.data()), c.data());
+  add_product(expected, a.data(), b.data(), 256, 128, Steps * kRow, Steps * kRow);
+  compare(reading, c.back(), expected);
+}
+
 QK_KERNEL(32) base_kernel(uint32_t* out) {
   if (thread_index() == 0) global_store(out, shared_address(shared_memory()) % 1024);
 }
@@ -381,6 +450,7 @@ void copy_boxes() {
 
 int main() {
   using namespace qk;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what was read stays, should the next reading never end
   read_matrices();
   multiply_with<product_kernel>("product 16x8x32: operands and sums of a lane", 16, 32);
   multiply_with<small_product_kernel>("product 8x8x16: operands and sums of a lane", 8, 16);
@@ -394,6 +464,9 @@ int main() {
     multiply_as_warpgroup<1>("warpgroup product: lanes, and the swizzle of eight rows", 8);
     multiply_as_warpgroup<1>("warpgroup product: the stride between groups of eight rows", 128);
     multiply_as_warpgroup<4>("warpgroup product: a descriptor moved along K", 128);
+    multiply_through_ring<1, false>("ring: copies, fenced for the tensor cores, announced at a barrier");
+    multiply_through_ring<6, false>("ring: parities of three rounds");
+    multiply_through_ring<6, true>("ring: warpgroups that trade registers");
   } else {
     std::printf("warpgroup products: not on this device\n");
   }

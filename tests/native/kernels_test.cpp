@@ -25,6 +25,9 @@ Parallel threads(int count) {
 
 int failures = 0;
 
+// Every way that a convolution may be taken, beside the direct one, which the others are compared with.
+ConvWay way_of(int count) { return count == 1 ? ConvWay::direct : count == 2 ? ConvWay::winograd : ConvWay::counted; }
+
 // run(isa, threads) -> bytes
 template <class Run>
 void compare(const std::string& name, Run run) {
@@ -89,7 +92,7 @@ void test_conv2d(const char* name, uint64_t seed, Sizes sizes = Sizes::any) {
     own.y = y.data();
     const Masked in(count, given);
     in.put_into(own);
-    const ConvPlan plan = plan_conv2d(own, isa, count);
+    const ConvPlan plan = plan_conv2d(own, isa, count, way_of(count));
     std::vector<char> scratch = scratch_of(plan.bytes);
     conv2d(own, plan, threads(count), aligned(scratch));
     return masked(y, given.o.out_type, in.mask);
@@ -123,11 +126,11 @@ std::vector<char> without_border(const std::vector<char>& y, const Conv2dProblem
 }
 
 // What scalar code makes of bare images, the others make where x lies in its padding and y has a border.
-void test_borders(uint64_t seed) {
-  const Conv2dCase given(seed);
+void test_borders(const char* name, uint64_t seed, Sizes sizes = Sizes::any) {
+  const Conv2dCase given(seed, sizes);
   Random r{~seed};
   const int64_t more = r.between(0, 2), y_border = r.between(0, 3);
-  compare("borders " + std::to_string(seed), [&](Isa isa, int count) {
+  compare(name + (' ' + std::to_string(seed)), [&](Isa isa, int count) {
     const bool bare = isa == Isa::scalar && count == 1;
     Conv2dProblem own = given.p;
     const Masked in(count, given);
@@ -135,14 +138,14 @@ void test_borders(uint64_t seed) {
     own.x_type = own.epilogue.out_type = DType::s8, own.range = Range::given, own.pad_mode = PadMode::zeros;
     own.y_nhwc = true, own.x_padded = !bare, own.y_border = bare ? 0 : y_border, own.x_mask = in.mask;
     const int64_t border = bare ? 0 : std::max({own.pad_top, own.pad_bottom, own.pad_left, own.pad_right}) + more;
-    const int64_t read_on = plan_conv2d(own, isa, count).read_on;  // the same whatever the strides
+    const int64_t read_on = plan_conv2d(own, isa, count, way_of(count)).read_on;  // the same whatever the strides
     const std::vector<char> x = with_border(given, own, border, in.mask, read_on);
     own.x_strides[1] = 1, own.x_strides[3] = own.c, own.x_strides[2] = (own.w + 2 * border) * own.c;
     own.x_strides[0] = (own.h + 2 * border) * own.x_strides[2];
     own.x = x.data() + border * (own.x_strides[2] + own.c);
     std::vector<char> y(size_t(own.batch * own.y_image()), 0x5a);
     own.y = y.data() + own.y_border * (own.y_row() + own.oc);
-    const ConvPlan plan = plan_conv2d(own, isa, count);
+    const ConvPlan plan = plan_conv2d(own, isa, count, way_of(count));
     std::vector<char> scratch = scratch_of(plan.bytes);
     conv2d(own, plan, threads(count), aligned(scratch));
     return masked(without_border(y, own), DType::s8, in.mask);
@@ -243,7 +246,9 @@ int main(int argc, char** argv) {
     test_gemm("gemm", seed, false);
     test_gemm("weight-only", seed, true);
     test_conv2d("conv2d", seed);
-    test_borders(seed);
+    test_conv2d("square-conv2d", seed, Sizes::square);
+    test_borders("borders", seed);
+    test_borders("square-borders", seed, Sizes::square);
     test_pool(seed);
     test_quantize(seed);
     test_mean(seed);

@@ -1,6 +1,7 @@
 // Seeded problems. Every program of this folder draws the same ones, so that their results compare by hash, whatever the
 // machine or the backend.
 #pragma once
+#include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "../../csrc/core/layout.h"
+#include "../../csrc/core/padding.h"
 #include "../../csrc/core/problem.h"
 #include "../../csrc/cpu/pack.h"
 
@@ -79,12 +81,13 @@ struct Operands {
   Epilogue e;
 
   void draw(Random& r, int64_t m, int64_t n, int64_t k, int64_t rows_each) {
-    x_type = kTypes[r.between(0, 3)];
-    out_type = kTypes[r.between(0, 3)];
+    const bool chained = !r.between(0, 3);  // int8 all the way, with one scale
+    x_type = chained ? DType::s8 : kTypes[r.between(0, 3)];
+    out_type = chained ? DType::s8 : kTypes[r.between(0, 3)];
     range = x_type == DType::s8 ? Range::given : Range(r.between(0, 2));
     w_scale = reals(r, n, 0.001f, 0.02f);
     bias = reals(r, n, -1, 1);
-    e.rows_per_scale = r.between(0, 1) ? m : rows_each;
+    e.rows_per_scale = chained || r.between(0, 1) ? m : rows_each;
     x_scale = reals(r, m / e.rows_per_scale, 0.01f, 0.11f);
     x_zero = ints<int32_t>(r, m / e.rows_per_scale, -128, 127);
     e.w_scale = w_scale.data();
@@ -95,9 +98,9 @@ struct Operands {
     e.out_inv_scale = 1 / (0.02f * float(k));
     e.out_zero = int32_t(r.between(-128, 127));
     if (r.between(0, 1)) e.lo = 0;
-    if (!r.between(0, 3)) e.hi = 6;
-    if (!r.between(0, 2)) {
-      e.residual_type = kTypes[r.between(0, 3)];
+    if (!r.between(0, 3)) e.hi = r.between(0, 3) ? 6 : 0;
+    if (!r.between(0, chained ? 1 : 2)) {
+      e.residual_type = chained ? DType::s8 : kTypes[r.between(0, 3)];
       residual = activations(r, m * n, e.residual_type);
       e.residual = residual.data();
       e.residual_stride = n;
@@ -121,7 +124,7 @@ inline std::vector<int8_t> packed_weight(Random& r, int64_t oc, int64_t c, int64
 inline int64_t size(Random& r, int64_t few, int64_t least, int64_t most) { return r.between(0, 3) ? r.between(1, few) : r.between(least, most); }
 
 // Any; several of the largest tiles, with remainders (a GEMM's); few rows and channels of a long K.
-enum class Sizes : uint8_t { any, tiles, deep };
+enum class Sizes : uint8_t { any, tiles, deep, square };  // square: 3x3 windows, one a pixel
 constexpr uint64_t kLargeProblems = 4;  // of the latter two, a kind
 
 struct GemmCase {
@@ -168,12 +171,13 @@ struct Conv2dCase {
   explicit Conv2dCase(uint64_t seed, Sizes sizes = Sizes::any) {
     Random r{seed};
     p.batch = r.between(1, 4);
-    p.h = r.between(5, 20);
-    p.w = r.between(5, 40);
+    const int64_t thin = r.between(0, 3);  // images of few pixels, of one in a row or column
+    p.h = thin & 1 ? r.between(5, 20) : r.between(0, 1) ? 1 : r.between(2, 5);
+    p.w = thin & 2 ? r.between(5, 40) : r.between(0, 1) ? 1 : r.between(2, 5);
     const int64_t kind = r.between(0, 2);  // dense, grouped, depthwise
     p.groups = kind == 0 ? 1 : kind == 1 ? r.between(2, 4) : r.between(3, 40);
-    if (kind == 2 && r.between(0, 1)) p.groups = round_up(p.groups, 4);
-    int64_t c = kind == 2 ? 1 : r.between(1, 33), n = kind == 2 ? r.between(1, 2) : r.between(1, 24);
+    if (kind == 2 && r.between(0, 2)) p.groups = round_up(p.groups, 4);
+    int64_t c = kind == 2 ? 1 : r.between(1, 33), n = kind == 2 ? 1 + !r.between(0, 2) : r.between(1, 24);
     const bool pointwise = kind == 0 && !r.between(0, 2);  // a window is a pixel
     if (kind != 2 && r.between(0, 1)) c = round_up(c, r.between(0, 1) ? 16 : 4);
     if (pointwise && r.between(0, 1)) c = round_up(c, 16);
@@ -184,8 +188,8 @@ struct Conv2dCase {
     p.kw = r.between(1, 5);
     p.stride_h = r.between(1, 3);
     p.stride_w = r.between(1, 3);
-    p.dilation_h = p.kh * 2 - 1 <= p.h ? r.between(1, 2) : 1;
-    p.dilation_w = p.kw * 2 - 1 <= p.w ? r.between(1, 2) : 1;
+    p.dilation_h = r.between(1, 2);
+    p.dilation_w = r.between(1, 2);
     p.pad_top = r.between(0, 3);
     p.pad_bottom = r.between(0, 3);
     p.pad_left = r.between(0, 3);
@@ -202,7 +206,9 @@ struct Conv2dCase {
       p.kh = p.kw = 3;
       p.dilation_h = p.dilation_w = 1;
     }
+    if (sizes == Sizes::square) p.kh = p.kw = 3, p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
     p.pad_mode = r.between(0, 1) ? PadMode::zeros : PadMode(r.between(0, 3));
+    shrink_to_fit();
     const int64_t pixels = p.oh() * p.ow();
     m = p.batch * pixels;
     o.draw(r, m, p.oc, c * p.kh * p.kw, pixels);
@@ -215,11 +221,22 @@ struct Conv2dCase {
     const int64_t image = p.h * p.w * p.c;
     const int64_t strides[2][4] = {{image, 1, p.w * p.c, p.c}, {image, p.h * p.w, p.w, 1}};
     std::memcpy(p.x_strides, strides[planes], sizeof p.x_strides);
+    if (p.w == 1 && r.between(0, 3)) p.x_strides[3] = 1;  // of an axis of one, any, as torch's views have it
+    if (p.h == 1 && r.between(0, 3)) p.x_strides[2] = 1;
     p.y_nhwc = sizes == Sizes::deep ? seed % 2 : r.between(0, 1);
     p.weight = weight.data();
     p.epilogue = o.e;
   }
   std::vector<char> output() const { return std::vector<char>(size_t(m * p.oc * size_of(o.out_type))); }
+
+ private:
+  // Padding that the image is too small for, and a kernel that is larger than the padded image.
+  void shrink_to_fit() {
+    if (!fits(p.pad_mode, std::max(p.pad_top, p.pad_bottom), p.h)) p.pad_top = p.pad_bottom = 0;
+    if (!fits(p.pad_mode, std::max(p.pad_left, p.pad_right), p.w)) p.pad_left = p.pad_right = 0;
+    p.kh = std::min(p.kh, (p.padded_h() - 1) / p.dilation_h + 1);
+    p.kw = std::min(p.kw, (p.padded_w() - 1) / p.dilation_w + 1);
+  }
 };
 
 struct PoolCase {

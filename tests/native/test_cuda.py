@@ -246,6 +246,33 @@ FAULTS = {
     "products not waited for": rows(
         "products_wgmma.cuh", "wgmma_wait<0>", "wgmma_wait<1>", "race|under way"
     ),
+    "scale of another row": Fault(
+        "rows_end.cuh",
+        "g.scales.quotient(p.m + uint32_t(offset(i)))",
+        "g.scales.quotient(p.m)",
+        "wrong",
+        750,
+    ),
+    "more registers claimed than were released": windows(
+        "gemm_hopper.cuh",
+        "registers_claim<Feed::consumer_registers>",
+        "registers_claim<Feed::consumer_registers + 8>",
+        "deadlock",
+    ),
+    "products without a fence of their registers": rows(
+        "products_wgmma.cuh", "    wgmma_fence();\n", "", "registers that were not fenced"
+    ),
+    "a tile of later architectures on Turing": Fault(
+        "plan.h", "device.arch < 80", "device.arch < 75", "not made for 750", 750
+    ),
+    "an image of width 1 read as planes": Fault(
+        "conv2d.cu",
+        "return lies_as_pixels(sizes, p.x_strides);",
+        "return lies_as_pixels(sizes, p.x_strides) && p.x_strides[3] == p.c;",
+        "wrong",
+        program="cuda_conv_test",
+        kind="conv2d",
+    ),
     "windows not fenced for the tensor cores": windows(
         "feeds.cuh", "fence_async_proxy();", "", "without a fence"
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,7 +18,7 @@ def readings(text: str) -> dict[str, str]:
     return {line.rpartition(": ")[0]: line.rpartition(": ")[2] for line in text.splitlines()}
 
 
-@pytest.mark.parametrize(("arch", "count"), [(750, 13), (800, 13), (900, 19)])
+@pytest.mark.parametrize(("arch", "count"), [(750, 13), (800, 13), (900, 22)])
 def test_the_emulator_agrees_with_every_reading(arch: int, count: int, tmp_path: Path) -> None:
     found = readings(run(build(tmp_path, f"ARCH={arch}", "EXTRA=-O1", program=PROGRAM))[0])
     assert list(found.values()).count("ok") == count, found
@@ -45,6 +46,20 @@ def test_a_misreading_is_named(name: str, tmp_path: Path) -> None:
         key: line for line in done.stdout.splitlines() for key in (wrong, right) if key in line
     }
     assert "wrong" in lines[wrong] and lines[right].endswith("ok")
+
+
+def test_a_ring_that_takes_one_round_for_another_is_stopped(tmp_path: Path) -> None:
+    for folder in ("csrc", "tests/native"):
+        shutil.copytree(HERE.parents[1] / folder, tmp_path / folder)
+    folder = tmp_path / "tests/native"
+    source = folder / f"{PROGRAM}.cpp"
+    text = "barrier_wait(filled + s, step / kRingStages % 2)"
+    assert source.read_text().count(text) == 1
+    source.write_text(source.read_text().replace(text, "barrier_wait(filled + s, 0)"))
+    program = build(tmp_path / "build", "ARCH=900", "EXTRA=-O1", program=PROGRAM, folder=folder)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and re.search("race|deadlock", done.stderr), done
+    assert "three rounds" not in done.stdout and "announced at a barrier: ok" in done.stdout
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")

@@ -11,31 +11,46 @@ from program_bytes import payload, seal
 from torch import nn
 
 import qkernels as qk
-from qkernels.graph.chain import chain
-from qkernels.graph.layers import Int8AvgPool2d
-from qkernels.graph.lower import lower
+from qkernels import ops
 from qkernels.graph.program import TorchProgram
 from qkernels.program import Program
+from qkernels.program.format import Step, Value, assemble
 
 
 def pooled(
     pool: nn.AvgPool2d, size: tuple[int, ...], seed: int = 0
 ) -> tuple[TorchProgram, torch.Tensor, torch.Tensor]:
-    """A program of two layers with the average between them, an input, and what the operators make of it."""
+    """A program that averages int8, an input, and what the operator makes of it."""
     torch.manual_seed(seed)
     x = torch.randn(*size)
-    net = nn.Sequential(
-        nn.Conv2d(3, 20, 3, padding=1), nn.ReLU(), nn.MaxPool2d(1), nn.Conv2d(20, 4, 1)
+    scale, zero = 0.03, 7
+    (kh, kw), (sh, sw), (ph, pw) = (
+        (v, v) if isinstance(v, int) else v for v in (pool.kernel_size, pool.stride, pool.padding)
     )
-    int8 = qk.quantize(net.eval(), {"activation": "static"}, lambda m: m(x))
-    traced = chain(int8, (x,), exact=True)
-    zero_point = int(int8.get_submodule("3").input_zero_point)
-    traced.set_submodule("int8__2", Int8AvgPool2d(pool, zero_point))
-    with torch.no_grad():
-        expected = traced(x)
-    program = lower(traced)
-    assert program is not None
-    return program, x, expected
+    q = ops.quantize(x, torch.tensor(scale), torch.tensor(zero, dtype=torch.int32))
+    y = ops.avg_pool2d(
+        q, zero, [kh, kw], [sh, sw], [ph, pw], pool.ceil_mode, pool.count_include_pad
+    )
+    expected = ops.dequantize(y, torch.tensor(scale), torch.tensor(zero, dtype=torch.int32))
+    values = [
+        Value(3, 4, "float32", callers=True, nhwc_only=True), Value(3, 4, "int8"), Value(3, 4, "int8"),
+        Value(3, 4, "float32"), Value(3, 4, "float32", callers=True, planar=True),
+    ]  # fmt: skip
+    inverse = float(torch.tensor(1.0) / torch.tensor(scale))
+    steps = [
+        Step("unary", "in", 0, 1, (), {"out_inv_scale": inverse, "out_zero": zero}),
+        Step("avg_pool", "pool", 1, 2, (), {
+            "kh": kh, "kw": kw, "stride_h": sh, "stride_w": sw, "pad_h": ph, "pad_w": pw, "x_zero": zero,
+            "ceil_mode": int(pool.ceil_mode), "count_include_pad": int(pool.count_include_pad),
+        }),
+        Step("unary", "out", 2, 3, (), {"x_scale": scale, "x_zero": zero}),
+        Step("planar", "planes", 3, 4),
+    ]  # fmt: skip
+    return (
+        TorchProgram(torch.from_numpy(assemble(values, steps, [0], [4]))),
+        x,
+        expected.contiguous(),
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -85,6 +100,8 @@ def test_a_forged_average_is_refused(fields: dict[str, int], sentence: str) -> N
         Program(data)
 
 
-def test_a_divisor_of_its_own_is_refused() -> None:
-    with pytest.raises(ValueError, match="divisor_override=3"):
-        Int8AvgPool2d(nn.AvgPool2d(2, divisor_override=3), 0)
+def test_a_divisor_of_its_own_stays_torchs_and_is_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(2, divisor_override=3), nn.Conv2d(4, 4, 1))
+    x = torch.randn(2, 3, 8, 8)
+    chained = qk.compile(qk.quantize(net.eval(), "static", [x]), x)
+    assert chained.report.unfused == ["1 (avg_pool2d)"]

@@ -22,7 +22,7 @@ def compiled(net: nn.Module, *size: int, seed: int = 0) -> tuple[nn.Module, Any,
         nn.init.normal_(p, std=0.3)
     x = torch.randn(*size)
     model = qk.quantize(net.eval(), {"activation": "static"}, lambda m: m(x))
-    return model, qk.compile(model, x), x
+    return model, qk.compile(model, x, exact=True), x
 
 
 def borders(program: Program) -> dict[str, int]:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program_bytes import payload, seal, tables
 from rearranging import Atom, fields, rearranged
+from value_steps import ISAS
 
 from qkernels import _core, ops  # noqa: F401
 from qkernels.program import Program
@@ -123,6 +124,30 @@ def test_transposes_larger_than_a_tile_are_whole(shape: tuple[int, ...], order: 
         assert np.array_equal(y, x.transpose(order))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("groups", [2, 3, 7, 20, 29])
+@pytest.mark.parametrize("run", [1, 2, 4])
+def test_shuffled_channels_of_every_width_are_whole(run: int, groups: int, dtype: str) -> None:
+    """Groups of runs become runs of groups, both ways, of elements of 1 to 16 bytes."""
+    channels = groups * 37 * run
+    there = [Atom(0, 0), Atom(1, 1), Atom(2, 2), Atom(3, 3, groups), Atom(3, 3), Atom(3, 3, run)]
+    back = [Atom(0, 0), Atom(1, 1), Atom(2, 2), Atom(3, 3), Atom(3, 3, groups), Atom(3, 3, run)]
+    x = np.random.default_rng(0).integers(-128, 128, (1, 3, 5, channels)).astype(np.float32)
+    for atoms in (there, back):
+        payload_of = fields(atoms, [0, 1, 2, 4, 3, 5])
+        values = [inner(4, dtype, channels), inner(4, dtype, channels)]
+        values.insert(0, Value(channels, 4, "float32", callers=True, nhwc_only=True))
+        values.append(Value(channels, 4, "float32", callers=True))
+        steps = [
+            Step("unary", "in", 0, 1),
+            Step("rearrange", "shuffle", 1, 2, fields=payload_of),
+            Step("unary", "out", 2, 3),
+        ]
+        program = Program(assemble(values, steps, [0], [3]))
+        y = program(x.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+        assert np.array_equal(y, rearranged(x, atoms, [0, 1, 2, 4, 3, 5]))
+
+
 def halves(dtype: str, threads: int = 1) -> tuple[Program, np.ndarray]:
     """Rows of 6 channels, int8 or not, whose halves are exchanged."""
     eye = {"weight": _core.pack_weight(np.eye(6, dtype=np.int8)), "w_scale": np.ones(6, np.float32)}
@@ -145,7 +170,9 @@ def halves(dtype: str, threads: int = 1) -> tuple[Program, np.ndarray]:
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_parts_are_joined_behind_each_other(dtype: str) -> None:
     program, x = halves(dtype)
-    assert np.array_equal(program(x), x[:, [3, 4, 5, 0, 1, 2]])
+    for isa in ISAS:
+        [y] = _core.Program(program.data).run([x], isa=isa)
+        assert np.array_equal(y, x[:, [3, 4, 5, 0, 1, 2]])
 
 
 def test_a_join_that_lacks_a_part_or_begins_elsewhere_is_refused() -> None:

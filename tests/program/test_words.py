@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program_bytes import payload, seal
 from rearranging import Atom, fields
+from value_steps import ISAS
 
 from qkernels import _core, ops, reference  # noqa: F401
 from qkernels.program import Program
 from qkernels.program.format import Step, Value, assemble
+from qkernels.serve.model import open_model
 
 
 def ids(tokens: int = 0, **how: Any) -> Value:
@@ -78,7 +81,9 @@ def test_rows_of_a_table_have_the_bits_of_the_reference(
     expected = reference.embedding(torch.from_numpy(x), tensors["table"], tensors.get("scale"))
     if output:
         expected = reference.round_to_int8(expected, torch.tensor(2.5), torch.tensor(-3))
-    assert np.array_equal(program(x), expected.float().numpy())
+    for isa in ISAS:
+        [y] = _core.Program(program.data).run([x], threads, isa=isa)
+        assert np.array_equal(y, expected.float().numpy()), isa
     assert np.array_equal(run_by_torch(program, x, threads=threads)[0], expected.float().numpy())
 
 
@@ -101,6 +106,7 @@ def test_ids_of_another_dtype_or_number_are_refused() -> None:
     values = [ids(5), Value(4, 3, "float32", callers=True)]
     steps = [Step("embedding", "words", 0, 1, fields={"rows": 7}, constants=table(7, 4, "int8"))]
     program = Program(assemble(values, steps, [0], [1]))
+    assert program.input_dtypes == ["int64"]
     with pytest.raises(TypeError, match="input 0 has dtype int32; int64 is needed"):
         program(np.zeros((1, 5), np.int32))
     with pytest.raises(TypeError, match="input 0 has dtype float32; int64 is needed"):
@@ -164,6 +170,8 @@ def test_a_constant_stands_in_front_of_every_sequence(dtype: str, batch: int) ->
     assert y.shape == (batch, 5, 40)
     assert (np.abs(y[:, 0] - first) <= (0 if dtype == "int8" else 0.04)).all()
     assert all(np.array_equal(y[i : i + 1], program(x[i : i + 1])) for i in range(batch))
+    for isa in ISAS:
+        assert np.array_equal(_core.Program(program.data).run([x], 2, isa=isa)[0], y)
     for threads in (1, 2, 3):
         assert np.array_equal(run_by_torch(program, x, threads=threads)[0], y)
 
@@ -211,3 +219,9 @@ def test_a_table_without_good_scales_is_refused() -> None:
     steps = [Step("embedding", "words", 0, 1, fields={"rows": 9}, constants=constants)]
     with pytest.raises(ValueError, match="a scale of its rows is not finite and above 0"):
         Program(assemble(values, steps, [0], [1]))
+
+
+def test_a_program_of_ids_is_not_served_as_one_of_floats(tmp_path: Path) -> None:
+    with_first_token("int8").save(tmp_path / "words.qkp")
+    with pytest.raises(ValueError, match="takes int64 token ids; float32 inputs alone are served"):
+        open_model(tmp_path / "words.qkp", [], 1)

@@ -47,7 +47,7 @@ def test_times_of_both_models_are_taken_and_shown() -> None:
         net, smaller, torch.randn(8, 3, 8, 8), (3, 8, 8), batch=2, seconds=0.01, rounds=1
     )
     assert list(report.speed) == ["float32", "float32 pruned", "int8", "int8 pruned"]
-    assert "int8 pruned: " in str(report) and "ms for one image" in str(report)
+    assert "int8 pruned, program: " in str(report) and "ms for one image" in str(report)
     json.dumps(report.to_dict())
 
 

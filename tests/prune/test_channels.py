@@ -91,7 +91,7 @@ def test_a_pruned_model_quantizes_and_is_rebuilt_from_its_file(name: str, tmp_pa
         qkernels.save(model, tmp_path / kind, architecture=architecture)
         loaded = qkernels.load(tmp_path / kind)
         assert torch.equal(loaded(images()), model(images()))
-    chained = qkernels.compile(int8, images())
+    chained = qkernels.compile(int8, images(), exact=True)
     assert torch.equal(chained(images()), int8(images()))
 
 
@@ -270,7 +270,9 @@ class Skip(nn.Module):
 def test_a_model_that_no_longer_runs_is_refused_and_the_original_is_whole() -> None:
     net = Skip()
     before = copy.deepcopy(net.state_dict())
-    with pytest.raises(ValueError, match="Skip does not run pruned"):
+    with pytest.raises(
+        ValueError, match=r"Skip has no channels to prune: conv keeps .*does not run"
+    ):
         prune_channels(net, torch.randn(1, 3, 4, 4), magnitudes(net), amount=0.4)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     net(torch.randn(1, 3, 4, 4))

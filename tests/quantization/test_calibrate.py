@@ -118,10 +118,17 @@ def test_progress_appears_only_when_it_takes_long(
     assert "calibrating" in capsys.readouterr().err
 
 
-def test_nothing_is_drawn_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_drawn_without_rich(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("qkernels.quantization.calibration._PROGRESS_AFTER", -1.0)
     monkeypatch.setitem(__import__("sys").modules, "rich.progress", None)
-    calibrate(conv_net(), {}, X.split(1))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    seen: list[int] = []
+    model = conv_net()
+    model.register_forward_hook(lambda module, given, answer: seen.append(len(answer)))
+    calibrate(model, {}, X.split(1))
+    assert sum(seen) == len(X) and capsys.readouterr().err == ""
 
 
 def test_grad_mode_is_off_inside() -> None:

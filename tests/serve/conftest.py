@@ -25,7 +25,7 @@ def two_headed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 8, 8), torch.randn(4, 2, 8, 8)
     model = qk.quantize(Heads().eval(), "static", lambda m: m(*x))
-    qk.compile(model, x).save(path)
+    qk.compile(model, x, exact=True).save(path)
     return path
 
 

@@ -6,12 +6,19 @@
 #include "pool.h"
 #include "rows.h"
 #include "weight_only.h"
+#include "winograd.h"
 
 // The kernels of one instruction set, under the names that dispatch.cpp declares.
 #define QK_INSTANTIATE_VECTOR_KERNELS(suffix, V)                                                                    \
   namespace qk {                                                                                                    \
   void weight_only_##suffix(const WeightOnlyBlock& g) { weight_only<V>(g); }                                        \
   void depthwise_##suffix(const DepthwiseBlock& d) { depthwise<V>(d); }                                               \
+  void winograd_weights_##suffix(const int8_t* p, int64_t channels, int64_t row, int64_t point, int16_t* u) {       \
+    winograd_weights(p, channels, row, point, u);                                                                   \
+  }                                                                                                                 \
+  void winograd_input_##suffix(const WinogradInput& in) { winograd_input<V>(in); }                                  \
+  void winograd_products_##suffix(const WinogradProducts& g) { winograd_products<V>(g); }                           \
+  void winograd_output_##suffix(const WinogradOutput& o) { winograd_output<V>(o); }                                 \
   void quantize_##suffix(const void* x, DType t, int64_t n, float inv_scale, int32_t zero, bool flip, int8_t* q) {  \
     quantize<V>(x, t, n, inv_scale, zero, flip, q);                                                                 \
   }                                                                                                                 \

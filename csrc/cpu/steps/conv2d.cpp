@@ -57,6 +57,10 @@ Conv2dProblem problem(const StepCall& call) {
   p.x_padded = has_padding(call.x(), s);
   p.range = s.range;
   p.weight = call.constant<int8_t>(s.weight);
+  if (KeptPlace* place = call.kept()) {
+    p.weight_sum = place->load(&KeptPlace::weight_sum);
+    if (call.program.fills_kept || place->load(&KeptPlace::filled)) p.winograd = reinterpret_cast<const int16_t*>(call.program.kept + place->at);
+  }
   p.y = call.data(call.step.y);
   p.y_nhwc = !call.y().planar;
   p.y_border = call.y().border;
@@ -65,12 +69,33 @@ Conv2dProblem problem(const StepCall& call) {
 }
 
 int64_t plan(const StepCall& call, int threads, void* plan) {
-  const ConvPlan& made = *new (plan) ConvPlan(plan_conv2d(problem(call), call.isa, threads));
+  Conv2dProblem p = problem(call);
+  KeptPlace* place = call.program.fills_kept ? call.kept() : nullptr;
+  if (place && !p.weight_sum) {
+    p.weight_sum = largest_weight_sum(p);
+    place->store(&KeptPlace::weight_sum, p.weight_sum);
+  }
+  const ConvPlan& made = *new (plan) ConvPlan(plan_conv2d(p, call.isa, threads));
+  if (place && made.keeps_weight && !place->load(&KeptPlace::filled)) {
+    transform_weight(p, made, Parallel{}, reinterpret_cast<int16_t*>(call.program.kept + place->at));
+    place->store(&KeptPlace::filled, 1);
+  }
   return std::max(made.bytes, made.read_on);
 }
 
 void run(const StepCall& call, const void* plan, const Parallel& parallel, void* workspace) {
   conv2d(problem(call), *static_cast<const ConvPlan*>(plan), parallel, workspace);
+}
+
+const char* way(const void* plan) { return kConvPathNames[int(static_cast<const ConvPlan*>(plan)->path)]; }
+
+int64_t kept_bytes(const Program& program, const ProgramStep& step) {
+  const Payload& s = payload_of<Payload>(program, step);
+  Conv2dProblem p;
+  p.c = program.values[step.reads[0]].channels, p.oc = program.values[step.y].channels;
+  p.kh = s.kh, p.kw = s.kw, p.groups = s.groups;
+  p.stride_h = s.stride_h, p.stride_w = s.stride_w, p.dilation_h = s.dilation_h, p.dilation_w = s.dilation_w;
+  return has_winograd(p) ? winograd_weight(p, weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups)).bytes() : 0;
 }
 
 double macs(const StepCall& call) {
@@ -82,6 +107,7 @@ double macs(const StepCall& call) {
 }  // namespace
 
 const StepType conv2d_step{.name = "conv2d", .payload = kPayload<Payload>, .most_reads = 2, .strided = true, .writes_planes = true,
-                           .check = check, .shape = shape, .plan_bytes = sizeof(ConvPlan), .plan = plan, .run = run, .macs = macs};
+                           .check = check, .shape = shape, .plan_bytes = sizeof(ConvPlan), .plan = plan, .run = run, .way = way,
+                           .kept_bytes = kept_bytes, .macs = macs};
 
 }  // namespace qk

@@ -4,6 +4,7 @@
 
 #include "../../core/layout.h"
 #include "../../core/scale.h"
+#include "../kept.h"
 #include "../program.h"
 #include "../sentence.h"
 
@@ -63,6 +64,11 @@ struct StepCall {
   const ProgramShape& y_shape() const { return shape(step.y); }
   int8_t mask_of(const ProgramValue& v) const { return v.type == DType::s8 ? mask : int8_t(0); }
 
+  // The step's place among what the program keeps; null: it has none.
+  KeptPlace* kept() const {
+    KeptPlace* place = program.kept ? reinterpret_cast<KeptPlace*>(program.kept) + (&step - program.steps) : nullptr;
+    return place && place->bytes ? place : nullptr;
+  }
   void* data(int32_t v) const;                     // the first pixel inside its border
   void strides(int32_t v, int64_t* elements) const;  // of an image, in order n, c, h, w
   template <class T>
@@ -99,6 +105,10 @@ struct StepType {
   int64_t (*plan)(const StepCall& call, int threads, void* plan) = nullptr;
   int64_t plan_room() const { return round_up(plan_bytes, 16); }
   void (*run)(const StepCall& call, const void* plan, const Parallel& parallel, void* workspace);
+  // Which way a plan takes, in a word; null: there is one.
+  const char* (*way)(const void* plan) = nullptr;
+  // Bytes of another form of its weight, which it may keep from call to call (kept.h); null: there is none.
+  int64_t (*kept_bytes)(const Program& program, const ProgramStep& step) = nullptr;
   // Multiply-adds of one of y's n; null: none. A double, since sizes are not checked before it.
   double (*macs)(const StepCall& call) = nullptr;
   // Why it may not run on the values of the call's inputs, looked at before any step runs; null: it may on any.

@@ -109,6 +109,20 @@ struct Avx2 {
   }
   QK_INLINE int64_t lookup_bytes(const int8_t*, int64_t, const int8_t*, int8_t*) { return 0; }
   QK_INLINE void store_i32(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  using W = __m256i;
+  QK_INLINE W load_words(const int8_t* p, int8_t mask) {
+    return _mm256_cvtepi8_epi16(_mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), _mm_set1_epi8(mask)));
+  }
+  QK_INLINE void store_words(int16_t* p, W v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  QK_INLINE W addw(W a, W b) { return _mm256_add_epi16(a, b); }
+  QK_INLINE W subw(W a, W b) { return _mm256_sub_epi16(a, b); }
+  template <int Bits>
+  QK_INLINE W shlw(W v) { return _mm256_slli_epi16(v, Bits); }
+  template <int Bits>
+  QK_INLINE I shli(I v) { return _mm256_slli_epi32(v, Bits); }
+  template <int Bits>
+  QK_INLINE I sari(I v) { return _mm256_srai_epi32(v, Bits); }
+  QK_INLINE I dot2(I sum, I x, I w) { return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w)); }
 };
 
 }  // namespace

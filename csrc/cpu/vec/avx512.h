@@ -130,6 +130,20 @@ struct Avx512 {
     return i;
   }
   QK_INLINE void store_i32(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
+  using W = __m512i;
+  QK_INLINE W load_words(const int8_t* p, int8_t mask) {
+    return _mm512_cvtepi8_epi16(_mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_set1_epi8(mask)));
+  }
+  QK_INLINE void store_words(int16_t* p, W v) { _mm512_storeu_si512(p, v); }
+  QK_INLINE W addw(W a, W b) { return _mm512_add_epi16(a, b); }
+  QK_INLINE W subw(W a, W b) { return _mm512_sub_epi16(a, b); }
+  template <int Bits>
+  QK_INLINE W shlw(W v) { return _mm512_slli_epi16(v, Bits); }
+  template <int Bits>
+  QK_INLINE I shli(I v) { return _mm512_slli_epi32(v, Bits); }
+  template <int Bits>
+  QK_INLINE I sari(I v) { return _mm512_srai_epi32(v, Bits); }
+  QK_INLINE I dot2(I sum, I x, I w) { return _mm512_dpwssd_epi32(sum, x, w); }
 };
 
 }  // namespace

@@ -94,6 +94,23 @@ struct Neon {
   }
   QK_INLINE int64_t lookup_bytes(const int8_t*, int64_t, const int8_t*, int8_t*) { return 0; }
   QK_INLINE void store_i32(int32_t* p, I v) { vst1q_s32(p, v); }
+  using W = uint16x8_t;
+  QK_INLINE W load_words(const int8_t* p, int8_t mask) {
+    return vreinterpretq_u16_s16(vmovl_s8(veor_s8(vld1_s8(p), vdup_n_s8(mask))));
+  }
+  QK_INLINE void store_words(int16_t* p, W v) { vst1q_s16(p, vreinterpretq_s16_u16(v)); }
+  QK_INLINE W addw(W a, W b) { return vaddq_u16(a, b); }
+  QK_INLINE W subw(W a, W b) { return vsubq_u16(a, b); }
+  template <int Bits>
+  QK_INLINE W shlw(W v) { return vshlq_n_u16(v, Bits); }
+  template <int Bits>
+  QK_INLINE I shli(I v) { return vshlq_n_s32(v, Bits); }
+  template <int Bits>
+  QK_INLINE I sari(I v) { return vshrq_n_s32(v, Bits); }
+  QK_INLINE I dot2(I sum, I x, I w) {
+    const int16x8_t a = vreinterpretq_s16_s32(x), b = vreinterpretq_s16_s32(w);
+    return addi(sum, vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b)));
+  }
 };
 
 }  // namespace

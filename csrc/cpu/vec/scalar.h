@@ -153,6 +153,25 @@ struct Scalar {
   // table[256] of as many of `count` unsigned bytes as vectors hold; returns how many that were.
   QK_INLINE int64_t lookup_bytes(const int8_t*, int64_t, const int8_t*, int8_t*) { return 0; }
   QK_INLINE void store_i32(int32_t* p, I v) { write_any(p, v); }
+  // For kernels/winograd.h: W holds 2 * width words, of which an I holds two a lane. Sums wrap.
+  typedef uint16_t W __attribute__((vector_size(4), may_alias));
+  QK_INLINE W load_words(const int8_t* p, int8_t mask) {  // of bytes that were XORed with mask
+    return W{uint16_t(int8_t(p[0] ^ mask)), uint16_t(int8_t(p[1] ^ mask))};
+  }
+  QK_INLINE void store_words(int16_t* p, W v) { __builtin_memcpy(p, &v, 4); }
+  QK_INLINE W addw(W a, W b) { return a + b; }
+  QK_INLINE W subw(W a, W b) { return a - b; }
+  template <int Bits>
+  QK_INLINE W shlw(W v) { return v << Bits; }
+  template <int Bits>
+  QK_INLINE I shli(I v) { return int32_t(uint32_t(v) << Bits); }
+  template <int Bits>
+  QK_INLINE I sari(I v) { return v >> Bits; }
+  // sum + the products of two words each, whose sum stays below 2^31.
+  QK_INLINE I dot2(I sum, I x, I w) {
+    const int32_t low = int16_t(x) * int16_t(w), high = int16_t(uint32_t(x) >> 16) * int16_t(uint32_t(w) >> 16);
+    return addi(sum, low + high);
+  }
 };
 
 }  // namespace

@@ -21,6 +21,7 @@ constexpr int64_t kStack = 256 * 1024;
 
 ucontext_t scheduler;
 const std::function<void()>* body;
+int free_registers;                   // of the block
 uint64_t random_state = 1;
 
 void run_thread() {
@@ -61,6 +62,8 @@ void start(Thread& t, int index) {
   t.accesses.clear();
   t.unfenced.clear();
   t.products.clear();
+  t.registers = 65536 / threads / 8 * 8;
+  t.registers_fenced = false;
   t.product_group = 0;
   t.seen.assign(size_t(threads + kBarriers), 0);
   t.seen[size_t(index)] = 1;
@@ -69,6 +72,24 @@ void start(Thread& t, int index) {
   t.context.uc_stack.ss_size = kStack;
   t.context.uc_link = nullptr;
   makecontext(&t.context, run_thread, 0);
+}
+
+bool takes_registers(Thread& t) {
+  if (free_registers < t.wanted) return false;
+  free_registers -= t.wanted;
+  t.registers += t.wanted;
+  t.state = Thread::running;
+  return true;
+}
+
+// Whether a thread can go on.
+bool ready(Thread& t) {
+  switch (t.state) {
+    case Thread::running: return true;
+    case Thread::at_phase: return may_pass(t);
+    case Thread::at_registers: return takes_registers(t);
+    default: return false;
+  }
 }
 
 void resume(Thread& t) {
@@ -89,7 +110,7 @@ void execute(Thread* lanes, int count) {
 bool run_warp(Thread* lanes) {
   bool progress = false;
   for (int l = 0; l < kWarp; ++l)
-    if (lanes[l].state == Thread::running || (lanes[l].state == Thread::at_phase && may_pass(lanes[l]))) {
+    if (ready(lanes[l])) {
       resume(lanes[l]);
       progress = true;
     }
@@ -128,6 +149,7 @@ bool open_barrier() {
 void run_block() {
   poison_shared();
   forget_barriers();
+  free_registers = 0;
   for (int i = 0; i < threads; ++i) start(fibers[size_t(i)], i);
   std::vector<int> order(size_t(threads / kWarp));
   for (size_t i = 0; i < order.size(); ++i) order[i] = int(i);
@@ -138,7 +160,7 @@ void run_block() {
     for (int t = 0; t + kWarpgroup <= threads; t += kWarpgroup) progress |= run_warpgroup(&fibers[size_t(t)]);
     if (std::all_of(fibers.begin(), fibers.begin() + threads, [](const Thread& t) { return t.state == Thread::done; })) break;
     progress |= open_barrier();
-    if (!progress && !land_late_copy()) fail("deadlock");
+    if (!progress && !land_late_copy()) fail("deadlock, with %d registers free", free_registers);
   }
   for (int i = 0; i < threads; ++i)
     if (current = &fibers[size_t(i)]; !current->copies.empty() || !current->products.empty())
@@ -176,6 +198,18 @@ void meet(Collective collective, const void* in, void* out, int lanes) {
   current->in = in;
   current->out = out;
   pause(Thread::at_collective);
+}
+
+void release_registers(int count) {
+  if (count % 8 || count > current->registers) fail("%d registers are kept of %d", count, current->registers);
+  free_registers += current->registers - count;
+  current->registers = count;
+}
+
+void claim_registers(int count) {
+  if (count % 8 || count < current->registers || count > 256) fail("%d registers are claimed by a thread that has %d", count, current->registers);
+  current->wanted = count - current->registers;
+  if (!takes_registers(*current)) pause(Thread::at_registers);
 }
 
 void meet_block() { pause(Thread::at_barrier); }

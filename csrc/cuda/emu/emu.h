@@ -9,6 +9,8 @@
 //   collectives          all 32 lanes, or 128 of a warpgroup, must meet in the same one
 //   warpgroup products   are computed when they are waited for, from what shared memory holds then; what they read must have
 //                        been written before a barrier, and fenced for the asynchronous proxy by its writer
+//   registers            of a block are a pool: a warpgroup that wants more than others released waits, here until the deadlock
+//                        is noticed. What a product reads or adds to must have been fenced since the last load or wait
 //   bulk copies          land when a thread waits for their barrier and nothing else can run; bytes that nobody expects,
 //                        arrivals that are not counted, and what the asking thread could not know to be free are errors
 //
@@ -59,7 +61,7 @@ struct Thread;
 using Collective = void (*)(Thread* lanes);
 
 struct Thread {
-  enum State : uint8_t { running, at_barrier, at_collective, at_phase, done };
+  enum State : uint8_t { running, at_barrier, at_collective, at_phase, at_registers, done };
   int index = 0;
   State state = running;
   Collective collective = nullptr;  // with its operands, at_collective
@@ -75,6 +77,8 @@ struct Thread {
   Clock seen;
   uint32_t phase_of = 0;            // address of the barrier, at_phase
   int parity = 0;
+  int registers = 0, wanted = 0;    // that it has, and, at_registers, waits for besides
+  bool registers_fenced = false;    // for products of the warpgroup, since they were last touched
   ucontext_t context;
   std::unique_ptr<char[]> stack;
 };
@@ -105,6 +109,8 @@ void fence_async();                                            // the running th
 void meet(Collective collective, const void* in, void* out, int lanes = kWarp);  // returns when all have met
 void meet_block();
 void land_copies(int keep);                                   // of the running thread: all but the latest groups
+void release_registers(int count);                            // of the running thread, which keeps so many
+void claim_registers(int count);                              // returns when it has them
 void join_warp(Thread* lanes);                                // a collective: each knows what all know
 
 // Between the emulator's own files.

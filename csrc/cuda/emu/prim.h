@@ -30,11 +30,14 @@ QK_DEVICE void touch(const void* p, int bytes, int alignment, bool write) {
   emu::current->accesses.push_back({uint32_t(static_cast<const char*>(p) - emu::shared), bytes, write});
 }
 
+QK_DEVICE void not_made_for_this() { emu::fail("the kernel is not made for %d", QK_ARCH); }
+
 QK_DEVICE char* shared_memory() { return emu::shared; }
 QK_DEVICE uint32_t shared_address(const void* p) { return uint32_t(static_cast<const char*>(p) - emu::shared); }
 template <class T>
 QK_DEVICE T shared_load(const void* p) {
   touch(p, sizeof(T), alignof(T), false);
+  emu::current->registers_fenced = false;
   T v;
   std::memcpy(&v, p, sizeof v);
   return v;
@@ -49,6 +52,7 @@ QK_DEVICE void shared_store(void* p, T v) {
 template <class T>
 QK_DEVICE T global_load(const void* p) {
   emu::check_global(p, sizeof(T), alignof(T));
+  emu::current->registers_fenced = false;
   T v;
   std::memcpy(&v, p, sizeof v);
   return v;
@@ -70,8 +74,24 @@ QK_DEVICE void warp_sync() { emu::meet(emu::join_warp, nullptr, nullptr); }
 
 QK_DEVICE float fma_rn(float a, float b, float c) { return std::fma(a, b, c); }
 QK_DEVICE int32_t to_int_rn(float v) { return int32_t(std::rint(v)); }
+QK_DEVICE float max_f32(float a, float b) { return std::isnan(a) || a < b || (a == b && std::signbit(a)) ? b : a; }
+QK_DEVICE float min_f32(float a, float b) { return std::isnan(a) || a > b || (a == b && !std::signbit(a)) ? b : a; }
 QK_DEVICE float from_f16(uint16_t h) { return f16_to_f32(h); }
 QK_DEVICE uint16_t to_f16(float v) { return f32_to_f16(v); }
+
+QK_DEVICE uint32_t to_f16x2(float a, float b) { return to_f16(a) | uint32_t(to_f16(b)) << 16; }
+QK_DEVICE uint32_t to_bf16x2(float a, float b) {
+  const auto upper = [](float v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, 4);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  };
+  return upper(a) | upper(b) << 16;
+}
+QK_DEVICE uint32_t byte_in(uint32_t other, uint32_t word, int i) { return (other & ~255u) | (word >> (8 * i) & 255); }
+QK_DEVICE uint32_t bytes_of(int32_t a, int32_t b, int32_t c, int32_t d) {
+  return (uint32_t(a) & 255) | (uint32_t(b) & 255) << 8 | (uint32_t(c) & 255) << 16 | uint32_t(d) << 24;
+}
 
 template <int Bytes>
 QK_DEVICE void cp_async(void* shared, const void* global, bool exists) {

@@ -21,11 +21,17 @@ QK_DEVICE void bulk_load(void* to, const cuda::TensorMap& map, Barrier* b, int c
   emu::bulk_load({map, {c0, c1, c2}, shared_address(to), shared_address(b)}, 3);
 }
 
-QK_DEVICE void trade_registers(emu::Thread*) {}
+QK_DEVICE void join_warpgroup(emu::Thread*) {}
 template <int N>
-QK_DEVICE void registers_release() { emu::meet(trade_registers, nullptr, nullptr, emu::kWarpgroup); }
+QK_DEVICE void registers_release() {
+  emu::meet(join_warpgroup, nullptr, nullptr, emu::kWarpgroup);
+  emu::release_registers(N);
+}
 template <int N>
-QK_DEVICE void registers_claim() { emu::meet(trade_registers, nullptr, nullptr, emu::kWarpgroup); }
+QK_DEVICE void registers_claim() {
+  emu::meet(join_warpgroup, nullptr, nullptr, emu::kWarpgroup);
+  emu::claim_registers(N);
+}
 
 }  // namespace
 }  // namespace qk

@@ -6,10 +6,11 @@ namespace qk {
 namespace {
 
 QK_DEVICE void fence_async_proxy() { emu::fence_async(); }
-QK_DEVICE void wgmma_fence() {}
+QK_DEVICE void wgmma_fence() { emu::current->registers_fenced = true; }
 QK_DEVICE void wgmma_commit() { ++emu::current->product_group; }
 
 QK_DEVICE void wgmma_m64n128k32(int32_t (&c)[64], const uint32_t (&a)[4], uint64_t b) {
+  if (!emu::current->registers_fenced) emu::fail("a product reads registers that were not fenced since they were touched");
   emu::current->products.push_back({c, a, b, emu::current->product_group});
 }
 
@@ -53,6 +54,7 @@ QK_DEVICE void run_products(emu::Thread* lanes) {
 template <int Keep>
 QK_DEVICE void wgmma_wait(int32_t (&)[2][64]) {
   emu::meet(run_products<Keep>, nullptr, nullptr, emu::kWarpgroup);
+  emu::current->registers_fenced = false;
 }
 
 }  // namespace

@@ -1,0 +1,124 @@
+// Convolution by an exact F(4x4, 3x3): a worker takes a block of tiles through V, and for two panels of channels at a time
+// through M to its outputs.
+#include <algorithm>
+
+#include "../core/epilogue.h"
+#include "conv2d.h"
+#include "conv_steps.h"
+
+namespace qk {
+namespace {
+
+// What a worker has of the workspace.
+struct OwnMemory {
+  int16_t* v;
+  int32_t* m;
+  WinogradTile* tile;
+  char* staged;
+
+  OwnMemory(const WinogradPlan& plan, char* memory, int64_t worker) {
+    char* own = memory + plan.rows + worker * plan.rows_each;
+    v = reinterpret_cast<int16_t*>(own);
+    m = reinterpret_cast<int32_t*>(own + plan.m);
+    tile = reinterpret_cast<WinogradTile*>(own + plan.tile);
+    staged = own + plan.staged;
+  }
+};
+
+struct Block {
+  int64_t group, tile, tiles, panel, panels;
+};
+
+Block block_of(const WinogradPlan& plan, int64_t task) {
+  const int64_t source = task / plan.panel_blocks;
+  Block b;
+  b.group = source / plan.tile_blocks;
+  b.tile = source % plan.tile_blocks * plan.block_tiles;
+  b.tiles = std::min(plan.block_tiles, plan.tiles - b.tile);
+  b.panel = task % plan.panel_blocks * plan.block_panels;
+  b.panels = std::min(plan.block_panels, plan.weight.panels() - b.panel);
+  return b;
+}
+
+void transform_tiles(const Conv2dProblem& p, const ConvPlan& how, const WinogradPlan& plan, const Image& x, const Block& b, const OwnMemory& own) {
+  const int64_t an_image = plan.lines * plan.columns;
+  for (int64_t i = 0; i < b.tiles; ++i) {
+    const int64_t t = b.tile + i, y = t % an_image / plan.columns * 4, column = t % plan.columns * 4;
+    const int8_t* first = window(p, x, t / an_image, y, column, b.group * plan.weight.channels);
+    const auto exist = [](int64_t outputs) { return int32_t(std::min<int64_t>(outputs, 4) + 2); };
+    own.tile[i] = {first, exist(p.oh() - y), exist(p.ow() - column), t / an_image, y, column};
+  }
+  how.kernels->winograd_input({own.tile, b.tiles, x.row, x.pixel, plan.weight.channels, how.mask, own.v, plan.v_point, plan.v_tile});
+}
+
+// M of two panels to C, as many tiles at a time as lie side by side.
+void write_outputs(const Conv2dProblem& p, const ConvPlan& how, const WinogradPlan& plan, const Scales& s, const Epilogue& e, const Block& b,
+                   int64_t panel, const OwnMemory& own) {
+  const int64_t item = size_of(p.epilogue.out_type), n0 = panel * kPanel, channel = b.group * plan.layout.n + n0;
+  WinogradOutput out;
+  out.m_point = plan.m_point, out.line_rows = p.ow();
+  GemmBlock& block = out.block;
+  block.cols = std::min(WinogradProducts::kColumns, plan.layout.n - n0);
+  block.n0 = n0, block.one_scale = true, block.epilogue = &e;
+  for (int64_t i = 0; i < b.tiles; i += out.tiles) {
+    const WinogradTile& tile = own.tile[i];
+    out.tiles = std::min({WinogradOutput::kTiles, b.tiles - i, plan.columns - tile.column / 4});
+    out.m = own.m + i * WinogradProducts::kColumns;
+    out.lines = std::min<int64_t>(4, p.oh() - tile.y);
+    out.pixels = std::min(4 * out.tiles, p.ow() - tile.column);
+    const int64_t scale = tile.image / s.images_per_scale;
+    block.row_scale = s.scale + scale, block.row_offset = s.zero + scale;
+    block.m0 = (tile.image * p.oh() + tile.y) * p.ow() + tile.column;
+    block.c = own.staged, block.c_stride = WinogradProducts::kColumns, block.c_gap = 0;
+    if (p.y_nhwc) {
+      block.c = line_of(p, tile.image * p.oh() + tile.y) + (tile.column * p.oc + channel) * item;
+      block.c_stride = p.oc, block.c_gap = 2 * p.y_border * p.oc;
+      block.c_line = p.ow(), block.c_column = tile.column;
+    }
+    how.kernels->winograd_output(out);
+    for (int64_t line = 0; line < out.lines && !p.y_nhwc; ++line)
+      scatter(p, *how.kernels, block.m0 + line * p.ow(), out.pixels, channel, block.cols,
+              own.staged + line * p.ow() * WinogradProducts::kColumns * item, WinogradProducts::kColumns);
+  }
+}
+
+}  // namespace
+
+void transform_weight(const Conv2dProblem& p, const ConvPlan& how, const Parallel& parallel, int16_t* u) {
+  const WinogradWeight w = winograd_weight(p, how.layout);
+  const int64_t panels = w.groups * w.panels();
+  const int workers = workers_for(panels * w.panel(), kElementsPerThread, parallel.threads);
+  parallel(workers, [&](int64_t worker) {
+    const Share mine = share(panels, workers, worker);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      const int8_t* panel = how.layout.values(p.weight, i / w.panels()) + i % w.panels() * how.layout.panel_bytes();
+      how.kernels->winograd_weights(panel, w.channels, kernel_row(w.channels, p.kw), w.point(), u + i * w.panel());
+    }
+  });
+}
+
+void convolve_winograd(const Conv2dProblem& p, const ConvPlan& how, const ConvPart& part, const Image& x, const Scales& s, const Parallel& parallel,
+                       const int16_t* u, char* workspace) {
+  const WinogradPlan& plan = part.winograd;
+  const WinogradWeight& w = plan.weight;
+  char* memory = workspace + part.rest;
+  Workspace panels(memory + plan.panels);
+  const Epilogue whole = to_whole_panels(panels, p.epilogue, plan.layout);
+  parallel(plan.workers, [&](int64_t worker) {
+    const OwnMemory own(plan, memory, worker);
+    const Share tasks = share(plan.tasks(), plan.workers, worker);
+    for (int64_t task = tasks.begin; task < tasks.end; ++task) {
+      const Block b = block_of(plan, task);
+      if (task == tasks.begin || b.panel == 0) transform_tiles(p, how, plan, x, b, own);
+      const Epilogue e = epilogue_of_group(whole, plan.layout, p.weight, b.group);
+      for (int64_t panel = b.panel; panel < b.panel + b.panels; panel += 2) {
+        const int64_t together = std::min<int64_t>(2, b.panel + b.panels - panel);
+        how.kernels->winograd_products({own.v, plan.v_point, plan.v_tile, u + (b.group * w.panels() + panel) * w.panel(), w.panel(), w.point(),
+                                        together, w.pairs(), b.tiles, own.m, plan.m_point});
+        write_outputs(p, how, plan, s, e, b, panel, own);
+      }
+    }
+  });
+}
+
+}  // namespace qk

@@ -1,0 +1,488 @@
+"""Puts the steps of one program together, node by node."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qkernels.graph import tables
+from qkernels.graph import trace as nodes
+from qkernels.graph.formats import Format, QParams, stored
+from qkernels.graph.places import (
+    Atom,
+    Groups,
+    Place,
+    Tangled,
+    box_of,
+    divided,
+    groups_by_axis,
+    merged,
+)  # fmt: skip
+from qkernels.program.format import Step, Value
+
+IMAGE = (0, 2, 3, 1)  # axes of [N, C, H, W] in memory
+
+
+class LeftToTorch(ValueError):
+    """A step that no program takes; the message says why."""
+
+
+class Builder:
+    """The values and steps of a program that stands for ``run``, nodes of ``graph`` in order.
+
+    ``outputs`` are those that others read. A step's module asks where its operands are, in the order in memory that its
+    kernel needs (`image`, `rows`, `pointwise`), and says what it writes with `write`.
+    """
+
+    def __init__(
+        self, graph: fx.GraphModule, run: Sequence[fx.Node], outputs: Sequence[fx.Node]
+    ) -> None:
+        self.graph, self.run, self.outputs = graph, run, outputs
+        self.values: list[Value] = []
+        self.formats: list[Format] = []
+        self.steps: list[Step] = []
+        self.inputs: list[fx.Node] = []
+        self.results: dict[fx.Node, int] = {}
+        self._places: dict[fx.Node, Place] = {}
+        self._arrays: dict[int, tuple[Any, Any]] = {}
+        self._known: dict[Any, Place] = {}
+
+    # ---- operands
+
+    def place(self, node: Any) -> Place:
+        """Where a node's tensor is; one from outside of the run becomes an input of the program."""
+        if not isinstance(node, fx.Node):
+            raise LeftToTorch("a number takes the place of a tensor")
+        if node not in self._places:
+            self._places[node] = self._input(node)
+        return self._places[node]
+
+    def constant(self, node: Any) -> Tensor | None:
+        """The tensor of the model that a node is, without the batch it may be repeated for; None for any other."""
+        while isinstance(node, fx.Node) and node.target is torch.ops.aten.expand.default:
+            node = node.args[0]
+        if isinstance(node, fx.Node) and node.op == "get_attr":
+            return nodes.tensor_of(self.graph, node)
+        return None
+
+    def _input(self, node: fx.Node) -> Place:
+        x = nodes.value(node)
+        if node.op == "get_attr" or x is None or not 2 <= x.dim() <= 4:
+            raise LeftToTorch("what it reads is no tensor of two to four dimensions with a batch")
+        if x.dtype not in (torch.float32, torch.int64) or (
+            x.dim() == 4 and x.dtype != torch.float32
+        ):
+            raise LeftToTorch(f"it reads {x.dtype}")
+        if not self._has_batch(x):
+            raise LeftToTorch("what it reads has another batch than the model's input")
+        sizes = nodes.sizes(x)
+        if not nodes.is_fixed(x.shape[1 if x.dim() == 4 else -1]):
+            raise LeftToTorch("the number of channels of what it reads is free")
+        asked = node.meta.get(
+            "sizes", x.shape
+        )  # of an input of the model: those that it has to have
+        order = IMAGE if x.dim() == 4 else range(x.dim())
+        axes = [0, 3] if x.dim() == 2 else [0, 1, 3] if x.dim() == 3 else [0, 1, 2, 3]
+        atoms = [
+            Atom(axis, sizes[i], i > 0 and asked[i] is not None and nodes.is_fixed(asked[i]))
+            for axis, i in zip(axes, order, strict=True)
+        ]
+        fixed = {f"fixed_{'nhw'[a.axis]}": a.size for a in atoms if a.axis in (1, 2) and a.fixed}
+        dtype = "int64" if x.dtype == torch.int64 else "float32"
+        value = self._new(atoms, x.dim(), None, dtype=dtype, callers=True, **fixed)
+        self.inputs.append(node)
+        where = {i: at for at, i in enumerate(order)}
+        return _plain(Place(value, tuple(atoms), tuple((where[i],) for i in range(x.dim()))))
+
+    def _has_batch(self, x: Tensor) -> bool:
+        first = next(
+            (v for n in self.graph.graph.find_nodes(op="placeholder") if (v := nodes.value(n)) is not None), None
+        )  # fmt: skip
+        return (
+            first is not None and first.dim() > 0 and nodes._same_size(first.shape[0], x.shape[0])
+        )
+
+    def _new(
+        self,
+        atoms: Sequence[Atom],
+        rank: int,
+        format: Format,
+        *,
+        dtype: str | None = None,
+        **fields: Any,
+    ) -> int:
+        sizes = [math.prod(a.taken for a in atoms if a.axis == axis) for axis in range(4)]
+        channels = sizes[3] if all(a.taken_is_fixed for a in atoms if a.axis == 3) else 0
+        dtype = dtype or ("int8" if format else "float32")
+        size = math.prod(sizes) * {"int8": 1, "float32": 4, "int64": 8}[dtype]
+        self.values.append(Value(channels, rank, dtype, size, **fields))
+        self.formats.append(format)
+        return len(self.values) - 1
+
+    # ---- the order in memory that a kernel needs
+
+    def arranged(self, place: Place, groups: Groups, rank: int) -> Place:
+        """The tensor in a box of ``rank`` with these axes, by nothing, another name for the same memory, or a copy."""
+        order = [a for group in groups for a in group]
+        if (
+            not groups[0]
+            or place.atoms[groups[0][0]].axis != 0
+            or any(not place.atoms[a].taken_is_fixed for a in groups[0][1:])
+        ):
+            raise LeftToTorch("its batch is not the first axis")
+        as_it_is = place.is_whole and order == list(range(len(place.atoms)))
+        if as_it_is and groups_by_axis(place) == groups and self.values[place.value].rank == rank:
+            return place
+        key = (place.value, place.atoms, groups, rank)
+        if key not in self._known:
+            self._known[key] = self._rearranged(place, groups, rank)
+        new = self._known[key]
+        return _plain(
+            Place(new.value, new.atoms, box_of(place, groups, new.value).axes), merge=True
+        )
+
+    def _rearranged(self, place: Place, groups: Groups, rank: int) -> Place:
+        new = box_of(place, groups, -1)
+        for axis in range(4):
+            if sum(not a.fixed for a in _plain(new, merge=True).atoms if a.axis == axis) > 1:
+                raise LeftToTorch("two sizes that the input decides would share an axis")
+        self._nhwc(place.value)
+        value = self._new(
+            new.atoms, rank, self.formats[place.value], dtype=self.values[place.value].dtype
+        )
+        self._add_rearrange(place, groups, value)
+        return Place(value, new.atoms, new.axes)
+
+    def _add_rearrange(self, place: Place, groups: Groups, y: int, **join: Any) -> None:
+        if len(place.atoms) > 8:
+            raise LeftToTorch("its views have more than eight parts")
+        order = [a for group in groups for a in group]
+        target = [axis for axis, group in enumerate(groups) for _ in group]
+        gone = [a for a in range(len(place.atoms)) if a not in order]  # of which one is taken
+        order, target = order + gone, target + [3 for _ in gone]
+        atoms = place.atoms
+        fields = {
+            "axis": [a.axis for a in atoms], "size": [a.size if a.fixed else -1 for a in atoms],
+            "start": [a.start for a in atoms], "stride": [a.stride for a in atoms],
+            "count": [-1 if a.count is None else a.count for a in atoms], "order": order, "target": target,
+        }  # fmt: skip
+        self.add(
+            "rearrange",
+            "",
+            place.value,
+            y,
+            atoms=len(atoms),
+            **{k: _eight(v) for k, v in fields.items()},
+            **join,
+        )
+
+    def image(self, place: Place) -> Place:
+        """[N, C, H, W] as an image."""
+        if len(place.axes) != 4:
+            raise LeftToTorch("it reads no image")
+        n, c, h, w = place.axes
+        return self.arranged(place, (n, h, w, c), 4)
+
+    def rows(self, place: Place) -> Place:
+        """A box whose c is the last axis; where the others lie does not matter."""
+        place = self.compact(place)
+        last = place.axes[-1]
+        rest = [a for a in range(len(place.atoms)) if a not in last]
+        groups = _by_axis(place, rest, last)
+        return self.arranged(place, groups, _rank(groups, place, self.values[place.value].rank))
+
+    def compact(self, place: Place) -> Place:
+        """A box that holds the elements of the tensor only, each once."""
+        if place.is_whole:
+            return place
+        kept = [a for a in range(len(place.atoms)) if place.axis_of(a) >= 0]
+        groups = _by_axis(
+            place,
+            [a for a in kept if place.atoms[a].axis < 3],
+            [a for a in kept if place.atoms[a].axis == 3],
+        )
+        return self.arranged(place, groups, self.values[place.value].rank)
+
+    def in_order(self, place: Place) -> Place:
+        """A box whose atoms lie in the tensor's own order."""
+        n, *middle, last = place.axes
+        h, w = (middle[:1] or [()])[0], tuple(a for axis in middle[1:] for a in axis)
+        return self.arranged(place, (n, h, w, last), 4 if w else 3 if h else 2)
+
+    def like(self, place: Place, other: Place) -> Place:
+        """A tensor in a box in whose memory axes lie as in that of ``other``, of the same shape or repeated to it."""
+        parts, homes = self._parts(place, other)
+        groups = tuple(
+            tuple(a for i in group for a in parts.axes[homes[i]] if homes[i] is not None)
+            for group in groups_by_axis(other)
+        )
+        return self.arranged(parts, groups, self.values[other.value].rank)  # type: ignore[arg-type]
+
+    def _parts(self, place: Place, other: Place) -> tuple[Place, dict[int, int]]:
+        """The tensor with an axis for every atom of ``other``, and where each is."""
+        axes = [()] * (len(other.axes) - len(place.axes)) + list(place.axes)
+        padded = Place(place.value, place.atoms, tuple(axes))
+        shape, fixed, homes = [], [], {}
+        for axis, atoms in zip(padded.axes, other.axes, strict=True):
+            if not axis:
+                shape, fixed = [*shape, 1], [*fixed, True]
+                homes |= dict.fromkeys(atoms, len(shape) - 1)
+                continue
+            for a in atoms:
+                homes[a] = len(shape)
+                shape.append(other.atoms[a].taken)
+                fixed.append(other.atoms[a].taken_is_fixed)
+        return padded.reshaped(shape, fixed), homes
+
+    def split_at(self, place: Place, dim: int) -> Place:
+        """A box one of whose axes is that axis of the tensor alone, in the order that it has."""
+        place = self.compact(place)
+        own, groups = place.axes[dim], groups_by_axis(place)
+        if not own or own in groups:
+            return place
+        before = [a for a in range(len(place.atoms)) if a < own[0]]
+        after = [a for a in range(len(place.atoms)) if a > own[-1]]
+        batch = [a for a in before if place.atoms[a].axis == 0]
+        runs = [batch, [a for a in before if a not in batch], list(own), after]
+        groups = divided([run for run in runs if run])
+        return self.arranged(place, groups, 4 if groups[2] else 3 if groups[1] else 2)
+
+    def add_part(self, place: Place, out: Place, dim: int, join: dict[str, int]) -> None:
+        """Write a tensor into a part of ``out`` along an axis of the tensor."""
+        size = place.shape[dim]
+        own = set(out.axes[dim])
+        atoms = tuple(Atom(a.axis, size, True) if i in own else a for i, a in enumerate(out.atoms))
+        parts, homes = self._parts(place, Place(out.value, atoms, out.axes))
+        groups = tuple(
+            tuple(a for i in group for a in parts.axes[homes[i]]) for group in groups_by_axis(out)
+        )
+        self._nhwc(parts.value)
+        self._add_rearrange(parts, groups, out.value, **join)  # type: ignore[arg-type]
+
+    def add_constant(self, tensor: Tensor, out: Place, x: Place, join: dict[str, int]) -> None:
+        """Write a tensor of the model, the same for each of the batch, into a part of ``out``; ``x`` has its batch."""
+        data = self.boxed(tensor, out)
+        format = self.formats[out.value]
+        if format:
+            data = tables.quantized(data, format)
+        h, w, c = data.shape
+        step = self.add("constant", "", self.read(x), out.value, h=h, w=w, c=c, **join)
+        step.constants["data"] = self.array(data)
+
+    def boxed(self, tensor: Tensor, other: Place) -> Tensor:
+        """A tensor of the model as [h, w, c] of the box of ``other``, with sizes of 1 where it repeats."""
+        tensor = tensor.reshape([1] * (len(other.axes) - tensor.dim()) + list(tensor.shape))
+        shape: list[int] = []
+        homes: dict[int, int] = {}
+        for size, atoms in zip(tensor.shape, other.axes, strict=True):
+            taken = [other.atoms[a].taken for a in atoms]
+            whole = size == math.prod(taken)
+            if not whole and size != 1 and len(atoms) > 1:
+                raise LeftToTorch("its constant has a part of an axis of several parts")
+            homes |= {a: len(shape) + i for i, a in enumerate(atoms)}
+            shape += (
+                taken
+                if whole and atoms
+                else [size] * len(atoms)
+                if len(atoms) == 1
+                else [1] * len(atoms)
+            )
+            if not atoms and size != 1:
+                raise LeftToTorch("its constant is larger than what it meets")
+        parts = tensor.reshape(shape)
+        groups = groups_by_axis(other)
+        if any(parts.shape[homes[a]] != 1 for a in groups[0]):
+            raise LeftToTorch("its constant differs within the batch")
+        order = [homes[a] for group in groups for a in group]
+        parts = parts.permute(order)
+        box, at = [], 0
+        for group in groups:
+            box.append(math.prod(parts.shape[at : at + len(group)]))
+            at += len(group)
+        for axis, group in enumerate(groups):
+            sizes = [other.atoms[a].taken for a in group]
+            if box[axis] not in (1, math.prod(sizes)) and len(group) > 1:
+                raise LeftToTorch("its constant repeats along a part of an axis")
+        return parts.reshape(box[1:]).contiguous()
+
+    def tokens(
+        self, place: Place, first: Sequence[int], middle: Sequence[int], last: Sequence[int]
+    ) -> Place:
+        """A box [n, t, 1, c] of these atoms."""
+        return self.arranged(place, (tuple(first), tuple(middle), (), tuple(last)), 3)
+
+    def _nhwc(self, value: int) -> None:
+        """An input whose pixels lie in order, which only convolutions do without."""
+        of = self.values[value]
+        of.nhwc_only |= of.rank == 4 and any(self._places[n].value == value for n in self.inputs)
+
+    def read(self, place: Place, *, anywhere: bool = False) -> int:
+        """The value of a place that a step reads; ``anywhere``: whatever the strides of an input are."""
+        if not anywhere:
+            self._nhwc(place.value)
+        return place.value
+
+    def as_format(self, place: Place, format: Format) -> Place:
+        """The tensor as int8 of that scale, or as float32."""
+        given = self.formats[place.value]
+        if given == format:
+            return place
+        key = (place.value, format)
+        if key not in self._known:
+            self._known[key] = self._converted(place.value, format)
+        return Place(self._known[key].value, place.atoms, place.axes)
+
+    def _converted(self, value: int, format: Format) -> Place:
+        given, of = self.formats[value], self.values[value]
+        self._nhwc(value)
+        count = of.size if given else of.size // 4
+        self.values.append(
+            Value(
+                of.channels,
+                of.rank,
+                "int8" if format else "float32",
+                count if format else 4 * count,
+            )
+        )
+        self.formats.append(format)
+        new = len(self.values) - 1
+        if given and format:
+            table = tables.table_of(lambda x: x, given, format)
+            self.add("lookup", "", value, new).constants["table"] = self.array(table)
+        else:
+            self.add(
+                "unary",
+                "",
+                value,
+                new,
+                function="identity",
+                **self.input_fields(value),
+                **output_fields(format),
+            )
+        return Place(new, (), ())
+
+    # ---- results
+
+    def put(self, node: fx.Node, place: Place) -> None:
+        """Say where a node's tensor is."""
+        self._places[node] = _plain(place, merge=True)
+
+    def write(self, node: fx.Node, like: Place, rank: int, format: Format) -> Place:
+        """A new value for a node in a box of those atoms."""
+        value = self._new(like.atoms, rank, format)
+        return Place(value, like.atoms, like.axes)
+
+    def finish(self, node: fx.Node) -> int:
+        """The value of the caller's that an output of the run is, float32 in the tensor's own order."""
+        place = self.as_format(self.place(node), None)
+        x = nodes.value(node)
+        assert x is not None
+        if not 2 <= x.dim() <= 4:
+            raise LeftToTorch("its result has fewer than two or more than four dimensions")
+        if any(
+            not axis and size != 1 for axis, size in zip(place.axes, nodes.sizes(x), strict=True)
+        ):
+            raise LeftToTorch("its result repeats values")
+        n, *middle, c = place.axes
+        planar = x.dim() == 4
+        order = (n, *middle, c)
+        groups: Groups = (n, *[*middle, (), ()][:2], c)  # type: ignore[assignment]
+        if planar:  # memory [n, c, h, w]
+            return self._planar(node, place)
+        self._nhwc(place.value)
+        whole = place.is_whole and [a for g in order for a in g] == list(range(len(place.atoms)))
+        same = (
+            whole and groups_by_axis(place) == groups and self.values[place.value].rank == x.dim()
+        )
+        if same and not self.values[place.value].callers:
+            self.values[place.value].callers = True
+            return place.value
+        if n[:1] != (0,):
+            raise LeftToTorch("its batch is not the first axis")
+        new = box_of(place, groups, -1)
+        value = self._new(new.atoms, x.dim(), None, callers=True)
+        self._add_rearrange(place, groups, value)
+        return value
+
+    def _planar(self, node: fx.Node, place: Place) -> int:
+        n, c, h, w = place.axes
+        if place.is_whole and [*n, *h, *w, *c] == list(range(len(place.atoms))):
+            place = self.image(place)
+            value = self._new(place.atoms, 4, None, callers=True, planar=True)
+            self.add("planar", "", self.read(place), value)
+            return value
+        if n[:1] != (0,):
+            raise LeftToTorch("its batch is not the first axis")
+        new = box_of(place, (n, h, w, c), -1)
+        value = self._new(new.atoms, 4, None, callers=True, planar=True)
+        self._nhwc(place.value)
+        self._add_rearrange(place, (n, c, h, w), value)  # axes in memory
+        return value
+
+    # ---- steps
+
+    def add(self, kind: str, name: str, x: int, y: int, *others: int, **fields: Any) -> Step:
+        """One step; ``name`` "" is that of the node."""
+        self.steps.append(Step(kind, name or self.name, x, y, others, fields))
+        return self.steps[-1]
+
+    def array(self, tensor: Tensor) -> Any:
+        """One array a tensor, so that a weight used twice is held once."""
+        array = tensor.detach().contiguous().numpy()
+        return self._arrays.setdefault(id(tensor), (array, tensor))[0]
+
+    def lower(self, node: fx.Node, step: Any) -> None:
+        """One node by its row of the table."""
+        self.name = str(node.meta.get("layer") or nodes.where(node))
+        try:
+            step.lower(self, node)
+        except Tangled as error:
+            raise LeftToTorch(f"its operands are {error}") from error
+
+    def input_fields(self, value: int, name: str = "x") -> dict[str, Any]:
+        """Scale and zero point of an int8 operand."""
+        format = self.formats[value]
+        return {} if format is None else {f"{name}_scale": format[0], f"{name}_zero": format[1]}
+
+
+def output_fields(format: Format) -> dict[str, Any]:
+    """Scale and zero point of an int8 output; the scale is inverted in float32, as the operators do."""
+    if format is None:
+        return {}
+    inverse = torch.tensor(1.0) / torch.tensor(format[0])
+    return {"out_inv_scale": float(inverse), "out_zero": format[1]}
+
+
+def _plain(place: Place, merge: bool = False) -> Place:
+    """Without atoms of size 1 but for the batch; the batch has an atom always."""
+    gone = [i for i, a in enumerate(place.atoms) if i and a.size == 1]
+    new = {a: i for i, a in enumerate(j for j in range(len(place.atoms)) if j not in gone)}
+    atoms = tuple(a for i, a in enumerate(place.atoms) if i not in gone)
+    axes = tuple(tuple(new[a] for a in axis if a in new) for axis in place.axes)
+    place = Place(place.value, atoms, axes)
+    return merged(place) if merge else place
+
+
+def _by_axis(place: Place, rest: Iterable[int], last: Sequence[int]) -> Groups:
+    """The axes that the box has, but for c, which is ``last``: what is left of c becomes w, then h."""
+    groups: list[list[int]] = [[], [], []]
+    for a in rest:
+        groups[min(place.atoms[a].axis, 2)].append(a)
+    return (*map(tuple, groups), tuple(last))  # type: ignore[return-value]
+
+
+def _rank(groups: Groups, place: Place, given: int) -> int:
+    if groups == groups_by_axis(place):
+        return given
+    return 4 if groups[2] else 3 if groups[1] else 2
+
+
+def _eight(values: list[int]) -> list[int]:
+    return values + [0] * (8 - len(values))
+
+
+__all__ = ["IMAGE", "Builder", "LeftToTorch", "QParams", "divided", "output_fields", "stored"]

@@ -1,0 +1,131 @@
+"""``qkernels.compile``: a quantized model as one program, or as few as its steps allow."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._guards import detect_fake_mode
+from torch.utils import _pytree as pytree
+
+from qkernels.calling import Call, example_call
+from qkernels.capture import CaptureError
+from qkernels.eval_mode import answering
+from qkernels.graph.chain import chain_on_cpu, chain_on_device
+from qkernels.graph.compiled import CompiledModel, Signature
+from qkernels.graph.lower import whole
+from qkernels.graph.report import ChainReport
+from qkernels.graph.trace import Traced, trace
+from qkernels.outputs import output_sqnrs
+
+_LEAST_EXACT = (
+    60.0  # dB; bits that a step of torch rounds otherwise in another memory format are nearer
+)
+_LEAST_FAST = 3.0  # int8 noise drawn anew, on random weights, is nearer
+
+
+def compile(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    exact: bool = False,
+    max_batch: int | None = None,
+) -> CompiledModel:
+    """Make of a quantized model its compiled form; ``model`` itself stays as it is, with weights of its own.
+
+    On the CPU its steps become programs. On a CUDA device they stay operators, on torch's current stream: torch.compile
+    goes through them, and a CUDA graph can hold them. The result stays on the kind of device that ``model`` is on.
+
+    The fast form adds residuals in the int8 that the next layer reads, takes SiLU, GELU, hard-swish and their like
+    between two layers from int8 to int8, and on the CPU computes norms, attention, means and the like in an order of its
+    own, the same on every processor and for any number of threads.
+
+    Args:
+        model: a quantized model in eval mode, in float32.
+        example_inputs: what ``model`` is called with: a tensor, a tuple of positional arguments, or a dict of keyword
+            arguments. The batch may differ later; so may image sizes and token counts where the model and its steps
+            allow it.
+        exact: return the bits of the layer-by-layer model instead of the fast form.
+        max_batch: refuse larger batches; None takes any.
+
+    The example runs through both models, and ``report.sqnr_db`` says how near their answers are (inf: the same bits).
+
+    Raises:
+        ValueError: torch.export cannot follow the model (the message has its reason), it is in training mode or on
+            several devices, it has no int8 layer, or the two answers have nothing to do with each other.
+    """
+    call = example_call(example_inputs)
+    for i, x in enumerate(pytree.tree_leaves((call.args, call.kwargs))):
+        if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16, torch.float64):
+            raise ValueError(f"example input {i} is {x.dtype}; only float32 models can be chained")
+    if model.training:
+        raise ValueError("the model is in training mode; call .eval() first")
+    device = _device_of(model)
+    try:
+        compiled = _compiled(model, call, device, exact, max_batch)
+    except CaptureError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be captured, so it stays un-chained: {error}"
+        ) from error
+    _check_answer(model, compiled, call, exact)
+    return compiled
+
+
+def _compiled(
+    model: nn.Module, call: Call, device: torch.device, exact: bool, max_batch: int | None
+) -> CompiledModel:
+    traced = trace(model, call)
+    if device.type != "cpu":
+        graph, report = chain_on_device(traced.graph, model, exact)
+        return assembled(graph, report, traced, call, None)
+    graph, report = chain_on_cpu(traced.graph, model, exact, max_batch)
+    if report.unfused and any(None in sizes[1:] for sizes in traced.sizes):
+        fixed = trace(model, call, free_sizes=False)
+        other, fewer = chain_on_cpu(fixed.graph, model, exact, max_batch)
+        if len(fewer.unfused) < len(report.unfused):
+            graph, report, traced = other, fewer, fixed
+    return assembled(graph, report, traced, call, max_batch)
+
+
+def assembled(
+    graph: fx.GraphModule, report: ChainReport, traced: Traced, call: Call, max_batch: int | None
+) -> CompiledModel:
+    """The model of a chained graph."""
+    signature = Signature(call, traced.inputs, traced.output, traced.sizes, max_batch)
+    return CompiledModel(graph, whole(graph), signature, report)
+
+
+def _check_answer(model: nn.Module, compiled: CompiledModel, call: Call, exact: bool) -> None:
+    """Put into the report how near the answers of both models are on the example, and refuse what rounding cannot be.
+
+    Raises:
+        ValueError: they are further apart than that; the graph that was seen is not the forward that runs.
+    """
+    tensors = pytree.tree_leaves((call.args, call.kwargs))
+    if detect_fake_mode(tensors) is not None:  # tensors without values, as another device has them
+        return
+    with answering(model):
+        levels = output_sqnrs(call.run(model), call.run(compiled))
+    compiled.report.sqnr_db = levels
+    least = _LEAST_EXACT if exact else _LEAST_FAST
+    for name, db in levels.items():
+        if not db >= least:
+            why = (
+                "so that the graph that was seen cannot be the forward that runs"
+                if exact
+                else "since its values are too small for int8 between layers; exact=True keeps the model's bits"
+            )
+            raise ValueError(
+                f"{type(model).__name__} stays un-chained: chained, its {name} keeps {db:.1f} dB of the model's own on "
+                f"the example, {why}"
+            )
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    devices = {t.device for t in itertools.chain(model.parameters(), model.buffers())}
+    if len(devices) > 1:
+        names = " and ".join(sorted(map(str, devices)))
+        raise ValueError(f"the model is on {names}; compile the part on each device by itself")
+    return devices.pop() if devices else torch.device("cpu")

@@ -1,0 +1,138 @@
+"""What transformers do to tokens: attention and embedding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from qkernels.graph import trace as nodes
+from qkernels.graph.builder import Builder, LeftToTorch, output_fields
+from qkernels.graph.formats import Role, stored
+from qkernels.graph.places import Atom, Place
+from qkernels.graph.steps.table import step
+
+aten = torch.ops.aten
+
+
+@step(aten.scaled_dot_product_attention.default, role=Role.COMPUTES)
+def attention(b: Builder, node: fx.Node) -> None:
+    given = nodes.arguments(node)
+    if given["dropout_p"]:
+        raise LeftToTorch("it drops at random")
+    shapes = [nodes.shape(given[k]) for k in ("query", "key", "value")]
+    if any(s is None or len(s) != 4 for s in shapes):
+        raise LeftToTorch("it attends in other than four dimensions")
+    (_, heads, _, width), (_, kv_heads, _, _), (_, _, _, v_width) = shapes  # type: ignore[misc]
+    if kv_heads != heads and not given["enable_gqa"]:
+        raise LeftToTorch("its keys have other heads than its queries")
+    scale = given["scale"] or 1 / math.sqrt(width)
+    read, channels = zip(*(_heads(b, given[k]) for k in ("query", "key", "value")), strict=True)
+    q = read[0]
+    bias, fields, constants = _bias(b, given["attn_mask"], heads)
+    lead = [i for i, a in enumerate(q.atoms) if a.axis < 3]
+    n = [i for i in lead if q.atoms[i].axis == 0]
+    t = [i for i in lead if q.atoms[i].axis > 0]
+    k = len(lead)
+    atoms = (*(q.atoms[i] for i in lead), Atom(3, heads, True), Atom(3, v_width, True))
+    y = b.write(node, Place(-1, atoms, (tuple(n), (k,), tuple(t), (k + 1,))), 3, stored(node))
+    for name, x in zip("qkv", read, strict=True):
+        fields |= b.input_fields(x.value, name)
+    made = b.add(
+        "attention", "", b.read(q), y.value, *(b.read(x) for x in read[1:]), *bias, heads=heads, kv_heads=kv_heads,
+        width=width, v_width=v_width, q_channel=channels[0], k_channel=channels[1], v_channel=channels[2],
+        exponent=scale / math.log(2), causal=int(given["is_causal"]), **fields, **output_fields(stored(node)),
+    )  # fmt: skip
+    made.constants |= constants
+    b.put(node, y)
+
+
+def _heads(b: Builder, node: Any) -> tuple[Place, int]:
+    """A box [n, t, 1, c] that holds [N, heads, T, width], and the channel at which the heads begin."""
+    x = b.place(node)
+    n, heads, t, width = x.axes
+    inner = [*heads, *width]
+    lead = [*n, *t]
+    rest = [a for a in range(len(x.atoms)) if a not in lead and a not in inner]
+    channel = _channel(x, rest, inner)
+    if (
+        channel is not None
+        and lead == list(range(len(lead)))
+        and sorted([*rest, *inner]) == list(range(len(lead), len(x.atoms)))
+    ):
+        whole = Place(
+            x.value,
+            _without_slices(x, len(lead)),
+            (n, tuple(t), tuple(range(len(lead), len(x.atoms)))),
+        )
+        if all(x.atoms[a].is_whole for a in lead):
+            groups = (n, tuple(t), (), tuple(range(len(lead), len(x.atoms))))
+            return b.arranged(whole, groups, 3), channel
+    return b.tokens(x, n, t, inner), 0
+
+
+def _without_slices(x: Place, first: int) -> tuple[Atom, ...]:
+    return tuple(a if i < first else Atom(a.axis, a.size, a.fixed) for i, a in enumerate(x.atoms))
+
+
+def _channel(x: Place, rest: list[int], inner: list[int]) -> int | None:
+    """Where a slice of channels begins whose atoms lie side by side; None where they do not."""
+    if inner != sorted(inner) or (rest and inner and max(rest) > min(inner)):
+        return None
+    channel, step, outer = 0, 1, True
+    for a in reversed(inner):
+        atom = x.atoms[a]
+        if atom.stride != 1 or (not atom.is_whole and a != inner[0]):
+            return None
+        channel += atom.start * step
+        step *= atom.size
+    for a in reversed(rest):
+        channel += x.atoms[a].start * step
+        step *= x.atoms[a].size
+    return channel if outer else None
+
+
+def _bias(b: Builder, mask: Any, heads: int) -> tuple[list[int], dict[str, Any], dict[str, Any]]:
+    """What is added to the scores: a value, or a tensor of the model [1 or n, 1 or heads, 1 or Tq, Tk]."""
+    if mask is None:
+        return [], {}, {}
+    tensor = b.constant(mask)
+    if tensor is not None:
+        if tensor.dtype == torch.bool:
+            tensor = torch.zeros(tensor.shape).masked_fill(~tensor, -math.inf)
+        tensor = tensor.float().reshape([1] * (4 - tensor.dim()) + list(tensor.shape))
+        n, h, q, k = tensor.shape
+        return (
+            [],
+            {"bias_n": n, "bias_heads": h, "bias_q": q, "bias_k": k},
+            {"bias": b.array(tensor)},
+        )
+    x = b.as_format(b.place(mask), None)
+    if nodes.value(mask).dtype != torch.float32 or len(x.axes) != 4:  # type: ignore[union-attr]
+        raise LeftToTorch("its mask is no float32 tensor of four dimensions")
+    n, h, q, k = x.axes
+    return [b.read(b.arranged(b.compact(x), (n, h, q, k), 4))], {}, {}
+
+
+@step(aten.embedding.default, role=Role.COMPUTES)
+def embedding(b: Builder, node: fx.Node) -> None:
+    given = nodes.arguments(node)
+    table = b.constant(given["weight"])
+    ids = nodes.value(given["indices"])
+    if table is None or ids is None or ids.dim() != 2 or ids.dtype != torch.int64:
+        raise LeftToTorch("its ids are no int64 [N, T], or its table is computed")
+    x = b.place(given["indices"])
+    x = b.arranged(x, (x.axes[0], (), (), x.axes[1]), 2)
+    atoms = (
+        *(x.atoms[a] for a in x.axes[0]),
+        *(Atom(1, x.atoms[a].size, x.atoms[a].fixed) for a in x.axes[1]),
+        Atom(3, table.shape[1], True),
+    )
+    y = b.write(node, Place(-1, atoms, (*x.axes, (len(atoms) - 1,))), 3, stored(node))
+    made = b.add(
+        "embedding", "", b.read(x), y.value, rows=len(table), **output_fields(stored(node))
+    )
+    made.constants["table"] = b.array(table.float())
+    b.put(node, y)
