@@ -15,7 +15,7 @@ demo: $(STAMP)-train
 	$(BIN)/qkernels pipeline
 
 test: $(STAMP)-bare lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)-dev
 	$(BIN)/ruff check .

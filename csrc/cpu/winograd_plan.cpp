@@ -19,10 +19,10 @@ struct Rates {
   double gemm;                                // a multiply-add of the whole GEMM
   double product;                             // of two words
   double input, output;                       // a channel of a tile
-  double weight;                              // the transform of a channel of an output channel
+  double weight;                              // the transform of a channel of an output channel, into memory that is mapped anew
   double byte;                                // of a transformed weight from beyond L2
 };
-constexpr Rates kAvx2{1.09, 0.92, 260, 480, 200, 2}, kAvx512{1.09, 2.05, 470, 1080, 600, 11};
+constexpr Rates kAvx2{1.09, 0.92, 260, 480, 1500, 2}, kAvx512{1.09, 2.05, 470, 1080, 4000, 11};
 
 // Null where products of words are too slow to gain anything (neondot: a quarter of the rate of bytes, amx: a sixteenth), or
 // where nobody measured.

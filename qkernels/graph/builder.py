@@ -226,7 +226,9 @@ class Builder:
         """The tensor with an axis for every atom of ``other``, and where each is."""
         axes = [()] * (len(other.axes) - len(place.axes)) + list(place.axes)
         padded = Place(place.value, place.atoms, tuple(axes))
-        shape, fixed, homes = [], [], {}
+        shape: list[int] = []
+        fixed: list[bool] = []
+        homes: dict[int, int] = {}
         for axis, atoms in zip(padded.axes, other.axes, strict=True):
             if not axis:
                 shape, fixed = [*shape, 1], [*fixed, True]

@@ -1,7 +1,7 @@
 """Rewrites the graph of a model so that its int8 layers hand each other int8.
 
-Adds and clamps move into the epilogue of the layer before them. Then every value gets a format. On the CPU runs of steps
-become programs; on other devices operators take and return int8.
+Adds and clamps move into the epilogue of the layer before them. Then every value gets a format. On the CPU runs of
+steps become programs; on other devices operators take and return int8.
 
 The bits stay those of the model as it was where that is asked for (docs/graph.md). Else a value that a layer reads as
 int8 and a residual add reads too is added as int8, an activation between two layers becomes a table, and norms,
@@ -120,17 +120,12 @@ def _apply_layer(graph: fx.GraphModule, node: fx.Node) -> None:
     if format := stored(node):
         new |= {"out_dtype": torch.int8, "output_scale": format[0], "output_zero_point": format[1]}
     x = given["x"]
-    if (
-        (node.target is ours.conv2d.default
-        and x.op == "placeholder")
-        or (x.op == "call_function" and not _is_ours(x))
-    ):
-        if node.target is ours.conv2d.default:  # int8 flows as NHWC
-            with graph.graph.inserting_before(node):
-                new["x"] = graph.graph.call_function(
-                    aten.contiguous.default, (x,), {"memory_format": torch.channels_last}
-                )
-            new["x"].meta = dict(x.meta)
+    torchs = x.op == "placeholder" or (x.op == "call_function" and not _is_ours(x))
+    if torchs and node.target is ours.conv2d.default:  # int8 flows as NHWC
+        with graph.graph.inserting_before(node):
+            last: dict[str, Any] = {"memory_format": torch.channels_last}
+            new["x"] = graph.graph.call_function(aten.contiguous.default, (x,), last)
+        new["x"].meta = dict(x.meta)
     nodes.set_arguments(node, **new)
 
 

@@ -113,9 +113,9 @@ class _Known:
 class CompiledModel(nn.Module):
     """A compiled model, for inference, with weights of its own.
 
-    It is called as the model was, with other batches and, where ``report`` does not say otherwise, other sizes. ``report``
-    says where int8 flows, and what is left to torch. ``program`` is the one program that the whole model is, or None
-    where torch has a part in it, or the model is not on the CPU. Any number of threads may call at once.
+    It is called as the model was, with other batches and, where its ``signature`` leaves them free, other sizes.
+    ``report`` says where int8 flows, and what is left to torch. ``program`` is the one program that the whole model is,
+    or None where torch has a part in it, or the model is not on the CPU. Any number of threads may call at once.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class CompiledModel(nn.Module):
             raise ValueError(
                 f"the model is on {self.device}, and steps are timed on the CPU only; use torch.profiler there"
             )
-        return profile(self.steps, self.signature.tensors(args, kwargs), runs)
+        return profile(self.steps, tuple(self.signature.tensors(args, kwargs)), runs)
 
     def save(self, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> None:
         """As a file for `qkernels.program.Program.load`, which needs no torch; ``extra``: JSON-able values to keep.

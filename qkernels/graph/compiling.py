@@ -39,8 +39,8 @@ def compile(
     goes through them, and a CUDA graph can hold them. The result stays on the kind of device that ``model`` is on.
 
     The fast form adds residuals in the int8 that the next layer reads, takes SiLU, GELU, hard-swish and their like
-    between two layers from int8 to int8, and on the CPU computes norms, attention, means and the like in an order of its
-    own, the same on every processor and for any number of threads.
+    between two layers from int8 to int8, and on the CPU computes norms, attention, means and the like in an order of
+    its own, the same on every processor and for any number of threads.
 
     Args:
         model: a quantized model in eval mode, in float32.

@@ -138,7 +138,7 @@ def data_of(node: fx.Node) -> list[fx.Node]:
 
 def input_of(layer: fx.Node) -> Format:
     """The scale an int8 layer's input must have; None where it finds its own (dynamic)."""
-    return layer.meta["input"]  # type: ignore[no-any-return]
+    return layer.meta["input"]
 
 
 def _reader(user: fx.Node, node: fx.Node) -> str:

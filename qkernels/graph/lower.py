@@ -1,7 +1,7 @@
 """Runs of steps that programs take become programs: one operator each, no Python and no allocation inside.
 
-What a run hands to torch, or to the caller, is float32 of torch's own layout; within it int8 flows in the order that the
-kernels read.
+What a run hands to torch, or to the caller, is float32 of torch's own layout; within it int8 flows in the order that
+the kernels read.
 """
 
 from __future__ import annotations

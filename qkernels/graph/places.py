@@ -1,8 +1,8 @@
 """Where the elements of a torch value lie in a value of a program.
 
-A value of a program is a box of four sizes n, h, w, c in memory order. Views of torch (reshape, permute, slices, chunks)
-move nothing: they change which parts of the box's axes, its atoms, make up which axis of the tensor, and in what order.
-Only a step that needs another order in memory has it made, by one `rearrange`.
+A value of a program is a box of four sizes n, h, w, c in memory order. Views of torch (reshape, permute, slices,
+chunks) move nothing: they change which parts of the box's axes, its atoms, make up which axis of the tensor, and in
+what order. Only a step that needs another order in memory has it made, by one `rearrange`.
 """
 
 from __future__ import annotations

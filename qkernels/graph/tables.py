@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -15,7 +16,7 @@ QParams = tuple[float, int]
 aten = torch.ops.aten
 _REACH = 64.0  # beyond it these functions are straight
 _STEPS = 1 << 17
-_NAMES = {  # operator -> the function that a step of a program computes
+NAMES: dict[Any, str] = {  # operator -> the function that a step of a program computes
     aten.silu.default: "silu", aten.hardswish.default: "hardswish", aten.hardsigmoid.default: "hardsigmoid",
     aten.sigmoid.default: "sigmoid", aten.tanh.default: "tanh", aten.leaky_relu.default: "leaky_relu",
     aten.elu.default: "elu", aten.mish.default: "mish", aten.softplus.default: "softplus", aten.exp.default: "exp",
@@ -40,7 +41,7 @@ def name_of(node: fx.Node) -> tuple[str, float] | None:
     """The name of the function of one float that a node is, as programs know it, and its parameter."""
     if node.target is aten.gelu.default:
         return ("gelu" if nodes.arguments(node)["approximate"] == "none" else "gelu_tanh"), 1.0
-    name = _NAMES.get(node.target)
+    name = NAMES.get(node.target)
     if name is None:
         return None
     given = nodes.arguments(node)

@@ -140,8 +140,8 @@ def _flat(program: torch.export.ExportedProgram) -> fx.GraphModule:
 
 
 _CHECKS = (
-    aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg, aten._assert_async.default,
-    aten.sym_constrain_range_for_size.default, aten.sym_constrain_range.default,
+    aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg,
+    aten._assert_async.default, aten.sym_constrain_range_for_size.default, aten.sym_constrain_range.default,
 )  # fmt: skip
 _COPIES = (
     aten.detach.default, aten.detach_.default, aten.alias.default, aten.clone.default, aten.contiguous.default,
@@ -174,7 +174,7 @@ def _alike(x: Tensor, y: Tensor) -> bool:
 def _same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
     if is_fixed(a) and is_fixed(b):
         return hint(a) == hint(b)
-    return not (is_fixed(a) or is_fixed(b)) and a.node.expr == b.node.expr  # type: ignore[union-attr]
+    return not (is_fixed(a) or is_fixed(b)) and bool(_expr(a) == _expr(b))
 
 
 def _is_inlined(node: fx.Node) -> bool:
@@ -196,10 +196,10 @@ def _inline(graph: fx.GraphModule, node: fx.Node) -> None:
     outputs = returned if isinstance(returned, tuple | list) else (returned,)
     for user in list(node.users):
         if user.target is operator.getitem:
-            user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index,arg-type]
+            user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index]
             graph.graph.erase_node(user)
     if node.users:
-        node.replace_all_uses_with(outputs[0])  # type: ignore[arg-type]
+        node.replace_all_uses_with(outputs[0])
     graph.graph.erase_node(node)
 
 
@@ -231,8 +231,7 @@ def _make_functional(graph: fx.GraphModule) -> bool:
         if other is None or shared or not isinstance(written, fx.Node):
             return False
         node.target = other
-        later = _later(node)
-        written.replace_all_uses_with(node, delete_user_cb=lambda user, later=later: user in later)
+        written.replace_all_uses_with(node, delete_user_cb=_later(node).__contains__)
     return True
 
 
@@ -334,7 +333,7 @@ def tensor_of(graph: fx.GraphModule, node: fx.Node) -> Tensor:
     found: Any = graph
     for name in str(node.target).split("."):
         found = getattr(found, name)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _follows_from_sizes(node: fx.Node) -> bool:
@@ -364,9 +363,9 @@ def _sizes(program: torch.export.ExportedProgram) -> list[tuple[int | None, ...]
     def size(given: int | torch.SymInt) -> int | None:
         if is_fixed(given):
             return hint(given)
-        expr = given.node.expr
+        expr = _expr(given)
         free = expr.is_symbol and expr not in asked and expr not in bounded
-        return None if free else int(given.node.hint)
+        return None if free else hint(given)
 
     inputs = (value(node) for node in _inputs(program))
     return [tuple(map(size, x.shape)) for x in inputs if x is not None]
@@ -407,6 +406,10 @@ def hint(size: Any) -> int:
         known = size.node.maybe_as_int()
         return int(size.node.hint if known is None else known)
     return int(size)
+
+
+def _expr(size: Any) -> Any:
+    return size.node.expr
 
 
 def is_fixed(size: Any) -> bool:

@@ -276,7 +276,10 @@ def test_every_forged_field_of_every_payload_is_refused_or_runs_within_its_memor
         Step("conv2d", "to float", 2, 3, constants=constants),
     ]
     average = Program(assemble(values, steps, [0], [3])), np.ones((1, 1, 4, 4), np.float32)
-    padded = whole(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3)), torch.randn(2, 3, 6, 6))
+    padded = whole(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3)),
+        torch.randn(2, 3, 6, 6),
+    )
     tokens = whole(models.TransformerEncoder(24, 1, heads=2), torch.randn(2, 5, 24))
     seen, refused = set[str](), 0
     for program, x in (

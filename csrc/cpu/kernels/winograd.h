@@ -108,9 +108,9 @@ void winograd_input(const WinogradInput& in) {
 
 // ---- products
 
-// R tiles by P panels of one point.
+// R tiles by P panels of one point. Meanwhile it asks for the weight at `next`, and `other` words behind it, which may lie beyond L2.
 template <class V, int R, int P>
-void product_tile(const WinogradProducts& g, const int16_t* v, const int16_t* u, int32_t* m) {
+void product_tile(const WinogradProducts& g, const int16_t* v, const int16_t* u, int32_t* m, const int16_t* next, int64_t other) {
   constexpr int each = int(kPanel / V::width), count = P * each, thirds = (R + 2) / 3;
   typename V::I sum[R][count];
 #pragma GCC unroll 12
@@ -122,7 +122,9 @@ void product_tile(const WinogradProducts& g, const int16_t* v, const int16_t* u,
   const int16_t* rows[thirds];               // every third row; the others by an index, so that all stay in registers
 #pragma GCC unroll 4
   for (int i = 0; i < thirds; ++i) rows[i] = v + i * 3 * step;
-  for (const int16_t* const end = u + g.pairs * 2 * kPanel; u < end; u += 2 * kPanel) {
+  for (const int16_t* const end = u + g.pairs * 2 * kPanel; u < end; u += 2 * kPanel, next += 2 * kPanel) {
+    __builtin_prefetch(next, 0, 2);
+    if constexpr (P > 1) __builtin_prefetch(next + other, 0, 2);
     typename V::I w[count];
 #pragma GCC unroll 32
     for (int i = 0; i < count; ++i)
@@ -145,15 +147,17 @@ void product_tile(const WinogradProducts& g, const int16_t* v, const int16_t* u,
     for (int i = 0; i < count; ++i) V::store_i32(m + r * WinogradProducts::kColumns + i * V::width, sum[r][i]);
 }
 
-// A point's tiles in as few as it takes of at most Most rows, and those alike.
+// A point's tiles in as few as it takes of at most `Less...` rows, and those alike; each asks for a panel of the next point, or
+// one for all of them.
 template <class V, int P, int... Less>
 void product_rows(const WinogradProducts& g, const int16_t* v, const int16_t* u, int32_t* m, std::integer_sequence<int, Less...>) {
-  using Function = void (*)(const WinogradProducts&, const int16_t*, const int16_t*, int32_t*);
+  using Function = void (*)(const WinogradProducts&, const int16_t*, const int16_t*, int32_t*, const int16_t*, int64_t);
   static constexpr Function tiles[] = {product_tile<V, Less + 1, P>...};
-  const int64_t count = ceil_div(g.tiles, int64_t(sizeof...(Less)));
+  const int64_t count = ceil_div(g.tiles, int64_t(sizeof...(Less))), other = count < P ? g.u_panel : 0;
   for (int64_t t = 0; t < count; ++t) {
     const int64_t first = g.tiles * t / count, rows = g.tiles * (t + 1) / count - first;
-    tiles[rows - 1](g, v + first * g.v_tile, u, m + first * WinogradProducts::kColumns);
+    tiles[rows - 1](g, v + first * g.v_tile, u, m + first * WinogradProducts::kColumns,
+                    u + g.u_point + (other ? 0 : t % P * g.u_panel), other);
   }
 }
 

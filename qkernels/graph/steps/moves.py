@@ -99,18 +99,18 @@ def slice_(b: Builder, node: fx.Node) -> None:
 
 @_view(aten.select.int)
 def select(b: Builder, node: fx.Node) -> None:
-    x = b.place(node.args[0])
-    dim, index = node.args[1] % len(x.axes), node.args[2]  # type: ignore[operator]
-    size = nodes.value(node.args[0]).shape[dim]  # type: ignore[union-attr]
+    given: dict[str, Any] = nodes.arguments(node)
+    x, source = b.place(given["self"]), nodes.value(given["self"])
+    assert source is not None
+    dim, index = given["dim"] % len(x.axes), given["index"]
+    size = source.shape[dim]
     if not isinstance(index, int) or (index < 0 and not nodes.is_fixed(size)):
         raise LeftToTorch("what it selects follows from the input")
     if not x.axes[dim]:
         b.put(node, x.without_axes([dim]))
         return
-    b.put(
-        node,
-        _with_one_part(b, x, dim).selected(dim, index % nodes.hint(size) if index < 0 else index),
-    )
+    index = index % nodes.hint(size) if index < 0 else index
+    b.put(node, _with_one_part(b, x, dim).selected(dim, index))
 
 
 @_view(aten.expand.default)
@@ -121,10 +121,9 @@ def expand(b: Builder, node: fx.Node) -> None:
 
 
 def _check_repeats(b: Builder, node: Any, x: Place) -> None:
-    if any(
-        not axis and size != 1
-        for axis, size in zip(x.axes, nodes.sizes(nodes.value(node)), strict=True)
-    ):  # type: ignore[arg-type]
+    source = nodes.value(node)
+    assert source is not None
+    if any(not axis and size != 1 for axis, size in zip(x.axes, nodes.sizes(source), strict=True)):
         raise LeftToTorch("it makes a view of repeated values")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ aten = torch.ops.aten
 # ---- one value
 
 
-@step(*tables._NAMES, aten.gelu.default, role=Role.TABLE)
+@step(*tables.NAMES, aten.gelu.default, role=Role.TABLE)
 def function(b: Builder, node: fx.Node) -> None:
     named = tables.name_of(node)
     if named is None:
@@ -83,7 +82,7 @@ def power(b: Builder, node: fx.Node) -> None:
 
 # ---- two values
 
-_BINARY = {
+_BINARY: dict[Any, str] = {
     aten.add.Tensor: "add", aten.sub.Tensor: "sub", aten.mul.Tensor: "mul", aten.div.Tensor: "div",
     aten.maximum.default: "max", aten.minimum.default: "min", aten.add.Scalar: "add", aten.sub.Scalar: "sub",
     aten.mul.Scalar: "mul", aten.div.Scalar: "div",
@@ -191,6 +190,3 @@ def _with_constant(
 def _present(x: Place, tensor: torch.Tensor) -> list[bool]:
     sizes = [1] * (len(x.axes) - tensor.dim()) + list(tensor.shape)
     return [sizes[x.axis_of(a)] != 1 for a in range(len(x.atoms))]
-
-
-__all__ = ["math", "pointwise"]

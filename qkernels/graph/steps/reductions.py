@@ -42,7 +42,7 @@ def mean_pool2d(b: Builder, node: fx.Node) -> None:
     b.put(node, y)
 
 
-_REDUCTIONS = {
+_REDUCTIONS: dict[Any, str] = {
     aten.mean.dim: "mean",
     aten.amax.default: "max",
     aten.amin.default: "min",

@@ -31,7 +31,7 @@ def attention(b: Builder, node: fx.Node) -> None:
     scale = given["scale"] or 1 / math.sqrt(width)
     read, channels = zip(*(_heads(b, given[k]) for k in ("query", "key", "value")), strict=True)
     q = read[0]
-    bias, fields, constants = _bias(b, given["attn_mask"], heads)
+    bias, fields, constants = _bias(b, given["attn_mask"], nodes.value(given["key"]).shape[2])  # type: ignore[union-attr]
     lead = [i for i, a in enumerate(q.atoms) if a.axis < 3]
     n = [i for i in lead if q.atoms[i].axis == 0]
     t = [i for i in lead if q.atoms[i].axis > 0]
@@ -94,7 +94,7 @@ def _channel(x: Place, rest: list[int], inner: list[int]) -> int | None:
     return channel if outer else None
 
 
-def _bias(b: Builder, mask: Any, heads: int) -> tuple[list[int], dict[str, Any], dict[str, Any]]:
+def _bias(b: Builder, mask: Any, keys: Any) -> tuple[list[int], dict[str, Any], dict[str, Any]]:
     """What is added to the scores: a value, or a tensor of the model [1 or n, 1 or heads, 1 or Tq, Tk]."""
     if mask is None:
         return [], {}, {}
@@ -103,6 +103,9 @@ def _bias(b: Builder, mask: Any, heads: int) -> tuple[list[int], dict[str, Any],
         if tensor.dtype == torch.bool:
             tensor = torch.zeros(tensor.shape).masked_fill(~tensor, -math.inf)
         tensor = tensor.float().reshape([1] * (4 - tensor.dim()) + list(tensor.shape))
+        if tensor.shape[-1] == 1 and not nodes.is_fixed(keys):
+            raise LeftToTorch("its mask repeats along a free number of keys")
+        tensor = tensor.expand(*tensor.shape[:3], nodes.hint(keys)) if tensor.shape[-1] == 1 else tensor
         n, h, q, k = tensor.shape
         return (
             [],
@@ -112,8 +115,8 @@ def _bias(b: Builder, mask: Any, heads: int) -> tuple[list[int], dict[str, Any],
     x = b.as_format(b.place(mask), None)
     if nodes.value(mask).dtype != torch.float32 or len(x.axes) != 4:  # type: ignore[union-attr]
         raise LeftToTorch("its mask is no float32 tensor of four dimensions")
-    n, h, q, k = x.axes
-    return [b.read(b.arranged(b.compact(x), (n, h, q, k), 4))], {}, {}
+    x = b.compact(x)
+    return [b.read(b.arranged(x, (x.axes[0], x.axes[1], x.axes[2], x.axes[3]), 4))], {}, {}
 
 
 @step(aten.embedding.default, role=Role.COMPUTES)
