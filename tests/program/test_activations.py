@@ -122,6 +122,27 @@ def test_a_convolution_ends_in_the_bits_of_the_function(
     step.check([x, *residual], expected.permute(0, 2, 3, 1), threads)
 
 
+@pytest.mark.parametrize("size", [(1, 30, 28, 64), (2, 15, 13, 96)])
+def test_a_layer_large_enough_for_winograd_does_as_well(size: tuple[int, int, int, int]) -> None:
+    random, c = np.random.default_rng(0), size[-1]
+    x = Operand(torch.from_numpy(random.integers(-128, 128, size).astype(np.int8)))
+    weight = torch.from_numpy(random.integers(-127, 128, (c, c, 3, 3)).astype(np.int8))
+    r = Operand(floats(1, size))
+    e = Epilogue(
+        activation="silu",
+        bias=floats(2, (c,)),
+        residual=r.values.permute(0, 3, 1, 2),
+        out_dtype=torch.int8,
+        output_scale=0.5,
+    )
+    fields, constants, scale = product(e, weight)
+    expected = reference.conv2d(
+        x.values.permute(0, 3, 1, 2), weight, scale, torch.tensor([0.03]), torch.tensor([3]), e, padding=(1, 1, 1, 1)
+    )  # fmt: skip
+    fields |= {"kh": 3, "kw": 3, "pad_top": 1, "pad_bottom": 1, "pad_left": 1, "pad_right": 1}
+    OneStep("conv2d", fields, e, size, constants).check([x, r], expected.permute(0, 2, 3, 1), 2)
+
+
 @pytest.mark.parametrize("fields", [{"activation": 20}, {"parameter": np.nan}])
 def test_a_forged_activation_is_refused(fields: dict[str, Any]) -> None:
     e = Epilogue(bias=torch.zeros(4))

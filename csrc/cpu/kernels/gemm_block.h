@@ -114,40 +114,59 @@ struct Columns {
 
   // Residuals are added in a buffer, the activation is computed there all at once, then rows are stored.
   __attribute__((noinline)) static void store_activated(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t gap) {
-    constexpr int64_t step = P * kPanel, at_once = 32;
-    alignas(64) float y[at_once * step + 4 * V::width];
-    const GemmBlock& g = own.g;
-    const Epilogue& e = own.e;
-    Epilogue stored = e;
-    stored.activation = Function::identity, stored.residual = nullptr;
-    const auto finish = Finisher<V>::make(stored);
-    const int64_t item = size_of(e.out_type);
+    constexpr int64_t at_once = 32;
+    alignas(64) float y[at_once * P * kPanel + 4 * V::width];
     for (int64_t first = 0; first < rows; first += at_once) {
       const int64_t count = rows - first < at_once ? rows - first : at_once;
-      for (int64_t v = 0; v * V::width < own.count; ++v) own.add_up(acc, r0, first, count, v, y);
-      activate<V>(e.activation, e.parameter, y, count * step);
-      char* c = static_cast<char*>(g.c) + ((r0 + first) * g.c_stride + gap + own.j) * item;
-      for (int64_t r = 0; r < count; ++r, c += g.c_stride * item)
-        for (int64_t v = 0; v * V::width < own.count; ++v) {
-          const int64_t at = own.place(v);
-          finish(V::load_f32(y + r * step + at), nullptr, own.count - at, c + at * item);
-        }
+      for (int64_t v = 0; v * V::width < own.count; ++v) own.add_up(acc + first * P * kPanel, r0 + first, count, v, y);
+      activate<V>(own.e.activation, own.e.parameter, y, count * P * kPanel);
+      own.store_floats(y, r0 + first, count, gap);
     }
   }
 
-  // Sums of rows first.. of a vector of columns, dequantized, and residuals, to y.
-  QK_METHOD void add_up(const int32_t* acc, int64_t r0, int64_t first, int64_t rows, int64_t v, float* y) {
-    const int64_t at = place(v), left = count - at, item = size_of(e.residual_type);
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t row = first + r;
-      if (!g.one_scale) dequantize[v].use(g.row_scale[r0 + row], g.row_offset[r0 + row]);
-      auto value = dequantize[v](V::load_i32(acc + row * P * kPanel + at));
-      const char* residual = finish.residual_at(g.m0 + r0 + row, g.n0 + j + at);
-      alignas(64) char some[V::width * 4] = {};
-      if (residual && left < V::width) residual = static_cast<const char*>(__builtin_memcpy(some, residual, size_t(left * item)));
-      if (residual) value = finish.add_residual(value, residual);
+  // Sums of a vector of columns, dequantized, and residuals, to y [rows][P * 16].
+  QK_METHOD void add_up(const int32_t* acc, int64_t r0, int64_t rows, int64_t v, float* y) {
+    const Epilogue copy = e;  // copies that no store can alias
+    const Finisher<V> f{copy, finish.lo, finish.hi, finish.inv_scale, finish.zero};
+    Dequantizer<V> d = dequantize[v];
+    const bool one_scale = g.one_scale;
+    const int64_t at = place(v), left = count - at, item = size_of(copy.residual_type), step = copy.residual_stride * item;
+    const char* residual = f.residual_at(g.m0 + r0, g.n0 + j + at);
+    alignas(64) char some[V::width * 4] = {};
+    for (int64_t r = 0; r < rows; ++r, residual += step) {
+      if (!one_scale) d.use(g.row_scale[r0 + r], g.row_offset[r0 + r]);
+      auto value = d(V::load_i32(acc + r * P * kPanel + at));
+      if (copy.residual) {
+        if (left < V::width) __builtin_memcpy(some, residual, size_t(left * item));
+        value = f.add_residual(value, left < V::width ? some : residual);
+      }
       V::store_f32(y + r * P * kPanel + at, value);
     }
+    dequantize[v] = d;
+  }
+
+  // Rows of y, clamped, to C; whole rows of int8 by two, which share their packing.
+  QK_METHOD void store_floats(const float* y, int64_t r0, int64_t rows, int64_t gap) const {
+    Epilogue copy = e;
+    copy.activation = Function::identity;
+    const Finisher<V> f{copy, finish.lo, finish.hi, finish.inv_scale, finish.zero};
+    const int64_t item = size_of(copy.out_type), step = g.c_stride * item;
+    char* const c = static_cast<char*>(g.c) + (r0 * g.c_stride + gap + j) * item;
+    if (copy.out_type == DType::s8 && count == P * kPanel && vectors % 2 == 0) {
+      for (int64_t r = 0; r < rows; r += 2)
+        for (int64_t v = 0; v < vectors; v += 2) {
+          const int64_t rest = r + 1 < rows ? r + 1 : r;  // the last row may be stored again
+          const float *p = y + r * P * kPanel + v * V::width, *q = y + rest * P * kPanel + v * V::width;
+          const typename V::I bytes[4] = {f.round(V::load_f32(p)), f.round(V::load_f32(p + V::width)), f.round(V::load_f32(q)),
+                                          f.round(V::load_f32(q + V::width))};
+          int8_t* const to[2] = {reinterpret_cast<int8_t*>(c + r * step + v * V::width), reinterpret_cast<int8_t*>(c + rest * step + v * V::width)};
+          V::store_s8_rows(to, bytes, copy.out_zero, copy.out_mask);
+        }
+      return;
+    }
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t v = 0; v * V::width < count; ++v)
+        f(V::load_f32(y + r * P * kPanel + place(v)), nullptr, count - place(v), c + r * step + place(v) * item);
   }
 
   template <int N>
