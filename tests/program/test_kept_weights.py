@@ -47,7 +47,7 @@ def by_winograd(program: Program, size: tuple[int, ...]) -> list[str]:
 
 def test_weights_are_made_once_counted_and_give_the_same_bits() -> None:
     model, x = some_model()
-    chained = qk.compile(model, x)
+    chained = qk.compile(model, x, exact=True)
     assert chained.program is not None
     program = Program(chained.program.program.data)
     assert program.kept_bytes == 0
@@ -66,7 +66,7 @@ def test_weights_are_made_once_counted_and_give_the_same_bits() -> None:
 
 def test_what_is_kept_is_refused_where_it_is_another_programs() -> None:
     model, x = some_model()
-    chained = qk.compile(model, x).program
+    chained = qk.compile(model, x, exact=True).program
     assert chained is not None
     chained(x)
     need = chained.program.arena_bytes(tuple(x.shape))
@@ -107,7 +107,7 @@ def run(folder: Path, **environment: str) -> tuple[dict[str, str], int, int, np.
 
 
 def save(folder: Path, model: nn.Module, x: Tensor) -> np.ndarray:
-    qk.compile(model, x).save(folder / "net.qkp")
+    qk.compile(model, x, exact=True).save(folder / "net.qkp")
     np.save(folder / "x.npy", x.numpy())
     y: np.ndarray = model(x).numpy()
     return y
