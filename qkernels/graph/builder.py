@@ -172,7 +172,7 @@ class Builder:
         }  # fmt: skip
         self.add(
             "rearrange",
-            "",
+            self._beside("rearrange"),
             place.value,
             y,
             atoms=len(atoms),
@@ -354,11 +354,13 @@ class Builder:
         new = len(self.values) - 1
         if given and format:
             table = tables.table_of(lambda x: x, given, format)
-            self.add("lookup", "", value, new).constants["table"] = self.array(table)
+            self.add("lookup", self._beside("lookup"), value, new).constants["table"] = self.array(
+                table
+            )
         else:
             self.add(
                 "unary",
-                "",
+                self._beside("unary"),
                 value,
                 new,
                 function="identity",
@@ -415,7 +417,7 @@ class Builder:
         if place.is_whole and [*n, *h, *w, *c] == list(range(len(place.atoms))):
             place = self.image(place)
             value = self._new(place.atoms, 4, None, callers=True, planar=True)
-            self.add("planar", "", self.read(place), value)
+            self.add("planar", self._beside("planar"), self.read(place), value)
             return value
         if n[:1] != (0,):
             raise LeftToTorch("its batch is not the first axis")
@@ -431,6 +433,10 @@ class Builder:
         """One step; ``name`` "" is that of the node."""
         self.steps.append(Step(kind, name or self.name, x, y, others, fields))
         return self.steps[-1]
+
+    def _beside(self, kind: str) -> str:
+        """The name of a step that only brings an operand into another form."""
+        return f"{self.name} [{kind}]"
 
     def array(self, tensor: Tensor) -> Any:
         """One array a tensor, so that a weight used twice is held once."""

@@ -79,7 +79,7 @@ def _compiled(
     traced = trace(model, call)
     if device.type != "cpu":
         graph, report = chain_on_device(traced.graph, model, exact)
-        return assembled(graph, report, traced, call, None)
+        return assembled(graph, report, traced, call, max_batch)
     graph, report = chain_on_cpu(traced.graph, model, exact, max_batch)
     if report.unfused and traced.free_sizes:
         fixed = trace(model, call, free_sizes=False)
