@@ -53,6 +53,7 @@ class Program:
         threads: int = 1,
         timed: bool = False,
         seconds: list[float] | None = None,
+        isa: str | None = None,
     ) -> list[_Array]:
         """Answer float32 arrays [N, C, H, W], [N, T, C] or [N, C]; any thread may call.
 
@@ -70,7 +71,14 @@ class Program:
 
     @property
     def max_batch(self) -> int: ...
+    @property
+    def input_dtypes(self) -> list[str]: ...
+    @property
+    def kept_bytes(self) -> int: ...
+    @property
+    def kept(self) -> Any: ...
 
+def is_view(kind: str, payload: Any) -> bool: ...
 def active_isa() -> str:
     """Return the instruction set in use: the best one, lowered by QKERNELS_MAX_ISA."""
 

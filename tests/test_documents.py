@@ -100,7 +100,10 @@ RUN = {
     "docs/quantization.md": PLAIN,
     "docs/serving.md": Page({"size=(224, 224)": "size=(32, 32)"}, server),
 }
-ELSEWHERE = {"docs/distilling.md"}  # tests/distill/test_guide.py
+ELSEWHERE = {  # tests/distill/test_guide.py, tests/test_own_models.py
+    "docs/distilling.md",
+    "docs/own.md",
+}
 NEEDS_GPU = {("docs/cuda.md", 1)}
 
 

@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <thread>
 
+#include "../../csrc/cpu/attention.h"
 #include "../../csrc/cpu/conv2d.h"
 #include "../../csrc/cpu/gemm.h"
 #include "../../csrc/cpu/move.h"
 #include "../../csrc/cpu/pool.h"
 #include "../../csrc/cpu/quantize.h"
-#include "../../csrc/cpu/tokens.h"
+#include "../../csrc/cpu/norms.h"
 #include "problems.h"
 
 namespace {
@@ -220,7 +221,8 @@ void test_layer_norm(uint64_t seed) {
     LayerNormProblem own = given.p;
     own.y = y.data();
     own.epilogue.out_mask = count > 1 ? -128 : 0;
-    layer_norm(own, isa, threads(count));
+    std::vector<char> scratch = scratch_of(layer_norm_workspace(own, count));
+    layer_norm(own, isa, threads(count), aligned(scratch));
     return masked(y, own.epilogue.out_type, own.epilogue.out_mask);
   });
 }

@@ -338,7 +338,7 @@ struct NormCase {
     p.c = r.between(0, 3) ? r.between(1, 100) : 16 * r.between(10, 50);
     x = activations(r, p.rows * p.c, DType::f32);
     weight = reals(r, p.c, -2, 2), bias = reals(r, p.c, -1, 1);
-    p.x = reinterpret_cast<const float*>(x.data()), p.weight = weight.data(), p.bias = bias.data();
+    p.x.data = x.data(), p.weight = weight.data(), p.bias = bias.data();
     p.epsilon = 1e-5f;
     p.epilogue.out_type = r.between(0, 1) ? DType::f32 : DType::s8;
     p.epilogue.out_inv_scale = 20;
@@ -354,17 +354,20 @@ struct AttentionCase {
   explicit AttentionCase(uint64_t seed) {
     Random r{seed};
     p.batch = r.between(1, 2);
-    p.tokens = r.between(1, 90);
-    p.heads = r.between(1, 4);
-    p.width = r.between(0, 1) ? r.between(1, 70) : 16 * r.between(1, 4);
-    x = activations(r, p.batch * p.tokens * 3 * p.heads * p.width, DType::f32);
-    p.x = reinterpret_cast<const float*>(x.data());
+    p.q_tokens = p.k_tokens = r.between(1, 90);
+    p.heads = p.kv_heads = r.between(1, 4);
+    p.width = p.v_width = r.between(0, 1) ? r.between(1, 70) : 16 * r.between(1, 4);
+    const int64_t c = p.heads * p.width;
+    x = activations(r, p.batch * p.q_tokens * 3 * c, DType::f32);
+    const float* tokens = reinterpret_cast<const float*>(x.data());
+    p.q.data = tokens, p.k.data = tokens + c, p.v.data = tokens + 2 * c;
+    p.q_step = p.k_step = p.v_step = 3 * c;
     p.exponent = 0.2f;
     p.epilogue.out_type = r.between(0, 1) ? DType::f32 : DType::s8;
     p.epilogue.out_inv_scale = 60;
     p.epilogue.out_zero = int32_t(r.between(-128, 127));
   }
-  std::vector<char> output() const { return std::vector<char>(size_t(p.batch * p.tokens * p.heads * p.width * size_of(p.epilogue.out_type))); }
+  std::vector<char> output() const { return std::vector<char>(size_t(p.batch * p.q_tokens * p.heads * p.width * size_of(p.epilogue.out_type))); }
 };
 
 // What a quantize test compares: q, what it is dequantized to, and the scales.

@@ -249,7 +249,7 @@ def test_a_checkpoint_that_is_no_program_runs_in_torch_with_the_same_bits(
     torch.manual_seed(0)
     x = torch.randn(4, 3, 8, 8)
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3), torch.nn.Sigmoid(), torch.nn.Conv2d(4, 2, 1)
+        torch.nn.Conv2d(3, 4, 3), torch.nn.PReLU(), torch.nn.Conv2d(4, 2, 1)
     ).eval()
     int8 = qk.quantize(net, "static", [x])
     path = tmp_path / "m.safetensors"
