@@ -86,11 +86,16 @@ def from_datasets(
     """Data sets or DataLoaders of torch as `ImageData`, for everything that trains, prunes, evaluates and quantizes.
 
     Args:
-        train, val, test: map-style data sets of (input, label); of a DataLoader, its data set, or all of its batches
-            where it has a collate function or no length. A missing val is cut from train, a missing test is val.
+        train: a map-style data set of (input, label); of a DataLoader, its data set, or all of its batches where it has
+            a collate function or no length.
+        val: the same; None: it is cut from train.
+        test: the same; None: it is val.
+        name: what reports call the data.
         classes: names of the outputs; None: those that train calls `classes`, else the numbers up to the largest label.
-        mean, std: per channel, for inputs of uint8; None: no more than the scale [0, 1]. Inputs of floats stay as they
-            are.
+        mean: per channel, for inputs of uint8; None: no more than the scale [0, 1]. Inputs of floats stay as they are.
+        std: per channel, as the mean.
+        val_fraction: of train, where val is None.
+        seed: of that cut.
 
     Raises ValueError for items that are no pair, and for an empty train.
     """
