@@ -105,31 +105,6 @@ def test_every_layer_with_weights_is_int8_or_has_a_reason(converted: Int8) -> No
                 assert re.search("never reached it|has no weight_only form", named[name].reason)
 
 
-NOT_CAPTURED = {  # what they answer with, or branch on
-    "gpt2": "cache", "llama": "cache", "whisper": "cache", "t5": "cache",
-    "fasterrcnn_mobilenet_v3_large_320_fpn": "cannot be captured",
-}  # fmt: skip
-
-
-def test_a_compiled_model_answers_as_its_layers_or_says_why_it_cannot_be_captured(
-    converted: Int8, request: pytest.FixtureRequest
-) -> None:
-    if request.node.callspec.params["converted"] != "static":
-        pytest.skip("compiled once")
-    why = NOT_CAPTURED.get(request.node.callspec.params["built"])
-    if why is not None:
-        with pytest.raises(ValueError, match=f"(?i){why}"):
-            qk.compile(converted.int8, converted.batch)
-        return
-    compiled = qk.compile(
-        converted.int8, converted.batch
-    )  # which refuses what its layers do not answer
-    levels = compiled.report.sqnr_db
-    assert levels and min(levels.values()) > 8
-    got = list(tensors(converted.entry.run(compiled, converted.batch)))
-    assert [x.shape for x in got] == [x.shape for x in converted.answer]
-
-
 def test_int8_layers_equal_float_layers_on_fake_quantized_input(converted: Int8) -> None:
     levels: dict[str, float] = {}
 
