@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from qkernels.graph import tables
 from qkernels.graph import trace as nodes
-from qkernels.graph.formats import Format, QParams, stored
+from qkernels.graph.formats import Format
 from qkernels.graph.places import (
     Atom,
     Groups,
@@ -21,6 +21,7 @@ from qkernels.graph.places import (
     divided,
     groups_by_axis,
     merged,
+    rank_of,
 )  # fmt: skip
 from qkernels.program.format import Step, Value
 
@@ -35,7 +36,7 @@ class Builder:
     """The values and steps of a program that stands for ``run``, nodes of ``graph`` in order.
 
     ``outputs`` are those that others read. A step's module asks where its operands are, in the order in memory that its
-    kernel needs (`image`, `rows`, `pointwise`), and says what it writes with `write`.
+    kernel needs (`image`, `rows`, `compact`), and says what it writes with `write`.
     """
 
     def __init__(
@@ -82,9 +83,7 @@ class Builder:
         sizes = nodes.sizes(x)
         if not nodes.is_fixed(x.shape[1 if x.dim() == 4 else -1]):
             raise LeftToTorch("the number of channels of what it reads is free")
-        asked = node.meta.get(
-            "sizes", x.shape
-        )  # of an input of the model: those that it has to have
+        asked = node.meta.get("sizes", x.shape)  # an input of the model has to have these
         order = IMAGE if x.dim() == 4 else range(x.dim())
         axes = [0, 3] if x.dim() == 2 else [0, 1, 3] if x.dim() == 3 else [0, 1, 2, 3]
         atoms = [
@@ -102,9 +101,7 @@ class Builder:
         first = next(
             (v for n in self.graph.graph.find_nodes(op="placeholder") if (v := nodes.value(n)) is not None), None
         )  # fmt: skip
-        return (
-            first is not None and first.dim() > 0 and nodes._same_size(first.shape[0], x.shape[0])
-        )
+        return first is not None and first.dim() > 0 and nodes.same_size(first.shape[0], x.shape[0])
 
     def _new(
         self,
@@ -127,15 +124,8 @@ class Builder:
 
     def arranged(self, place: Place, groups: Groups, rank: int) -> Place:
         """The tensor in a box of ``rank`` with these axes, by nothing, another name for the same memory, or a copy."""
-        order = [a for group in groups for a in group]
-        if (
-            not groups[0]
-            or place.atoms[groups[0][0]].axis != 0
-            or any(not place.atoms[a].taken_is_fixed for a in groups[0][1:])
-        ):
-            raise LeftToTorch("its batch is not the first axis")
-        as_it_is = place.is_whole and order == list(range(len(place.atoms)))
-        if as_it_is and groups_by_axis(place) == groups and self.values[place.value].rank == rank:
+        _check_batch(place, groups)
+        if self._is_box(place, groups, rank):
             return place
         key = (place.value, place.atoms, groups, rank)
         if key not in self._known:
@@ -180,6 +170,16 @@ class Builder:
             **join,
         )
 
+    def rank(self, place: Place) -> int:
+        """The rank of the box that a place is in."""
+        return self.values[place.value].rank
+
+    def _is_box(self, place: Place, groups: Groups, rank: int) -> bool:
+        """Whether the box is of these axes and this rank, and the tensor all of it in this order."""
+        order = [a for group in groups for a in group]
+        whole = place.is_whole and order == list(range(len(place.atoms)))
+        return whole and groups_by_axis(place) == groups and self.rank(place) == rank
+
     def image(self, place: Place) -> Place:
         """[N, C, H, W] as an image."""
         if len(place.axes) != 4:
@@ -193,7 +193,8 @@ class Builder:
         last = place.axes[-1]
         rest = [a for a in range(len(place.atoms)) if a not in last]
         groups = _by_axis(place, rest, last)
-        return self.arranged(place, groups, _rank(groups, place, self.values[place.value].rank))
+        same = groups == groups_by_axis(place)
+        return self.arranged(place, groups, self.rank(place) if same else rank_of(groups))
 
     def compact(self, place: Place) -> Place:
         """A box that holds the elements of the tensor only, each once."""
@@ -205,25 +206,22 @@ class Builder:
             [a for a in kept if place.atoms[a].axis < 3],
             [a for a in kept if place.atoms[a].axis == 3],
         )
-        return self.arranged(place, groups, self.values[place.value].rank)
+        return self.arranged(place, groups, self.rank(place))
 
     def in_order(self, place: Place) -> Place:
         """A box whose atoms lie in the tensor's own order."""
         n, *middle, last = place.axes
         h, w = (middle[:1] or [()])[0], tuple(a for axis in middle[1:] for a in axis)
-        return self.arranged(place, (n, h, w, last), 4 if w else 3 if h else 2)
+        groups: Groups = (n, h, w, last)
+        return self.arranged(place, groups, rank_of(groups))
 
     def like(self, place: Place, other: Place) -> Place:
         """A tensor in a box in whose memory axes lie as in that of ``other``, of the same shape or repeated to it."""
-        parts, homes = self._parts(place, other)
-        groups = tuple(
-            tuple(a for i in group for a in parts.axes[homes[i]] if homes[i] is not None)
-            for group in groups_by_axis(other)
-        )
-        return self.arranged(parts, groups, self.values[other.value].rank)  # type: ignore[arg-type]
+        parts, homes = self.parts(place, other)
+        return self.arranged(parts, _grouped(parts, homes, other), self.rank(other))
 
-    def _parts(self, place: Place, other: Place) -> tuple[Place, dict[int, int]]:
-        """The tensor with an axis for every atom of ``other``, and where each is."""
+    def parts(self, place: Place, other: Place) -> tuple[Place, dict[int, int]]:
+        """The tensor with an axis for every atom of ``other``, and which axis is whose."""
         axes = [()] * (len(other.axes) - len(place.axes)) + list(place.axes)
         padded = Place(place.value, place.atoms, tuple(axes))
         shape: list[int] = []
@@ -240,30 +238,39 @@ class Builder:
                 fixed.append(other.atoms[a].taken_is_fixed)
         return padded.reshaped(shape, fixed), homes
 
+    def by_runs(self, place: Place, flags: Sequence[bool]) -> Place:
+        """A box along each of whose axes all atoms have the same flag."""
+        if all(len({flags[a] for a in group}) < 2 for group in groups_by_axis(place)):
+            return place
+        runs: list[list[int]] = [[0]]
+        for a in range(1, len(place.atoms)):
+            if flags[a] == flags[a - 1] and (a > 1 or place.atoms[a].axis == 0):
+                runs[-1].append(a)
+            else:
+                runs.append([a])
+        groups = divided(runs)
+        return self.arranged(place, groups, rank_of(groups))
+
     def split_at(self, place: Place, dim: int) -> Place:
         """A box one of whose axes is that axis of the tensor alone, in the order that it has."""
         place = self.compact(place)
-        own, groups = place.axes[dim], groups_by_axis(place)
-        if not own or own in groups:
+        own = place.axes[dim]
+        if not own or own in groups_by_axis(place):
             return place
         before = [a for a in range(len(place.atoms)) if a < own[0]]
         after = [a for a in range(len(place.atoms)) if a > own[-1]]
         batch = [a for a in before if place.atoms[a].axis == 0]
         runs = [batch, [a for a in before if a not in batch], list(own), after]
         groups = divided([run for run in runs if run])
-        return self.arranged(place, groups, 4 if groups[2] else 3 if groups[1] else 2)
+        return self.arranged(place, groups, rank_of(groups))
 
     def add_part(self, place: Place, out: Place, dim: int, join: dict[str, int]) -> None:
         """Write a tensor into a part of ``out`` along an axis of the tensor."""
-        size = place.shape[dim]
-        own = set(out.axes[dim])
+        size, own = place.shape[dim], out.axes[dim]
         atoms = tuple(Atom(a.axis, size, True) if i in own else a for i, a in enumerate(out.atoms))
-        parts, homes = self._parts(place, Place(out.value, atoms, out.axes))
-        groups = tuple(
-            tuple(a for i in group for a in parts.axes[homes[i]]) for group in groups_by_axis(out)
-        )
+        parts, homes = self.parts(place, Place(out.value, atoms, out.axes))
         self._nhwc(parts.value)
-        self._add_rearrange(parts, groups, out.value, **join)  # type: ignore[arg-type]
+        self._add_rearrange(parts, _grouped(parts, homes, out), out.value, **join)
 
     def add_constant(self, tensor: Tensor, out: Place, x: Place, join: dict[str, int]) -> None:
         """Write a tensor of the model, the same for each of the batch, into a part of ``out``; ``x`` has its batch."""
@@ -283,39 +290,21 @@ class Builder:
         for size, atoms in zip(tensor.shape, other.axes, strict=True):
             taken = [other.atoms[a].taken for a in atoms]
             whole = size == math.prod(taken)
+            if not whole and not atoms:
+                raise LeftToTorch("its constant is larger than what it meets")
             if not whole and size != 1 and len(atoms) > 1:
                 raise LeftToTorch("its constant has a part of an axis of several parts")
             homes |= {a: len(shape) + i for i, a in enumerate(atoms)}
-            shape += (
-                taken
-                if whole and atoms
-                else [size] * len(atoms)
-                if len(atoms) == 1
-                else [1] * len(atoms)
-            )
-            if not atoms and size != 1:
-                raise LeftToTorch("its constant is larger than what it meets")
-        parts = tensor.reshape(shape)
-        groups = groups_by_axis(other)
+            shape += taken if whole else [size] * len(atoms)
+        parts, groups = tensor.reshape(shape), groups_by_axis(other)
         if any(parts.shape[homes[a]] != 1 for a in groups[0]):
             raise LeftToTorch("its constant differs within the batch")
-        order = [homes[a] for group in groups for a in group]
-        parts = parts.permute(order)
-        box, at = [], 0
-        for group in groups:
-            box.append(math.prod(parts.shape[at : at + len(group)]))
-            at += len(group)
-        for axis, group in enumerate(groups):
-            sizes = [other.atoms[a].taken for a in group]
-            if box[axis] not in (1, math.prod(sizes)) and len(group) > 1:
+        box = [math.prod(parts.shape[homes[a]] for a in group) for group in groups]
+        for size, group in zip(box, groups, strict=True):
+            if len(group) > 1 and size not in (1, math.prod(other.atoms[a].taken for a in group)):
                 raise LeftToTorch("its constant repeats along a part of an axis")
-        return parts.reshape(box[1:]).contiguous()
-
-    def tokens(
-        self, place: Place, first: Sequence[int], middle: Sequence[int], last: Sequence[int]
-    ) -> Place:
-        """A box [n, t, 1, c] of these atoms."""
-        return self.arranged(place, (tuple(first), tuple(middle), (), tuple(last)), 3)
+        order = [homes[a] for group in groups for a in group]
+        return parts.permute(order).reshape(box[1:]).contiguous()
 
     def _nhwc(self, value: int) -> None:
         """An input whose pixels lie in order, which only convolutions do without."""
@@ -375,10 +364,13 @@ class Builder:
         """Say where a node's tensor is."""
         self._places[node] = _plain(place, merge=True)
 
-    def write(self, node: fx.Node, like: Place, rank: int, format: Format) -> Place:
-        """A new value for a node in a box of those atoms."""
-        value = self._new(like.atoms, rank, format)
-        return Place(value, like.atoms, like.axes)
+    def write(self, like: Place, rank: int, format: Format) -> Place:
+        """A new value in a box of those atoms."""
+        return Place(self._new(like.atoms, rank, format), like.atoms, like.axes)
+
+    def write_like(self, x: Place, format: Format) -> Place:
+        """A new value in a box as that of ``x``."""
+        return self.write(x, self.rank(x), format)
 
     def finish(self, node: fx.Node) -> int:
         """The value of the caller's that an output of the run is, float32 in the tensor's own order."""
@@ -387,44 +379,35 @@ class Builder:
         assert x is not None
         if not 2 <= x.dim() <= 4:
             raise LeftToTorch("its result has fewer than two or more than four dimensions")
-        if any(
-            not axis and size != 1 for axis, size in zip(place.axes, nodes.sizes(x), strict=True)
-        ):
+        if place.repeats(nodes.sizes(x)):
             raise LeftToTorch("its result repeats values")
+        if x.dim() == 4:
+            return self._planes(place)
         n, *middle, c = place.axes
-        planar = x.dim() == 4
-        order = (n, *middle, c)
         groups: Groups = (n, *[*middle, (), ()][:2], c)  # type: ignore[assignment]
-        if planar:  # memory [n, c, h, w]
-            return self._planar(node, place)
-        self._nhwc(place.value)
-        whole = place.is_whole and [a for g in order for a in g] == list(range(len(place.atoms)))
-        same = (
-            whole and groups_by_axis(place) == groups and self.values[place.value].rank == x.dim()
-        )
-        if same and not self.values[place.value].callers:
-            self.values[place.value].callers = True
+        of = self.values[place.value]
+        if self._is_box(place, groups, x.dim()) and not of.callers:
+            of.callers = True
             return place.value
-        if n[:1] != (0,):
-            raise LeftToTorch("its batch is not the first axis")
-        new = box_of(place, groups, -1)
-        value = self._new(new.atoms, x.dim(), None, callers=True)
-        self._add_rearrange(place, groups, value)
-        return value
+        return self._copied_out(place, groups, groups, x.dim())
 
-    def _planar(self, node: fx.Node, place: Place) -> int:
+    def _planes(self, place: Place) -> int:
         n, c, h, w = place.axes
         if place.is_whole and [*n, *h, *w, *c] == list(range(len(place.atoms))):
             place = self.image(place)
             value = self._new(place.atoms, 4, None, callers=True, planar=True)
             self.add("planar", self._beside("planar"), self.read(place), value)
             return value
-        if n[:1] != (0,):
-            raise LeftToTorch("its batch is not the first axis")
-        new = box_of(place, (n, h, w, c), -1)
-        value = self._new(new.atoms, 4, None, callers=True, planar=True)
+        return self._copied_out(place, (n, h, w, c), (n, c, h, w), 4, planar=True)
+
+    def _copied_out(
+        self, place: Place, groups: Groups, memory: Groups, rank: int, **fields: Any
+    ) -> int:
+        """A value of the caller's of axes ``groups``, which lie in the order ``memory``."""
+        _check_batch(place, groups)
+        value = self._new(box_of(place, groups, -1).atoms, rank, None, callers=True, **fields)
         self._nhwc(place.value)
-        self._add_rearrange(place, (n, c, h, w), value)  # axes in memory
+        self._add_rearrange(place, memory, value)
         return value
 
     # ---- steps
@@ -450,6 +433,11 @@ class Builder:
             step.lower(self, node)
         except Tangled as error:
             raise LeftToTorch(f"its operands are {error}") from error
+
+    def compute(self, kind: str, x: Place, y: Place, **fields: Any) -> Step:
+        """A step from one value to another, each float32 or int8 of a scale."""
+        given, made = self.input_fields(x.value), output_fields(self.formats[y.value])
+        return self.add(kind, "", self.read(x), y.value, **fields, **given, **made)
 
     def input_fields(self, value: int, name: str = "x") -> dict[str, Any]:
         """Scale and zero point of an int8 operand."""
@@ -483,14 +471,19 @@ def _by_axis(place: Place, rest: Iterable[int], last: Sequence[int]) -> Groups:
     return (*map(tuple, groups), tuple(last))  # type: ignore[return-value]
 
 
-def _rank(groups: Groups, place: Place, given: int) -> int:
-    if groups == groups_by_axis(place):
-        return given
-    return 4 if groups[2] else 3 if groups[1] else 2
+def _grouped(parts: Place, homes: dict[int, int], other: Place) -> Groups:
+    """The atoms of ``parts`` by the axes of the box of ``other``, to whose atoms its axes belong."""
+    groups = groups_by_axis(other)
+    return tuple(tuple(a for i in group for a in parts.axes[homes[i]]) for group in groups)  # type: ignore[return-value]
+
+
+def _check_batch(place: Place, groups: Groups) -> None:
+    """Refuse a box whose first axis is not the batch, times sizes of the model's."""
+    first = groups[0]
+    begins = first and place.atoms[first[0]].axis == 0
+    if not begins or not all(place.atoms[a].taken_is_fixed for a in first[1:]):
+        raise LeftToTorch("its batch is not the first axis")
 
 
 def _eight(values: list[int]) -> list[int]:
     return values + [0] * (8 - len(values))
-
-
-__all__ = ["IMAGE", "Builder", "LeftToTorch", "QParams", "divided", "output_fields", "stored"]

@@ -17,12 +17,11 @@ from torch import fx, nn
 
 from qkernels.graph import tables
 from qkernels.graph import trace as nodes
-from qkernels.graph.builder import stored
-from qkernels.graph.formats import Formats, Role
+from qkernels.graph.formats import Formats, Role, stored
 from qkernels.graph.fuse import fuse, merge_linears, name_layers, ours
 from qkernels.graph.lower import Refused, build, left_to_torch, replace
 from qkernels.graph.report import ChainReport, LayerChain
-from qkernels.graph.steps import Row, row
+from qkernels.graph.steps import Row, role_of, row
 from qkernels.graph.steps.moves import window
 
 aten = torch.ops.aten
@@ -39,7 +38,9 @@ def chain_on_cpu(
         return None if node in refused else row(node, exact)
 
     while True:
-        formats = Formats(graph.graph, lambda n: _role(row_of(n)), exact=exact, rescales=not exact)
+        formats = Formats(
+            graph.graph, lambda n: role_of(row_of(n)), exact=exact, rescales=not exact
+        )
         try:
             builders = build(graph, row_of)
         except Refused as error:
@@ -58,13 +59,13 @@ def chain_on_device(
     """The graph of operators, which torch's stream runs one after the other."""
     rows = _prepared(graph, model)
 
-    def role_of(node: fx.Node) -> Role | None:
-        role = _role(row(node, exact))
-        return None if role is Role.COMPUTES else role
+    def role(node: fx.Node) -> Role | None:
+        found = role_of(row(node, exact))
+        return None if found is Role.COMPUTES else found
 
-    formats = Formats(graph.graph, role_of, exact=exact, rescales=False)
+    formats = Formats(graph.graph, role, exact=exact, rescales=False)
     for node in list(graph.graph.nodes):
-        _apply(graph, node, role_of(node))
+        _apply(graph, node, role(node))
     report = _report(rows, formats)
     graph.graph.lint()
     graph.recompile()
@@ -79,10 +80,6 @@ def _prepared(graph: fx.GraphModule, model: nn.Module) -> dict[fx.Node, LayerCha
     if not fused:
         raise ValueError(f"{type(model).__name__} has no int8 layer to chain; quantize it first")
     return fused
-
-
-def _role(found: Row | None) -> Role | None:
-    return None if found is None else found.role
 
 
 def _report(rows: dict[fx.Node, LayerChain], formats: Formats) -> ChainReport:
@@ -130,7 +127,7 @@ def _apply_layer(graph: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _is_ours(node: fx.Node) -> bool:
-    return row(node, False) is not None and _role(row(node, False)) is not Role.COMPUTES
+    return role_of(row(node, False)) not in (None, Role.COMPUTES)
 
 
 def _apply_mover(graph: fx.GraphModule, node: fx.Node, format: Any) -> None:
@@ -142,10 +139,8 @@ def _apply_mover(graph: fx.GraphModule, node: fx.Node, format: Any) -> None:
     if node.target is aten.max_pool2d.default:
         kernel, stride, padding, dilation = window(given)
         node.target = ours.max_pool2d.default
-        node.args, node.kwargs = (
-            (given["self"], kernel, stride, padding, dilation, given["ceil_mode"]),
-            {},
-        )
+        node.args = (given["self"], kernel, stride, padding, dilation, given["ceil_mode"])
+        node.kwargs = {}
     elif node.target in (aten.pad.default, aten.constant_pad_nd.default):
         nodes.set_arguments(node, value=format[1])
 

@@ -24,23 +24,25 @@ class Signature:
     """What a compiled model is called with, and what it returns.
 
     Attributes:
-        example: the call that it was made for.
+        known: what is asked of each flat argument.
         inputs, output: how a call is taken apart to tensors, and an answer put together.
         sizes: of each tensor, a size where it has to be the example's, None where it is free.
         max_batch: larger batches are refused.
     """
 
-    example: Call
+    known: list[Argument]
     inputs: pytree.TreeSpec
     output: pytree.TreeSpec
     sizes: list[tuple[int | None, ...]]
     max_batch: int | None
 
     def __post_init__(self) -> None:
-        flat = pytree.tree_leaves((self.example.args, self.example.kwargs))
-        self._known = [_Known.of(value) for value in flat]
-        self.example = Call()  # its tensors are not kept
-        self.plain = self.inputs == pytree.tree_structure(((0,) * len(flat), {}))
+        self._positional = self.inputs == pytree.tree_structure(((0,) * len(self.known), {}))
+        self._returns_one = self.output.is_leaf()
+
+    def answer(self, outputs: Any) -> Any:
+        """The model's answer, put together of its tensors."""
+        return outputs[0] if self._returns_one else pytree.tree_unflatten(outputs, self.output)
 
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """The tensors of a call, in order.
@@ -48,7 +50,7 @@ class Signature:
         Raises:
             ValueError: it is another call than the one that the model was made for.
         """
-        if self.plain and not kwargs:
+        if self._positional and not kwargs:
             flat = list(args)
         else:
             flat, spec = pytree.tree_flatten((args, self._in_order(kwargs)))
@@ -56,11 +58,11 @@ class Signature:
                 raise ValueError(
                     f"it is called with {Call(args, kwargs).described()}; it was made for other arguments"
                 )
-        if len(flat) != len(self._known):
-            raise ValueError(f"{len(flat)} inputs were given; {len(self._known)} are needed")
+        if len(flat) != len(self.known):
+            raise ValueError(f"{len(flat)} inputs were given; {len(self.known)} are needed")
         sizes = iter(self.sizes)
         found = []
-        for i, (value, known) in enumerate(zip(flat, self._known, strict=True)):
+        for i, (value, known) in enumerate(zip(flat, self.known, strict=True)):
             if known.dtype is None:
                 known.check_value(i, value)
                 continue
@@ -75,7 +77,7 @@ class Signature:
 
 
 @dataclass
-class _Known:
+class Argument:
     """One argument of the example: a tensor's dtype and rank, or another value."""
 
     dtype: torch.dtype | None
@@ -83,7 +85,7 @@ class _Known:
     value: Any
 
     @classmethod
-    def of(cls, value: Any) -> _Known:
+    def of(cls, value: Any) -> Argument:
         if isinstance(value, Tensor):
             return cls(value.dtype, value.dim(), None)
         return cls(None, 0, value)
@@ -148,9 +150,10 @@ class CompiledModel(nn.Module):
         inputs = self.signature.tensors(args, kwargs)
         program = self._program[0]
         outputs = self.steps(*inputs) if program is None else program.run(inputs)
-        if any(x.requires_grad for x in inputs):
-            outputs = [ops.guard(y, next(x for x in inputs if x.requires_grad)) for y in outputs]
-        return pytree.tree_unflatten(outputs, self.signature.output)
+        trained = next((x for x in inputs if x.requires_grad), None)
+        if trained is not None:
+            outputs = [ops.guard(y, trained) for y in outputs]
+        return self.signature.answer(outputs)
 
     def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
         """Each step's time for these inputs, the median of ``runs`` calls, with its share of the peak."""

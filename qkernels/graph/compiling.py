@@ -14,7 +14,7 @@ from qkernels.calling import Call, example_call
 from qkernels.capture import CaptureError
 from qkernels.eval_mode import answering
 from qkernels.graph.chain import chain_on_cpu, chain_on_device
-from qkernels.graph.compiled import CompiledModel, Signature
+from qkernels.graph.compiled import Argument, CompiledModel, Signature
 from qkernels.graph.lower import whole
 from qkernels.graph.report import ChainReport
 from qkernels.graph.trace import Traced, trace
@@ -93,7 +93,8 @@ def assembled(
     graph: fx.GraphModule, report: ChainReport, traced: Traced, call: Call, max_batch: int | None
 ) -> CompiledModel:
     """The model of a chained graph."""
-    signature = Signature(call, traced.inputs, traced.output, traced.sizes, max_batch)
+    known = [Argument.of(value) for value in pytree.tree_leaves((call.args, call.kwargs))]
+    signature = Signature(known, traced.inputs, traced.output, traced.sizes, max_batch)
     return CompiledModel(graph, whole(graph), signature, report)
 
 

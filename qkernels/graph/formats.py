@@ -10,8 +10,8 @@ from torch import fx
 
 from qkernels.graph import tables
 from qkernels.graph import trace as nodes
+from qkernels.graph.tables import QParams
 
-QParams = tuple[float, int]  # scale and zero point of an int8 tensor
 Format = QParams | None  # int8 of this scale, or float32
 ANY: Any = "any"  # a reader that takes either
 
@@ -74,9 +74,8 @@ class Formats:
             return tables.input_format(tables.function_of(user), self._wants[user])  # type: ignore[arg-type]
         if role in (Role.COMPUTES, Role.TABLE):
             return None if self.exact else ANY
-        return (
-            ANY if nodes.value(user) is None and user.op != "output" else None
-        )  # it asks for sizes
+        asks_for_sizes = nodes.value(user) is None and user.op != "output"
+        return ANY if asks_for_sizes else None
 
     def _agreed(self, node: fx.Node, asked: dict[fx.Node, Format]) -> tuple[Format, str]:
         formats = {f for f in asked.values() if f is not ANY}
@@ -87,14 +86,11 @@ class Formats:
             return ANY, "only a residual add reads it"
         if floats:
             return None, f"read in float by {', '.join(floats)}"
-        if len(formats) > 1:
-            scales = [f for f in formats if f]
-            return (
-                (_covering(scales), "")
-                if self.rescales
-                else (None, f"its readers want {len(scales)} scales")
-            )
-        return formats.pop(), ""
+        if len(formats) == 1:
+            return formats.pop(), ""
+        if self.rescales:
+            return _covering([f for f in formats if f]), ""
+        return None, f"its readers want {len(formats)} scales"
 
     def _is_mixed(self, node: fx.Node) -> bool:
         """Whether it joins values of which one cannot be int8."""

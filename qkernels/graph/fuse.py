@@ -98,7 +98,7 @@ def added_to(node: fx.Node, value: fx.Node) -> fx.Node | None:
     if other is value or not isinstance(other, fx.Node) or other.op == "get_attr":
         return None
     x, y = nodes.value(value), nodes.value(other)
-    same = x is not None and y is not None and nodes._alike(x, y)
+    same = x is not None and y is not None and nodes.alike(x, y)
     return other if same else None
 
 

@@ -17,7 +17,7 @@ from qkernels.graph import trace as nodes
 from qkernels.graph.builder import Builder, LeftToTorch
 from qkernels.graph.formats import Role
 from qkernels.graph.program import TorchProgram
-from qkernels.graph.steps import Row
+from qkernels.graph.steps import Row, role_of
 from qkernels.program.format import assemble
 
 Rows = Callable[[fx.Node], Row | None]
@@ -40,7 +40,7 @@ def build(graph: fx.GraphModule, rows: Rows) -> list[Builder]:
     refused: dict[fx.Node, str] = {}
     builders = []
     for run in runs(graph.graph, lambda n: rows(n) is not None):
-        if not any(_role(rows, n) is Role.LAYER for n in run):
+        if not any(role_of(rows(n)) is Role.LAYER for n in run):
             continue
         builder, failed = _build(graph, run, rows)
         refused |= failed
@@ -48,11 +48,6 @@ def build(graph: fx.GraphModule, rows: Rows) -> list[Builder]:
     if refused:
         raise Refused(refused)
     return builders
-
-
-def _role(rows: Rows, node: fx.Node) -> Role | None:
-    row = rows(node)
-    return None if row is None else row.role
 
 
 def _build(

@@ -76,6 +76,11 @@ class Place:
         """Whether every element of the box is one of the tensor."""
         return all(atom.is_whole for atom in self.atoms)
 
+    def repeats(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of that shape repeats values: an axis of more than one element has no atom."""
+        axes = [()] * (len(shape) - len(self.axes)) + list(self.axes)
+        return any(not axis and size != 1 for axis, size in zip(axes, shape, strict=True))
+
     def axis_of(self, atom: int) -> int:
         """The axis of the tensor that an atom is a part of; -1: of none."""
         return next((i for i, axis in enumerate(self.axes) if atom in axis), -1)
@@ -200,6 +205,11 @@ def groups_by_axis(place: Place) -> Groups:
     for i, atom in enumerate(place.atoms):
         groups[atom.axis].append(i)
     return tuple(map(tuple, groups))  # type: ignore[return-value]
+
+
+def rank_of(groups: Groups) -> int:
+    """The least rank of a box with these axes: 4 with w, 3 with h, 2 with neither."""
+    return 4 if groups[2] else 3 if groups[1] else 2
 
 
 def divided(runs: Sequence[Sequence[int]]) -> Groups:

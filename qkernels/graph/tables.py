@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from qkernels import reference
 from qkernels.graph import trace as nodes
 
-QParams = tuple[float, int]
+QParams = tuple[float, int]  # scale and zero point of an int8 tensor
 
 aten = torch.ops.aten
 _REACH = 64.0  # beyond it these functions are straight

@@ -86,7 +86,7 @@ def _twice(call: Call) -> Call | None:
 
 
 def _has_free_batch(program: torch.export.ExportedProgram) -> bool:
-    inputs = [v for n in _inputs(program) if isinstance(v := n.meta.get("val"), Tensor)]
+    inputs = [x for n in _inputs(program) if (x := value(n)) is not None]
     return not any(is_fixed(x.shape[0]) for x in inputs)
 
 
@@ -111,8 +111,7 @@ def _normalized(program: torch.export.ExportedProgram, call: Call) -> Traced:
                 raise CaptureError(f"its argument {node.name!r} is a number that may change")
             graph.graph.erase_node(node)
     known = _sizes(program)
-    given = [n for n in graph.graph.find_nodes(op="placeholder") if value(n) is not None]
-    for node, needed in zip(given, known, strict=True):
+    for node, needed in zip(graph.graph.find_nodes(op="placeholder"), known, strict=True):
         node.meta["sizes"] = needed
     graph.recompile()
     spec = pytree.tree_structure((call.args, call.kwargs))
@@ -165,16 +164,18 @@ def _is_no_op(node: fx.Node) -> bool:
         aten.to, aten._to_copy, aten.type_as, aten.expand, aten.expand_as, aten.view, aten.reshape
     ):  # fmt: skip
         x, y = value(node.args[0]), value(node)
-        return x is not None and y is not None and _alike(x, y)
+        return x is not None and y is not None and alike(x, y)
     return False
 
 
-def _alike(x: Tensor, y: Tensor) -> bool:
+def alike(x: Tensor, y: Tensor) -> bool:
+    """Whether dtype, device and every size are the same, for any input."""
     same = x.dtype == y.dtype and x.device == y.device and x.dim() == y.dim()
-    return same and all(_same_size(a, b) for a, b in zip(x.shape, y.shape, strict=True))
+    return same and all(same_size(a, b) for a, b in zip(x.shape, y.shape, strict=True))
 
 
-def _same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+def same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    """Whether two sizes are the same for any input."""
     if is_fixed(a) and is_fixed(b):
         return hint(a) == hint(b)
     return not (is_fixed(a) or is_fixed(b)) and bool(_expr(a) == _expr(b))
@@ -268,28 +269,27 @@ def _part_splits(graph: fx.GraphModule) -> None:
         parts = node.meta.get("val")
         if node.target not in _SPLITS or any(u.target is not operator.getitem for u in node.users):
             continue
-        dim = arguments(node)["dim"]
         for user in list(node.users):
-            index: Any = user.args[1]
-            before = (
-                [p.shape[dim] for p in parts[:index]] if node.target is not aten.unbind.int else []
-            )
-            if node.target is not aten.unbind.int and not all(
-                map(is_fixed, (*before, parts[index].shape[dim]))
-            ):
+            view = _part(node, parts, user.args[1])
+            if view is None:
                 continue
             with graph.graph.inserting_before(user):
-                if node.target is aten.unbind.int:
-                    part = graph.graph.call_function(aten.select.int, (node.args[0], dim, index))
-                else:
-                    start = sum(map(hint, before))
-                    stop = start + hint(parts[index].shape[dim])
-                    part = graph.graph.call_function(
-                        aten.slice.Tensor, (node.args[0], dim, start, stop)
-                    )
+                part = graph.graph.call_function(*view)
             part.meta = dict(user.meta)
             user.replace_all_uses_with(part)
             graph.graph.erase_node(user)
+
+
+def _part(split: fx.Node, parts: Any, index: Any) -> tuple[Any, tuple[Any, ...]] | None:
+    """The operator and arguments of the view that one part of a split is; None where its sizes are free."""
+    dim = arguments(split)["dim"]
+    if split.target is aten.unbind.int:
+        return aten.select.int, (split.args[0], dim, index)
+    until = [part.shape[dim] for part in parts[: index + 1]]
+    if not all(map(is_fixed, until)):
+        return None
+    stop = sum(map(hint, until))
+    return aten.slice.Tensor, (split.args[0], dim, stop - hint(until[-1]), stop)
 
 
 # ---- constants
@@ -354,12 +354,9 @@ def _sizes(program: torch.export.ExportedProgram) -> list[tuple[int | None, ...]
     """Which sizes of the inputs the program was specialized to, or asks something of."""
     asked = set()
     for guard in _guards(program):
-        equal_sizes = all(
-            side.is_symbol for side in guard.args
-        )  # of two inputs, which programs hold to
-        if (
-            isinstance(guard, sympy.Eq) and not equal_sizes and not guard.has(Max)
-        ):  # Max: a question about strides
+        of_two_inputs = all(side.is_symbol for side in guard.args)  # to which programs hold
+        about_strides = guard.has(Max)
+        if isinstance(guard, sympy.Eq) and not of_two_inputs and not about_strides:
             asked |= guard.free_symbols
     bounded = {s for s, r in program.range_constraints.items() if r.upper < 1 << 30}
 

@@ -9,7 +9,7 @@ from torch import fx
 
 from qkernels.graph import trace as nodes
 from qkernels.graph.builder import Builder, LeftToTorch, output_fields
-from qkernels.graph.formats import Role, input_of, stored
+from qkernels.graph.formats import Format, Role, input_of, stored
 from qkernels.graph.fuse import ours
 from qkernels.graph.places import Atom, Place, groups_by_axis
 from qkernels.graph.steps.table import step
@@ -19,7 +19,7 @@ from qkernels.graph.steps.table import step
 def conv2d(b: Builder, node: fx.Node) -> None:
     given = nodes.arguments(node)
     x = b.image(_input(b, node, given))
-    y = _image_like(b, node, x)
+    y = like_image(b, node, x, stored(node))
     left, right, top, bottom = given["padding"]
     (kh, kw), (sh, sw), (dh, dw) = given["kernel_size"], given["stride"], given["dilation"]
     residual = [b.read(b.image(r))] if (r := _residual(b, given)) is not None else []
@@ -40,19 +40,12 @@ def linear(b: Builder, node: fx.Node) -> None:
     assert shape is not None
     lead = [i for i in range(len(x.atoms)) if x.atoms[i].axis < 3]
     atoms = (*(x.atoms[i] for i in lead), Atom(3, shape[-1], True))
-    y = b.write(
-        node, Place(0, atoms, (*x.axes[:-1], (len(lead),))), b.values[x.value].rank, stored(node)
-    )
-    residual = []
-    if (r := _residual(b, given)) is not None:
-        residual = [b.read(b.like(r, y))]
-    made = b.add("linear", "", b.read(x), y.value, *residual, k=_k(x))
+    y = b.write(Place(-1, atoms, (*x.axes[:-1], (len(lead),))), b.rank(x), stored(node))
+    residual = [b.read(b.like(r, y))] if (r := _residual(b, given)) is not None else []
+    k = math.prod(x.atoms[a].size for a in groups_by_axis(x)[3])
+    made = b.add("linear", "", b.read(x), y.value, *residual, k=k)
     _finish(b, node, made, given)
     b.put(node, y)
-
-
-def _k(x: Place) -> int:
-    return math.prod(x.atoms[a].size for a in groups_by_axis(x)[3])
 
 
 def _input(b: Builder, node: fx.Node, given: dict[str, Any]) -> Place:
@@ -88,25 +81,15 @@ def _finish(b: Builder, node: fx.Node, made: Any, given: dict[str, Any]) -> None
         made.constants[name] = b.array(tensor)
 
 
-def _image_like(b: Builder, node: fx.Node, x: Place) -> Place:
-    """A new image of the node's sizes, of the batch of ``x``."""
-    shape = nodes.shape(node)
-    assert shape is not None
-    return b.write(node, image(x, shape, _is_free(x)), 4, stored(node))
-
-
-def _is_free(x: Place) -> tuple[bool, bool]:
-    return tuple(any(not x.atoms[a].fixed for a in x.axes[i]) for i in (2, 3))  # type: ignore[return-value]
-
-
-def image(x: Place, shape: tuple[int, ...], free: tuple[bool, bool]) -> Place:
-    """Where an image of that shape is in a box of the batch of ``x``; ``free``: its height and width."""
-    n = [x.atoms[a] for a in x.axes[0]]
-    atoms = [
-        *n,
-        Atom(1, shape[2], not free[0]),
-        Atom(2, shape[3], not free[1]),
-        Atom(3, shape[1], True),
+def like_image(b: Builder, node: fx.Node, x: Place, format: Format) -> Place:
+    """A new image of the node's sizes, of the batch of ``x``; a size is free where it is, and follows from one of
+    ``x`` that is."""
+    y = nodes.value(node)
+    assert y is not None
+    free = [
+        not nodes.is_fixed(size) and any(not x.atoms[a].fixed for a in axis)
+        for size, axis in zip(y.shape[2:], x.axes[2:], strict=True)
     ]
-    k = len(n)
-    return Place(-1, tuple(atoms), (tuple(range(k)), (k + 2,), (k,), (k + 1,)))
+    n, (_, c, h, w) = [x.atoms[a] for a in x.axes[0]], nodes.sizes(y)
+    k, atoms = len(n), (*n, Atom(1, h, not free[0]), Atom(2, w, not free[1]), Atom(3, c, True))
+    return b.write(Place(-1, atoms, (tuple(range(k)), (k + 2,), (k,), (k + 1,))), 4, format)

@@ -9,9 +9,9 @@ from torch import fx
 
 from qkernels.graph import trace as nodes
 from qkernels.graph.builder import Builder, LeftToTorch
-from qkernels.graph.formats import Format, Role, stored
-from qkernels.graph.places import Atom, Place
-from qkernels.graph.steps.layers import image
+from qkernels.graph.formats import Role, stored
+from qkernels.graph.places import Atom, Place, Tangled
+from qkernels.graph.steps.layers import like_image
 from qkernels.graph.steps.table import step
 
 aten = torch.ops.aten
@@ -30,14 +30,15 @@ def _view(*operators: Any) -> Any:
     aten.unflatten.int, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default,
 )  # fmt: skip
 def reshape(b: Builder, node: fx.Node) -> None:
-    x, y = b.place(node.args[0]), nodes.value(node)
-    assert y is not None
-    _check_repeats(b, node.args[0], x)
+    x, source, y = b.place(node.args[0]), nodes.value(node.args[0]), nodes.value(node)
+    assert source is not None and y is not None
+    if x.repeats(nodes.sizes(source)):
+        raise LeftToTorch("it makes a view of repeated values")
+    shape, fixed = nodes.sizes(y), [nodes.is_fixed(s) for s in y.shape]
     try:
-        place = x.reshaped(nodes.sizes(y), [nodes.is_fixed(s) for s in y.shape])
-    except ValueError:
-        x = b.in_order(x)
-        place = x.reshaped(nodes.sizes(y), [nodes.is_fixed(s) for s in y.shape])
+        place = x.reshaped(shape, fixed)
+    except Tangled:
+        place = b.in_order(x).reshaped(shape, fixed)
     b.put(node, place)
 
 
@@ -76,13 +77,9 @@ def slice_(b: Builder, node: fx.Node) -> None:
     source = nodes.value(given["self"])
     assert y is not None and source is not None
     dim = given["dim"] % len(x.axes)
-    start, stride, whole, taken = (
-        given["start"] or 0,
-        given["step"],
-        source.shape[dim],
-        y.shape[dim],
-    )
-    if nodes._same_size(whole, taken):
+    start, stride = given["start"] or 0, given["step"]
+    whole, taken = source.shape[dim], y.shape[dim]
+    if nodes.same_size(whole, taken):
         b.put(node, x)
         return
     if not isinstance(stride, int) or not isinstance(start, int):
@@ -120,13 +117,6 @@ def expand(b: Builder, node: fx.Node) -> None:
     b.put(node, Place(x.value, x.atoms, (*[()] * (y.dim() - len(x.axes)), *x.axes)))
 
 
-def _check_repeats(b: Builder, node: Any, x: Place) -> None:
-    source = nodes.value(node)
-    assert source is not None
-    if any(not axis and size != 1 for axis, size in zip(x.axes, nodes.sizes(source), strict=True)):
-        raise LeftToTorch("it makes a view of repeated values")
-
-
 def _with_one_part(b: Builder, x: Place, dim: int) -> Place:
     """Where the axis is one atom."""
     return x if len(x.axes[dim]) == 1 and x.atoms[x.axes[dim][0]].is_whole else b.in_order(x)
@@ -150,7 +140,7 @@ def cat(b: Builder, node: fx.Node) -> None:
     if not nodes.is_fixed(y.shape[dim]):
         raise LeftToTorch("the size of what it joins is free")
     atoms, axes, axis = _joined(x, dim, total)
-    out = b.write(node, Place(-1, atoms, axes), b.values[x.value].rank, stored(node))
+    out = b.write(Place(-1, atoms, axes), b.rank(x), stored(node))
     at = 0
     for part in parts:
         size = nodes.sizes(nodes.value(part))[dim]  # type: ignore[arg-type]
@@ -181,20 +171,6 @@ def _joined(
         (at,) if i == dim else tuple(a + (a >= at) for a in group) for i, group in enumerate(x.axes)
     )
     return atoms, axes, axis
-
-
-@step(
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
-    aten.unbind.int,
-    aten.split.sizes,
-    role=Role.MOVES,
-    exact=True,
-)
-def split(b: Builder, node: fx.Node) -> None:
-    """Its parts are taken by `getitem`."""
-    raise LeftToTorch("it has several results")
 
 
 # ---- windows that keep the scale
@@ -251,13 +227,8 @@ def resize(b: Builder, node: fx.Node) -> None:
             raise LeftToTorch("its size follows from the input")
         fields[f"scale_{name}"] = 0.0 if factor is None else float(factor)
         fields[f"out_{name}"] = nodes.hint(size) if nodes.is_fixed(size) else 0
-    mode = (
-        "bilinear"
-        if "bilinear" in str(node.target)
-        else "nearest-exact"
-        if "exact" in str(node.target)
-        else "nearest"
-    )
+    modes = ("bilinear", "nearest-exact", "nearest")  # the first whose words the operator has
+    mode = next(m for m in modes if all(word in str(node.target) for word in m.split("-")))
     out = like_image(b, node, x, b.formats[x.value])
     b.add(
         "resize",
@@ -281,11 +252,3 @@ def window(given: dict[str, Any]) -> list[list[int]]:
 def _pair(v: Any) -> list[int]:
     v = [v] if isinstance(v, int) else list(v)
     return v * 2 if len(v) == 1 else v
-
-
-def like_image(b: Builder, node: fx.Node, x: Place, format: Format) -> Place:
-    """A new image of the node's sizes, of the batch of ``x``."""
-    y = nodes.value(node)
-    assert y is not None
-    free = tuple(not nodes.is_fixed(s) for s in y.shape[2:])
-    return b.write(node, image(x, nodes.sizes(y), free), 4, format)  # type: ignore[arg-type]

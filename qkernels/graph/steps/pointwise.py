@@ -10,9 +10,9 @@ from torch import fx
 from qkernels.graph import tables
 from qkernels.graph import trace as nodes
 from qkernels.graph.builder import Builder, LeftToTorch, output_fields
-from qkernels.graph.formats import Role, stored
+from qkernels.graph.formats import Format, Role, stored
 from qkernels.graph.fuse import clamp_of
-from qkernels.graph.places import Place, divided, groups_by_axis
+from qkernels.graph.places import Place
 from qkernels.graph.steps.table import step
 
 aten = torch.ops.aten
@@ -26,26 +26,22 @@ def function(b: Builder, node: fx.Node) -> None:
     named = tables.name_of(node)
     if named is None:
         raise LeftToTorch("its parameters are none that a program knows")
-    x, format = b.place(node.args[0]), stored(node)
-    given = b.formats[x.value]
-    table = tables.function_of(node)
+    x, format, table = b.compact(b.place(node.args[0])), stored(node), tables.function_of(node)
+    given, y = b.formats[x.value], b.write_like(x, format)
     if table is not None and given and format:
-        y = pointwise(b, node, x, "lookup")
-        b.steps[-1].constants["table"] = b.array(tables.table_of(table, given, format))
+        made = b.add("lookup", "", b.read(x), y.value)
+        made.constants["table"] = b.array(tables.table_of(table, given, format))
     else:
-        y = pointwise(
-            b, node, x, "unary", function=named[0], parameter=named[1], **b.input_fields(x.value)
-        )
+        b.compute("unary", x, y, function=named[0], parameter=named[1])
     b.put(node, y)
 
 
-def pointwise(b: Builder, node: fx.Node, x: Place, kind: str, **fields: Any) -> Place:
-    """A step that does the same to every number of a box."""
-    x = b.compact(x)
-    y = b.write(node, x, b.values[x.value].rank, stored(node))
-    output = {} if kind == "lookup" else output_fields(stored(node))
-    b.add(kind, "", b.read(x), y.value, **fields, **output)
-    return y
+def unary(b: Builder, node: fx.Node, **fields: Any) -> None:
+    """A function of every number of a value."""
+    x = b.compact(b.place(node.args[0]))
+    y = b.write_like(x, stored(node))
+    b.compute("unary", x, y, **fields)
+    b.put(node, y)
 
 
 @step(
@@ -60,14 +56,7 @@ def clamp(b: Builder, node: fx.Node) -> None:
     bounds = clamp_of(node)
     if bounds is None:
         raise LeftToTorch("its bounds are tensors")
-    x = b.place(node.args[0])
-    low, high = bounds
-    b.put(
-        node,
-        pointwise(
-            b, node, x, "unary", function="identity", lo=low, hi=high, **b.input_fields(x.value)
-        ),
-    )
+    unary(b, node, function="identity", lo=bounds[0], hi=bounds[1])
 
 
 @step(aten.pow.Tensor_Scalar, role=Role.COMPUTES)
@@ -76,8 +65,7 @@ def power(b: Builder, node: fx.Node) -> None:
     name = known.get(node.args[1])  # type: ignore[arg-type]
     if name is None:
         raise LeftToTorch(f"its exponent is {node.args[1]}")
-    x = b.place(node.args[0])
-    b.put(node, pointwise(b, node, x, "unary", function=name, **b.input_fields(x.value)))
+    unary(b, node, function=name)
 
 
 # ---- two values
@@ -107,34 +95,27 @@ def reversed_sub(b: Builder, node: fx.Node) -> None:
 
 def join(b: Builder, node: fx.Node, op: str, left: Any, right: Any) -> None:
     """``op`` of two operands, of which one may be a number or a tensor of the model, or repeat along axes."""
-    if _of_model(b, left) is not None:
-        _with_constant(b, node, op, right, _of_model(b, left), reverse=1)
-        return
-    if _of_model(b, right) is not None:
-        _with_constant(b, node, op, left, _of_model(b, right), reverse=0)
-        return
-    x, y = b.place(left), b.place(right)
-    reverse = _repeats(b, node, x) and not _repeats(b, node, y)
+    for tensor, operand, reverse in (
+        (_of_model(b, left), right, 1),
+        (_of_model(b, right), left, 0),
+    ):
+        if tensor is not None:
+            _with_constant(b, node, op, operand, tensor, reverse)
+            return
+    x, y, shape = b.place(left), b.place(right), nodes.shape(node)
+    assert shape is not None
+    reverse = int(x.repeats(shape) and not y.repeats(shape))
     whole, other = (y, x) if reverse else (x, y)
-    if _repeats(b, node, whole):
+    if whole.repeats(shape):
         raise LeftToTorch("both its operands repeat")
     whole = b.compact(whole)
-    parts, homes = b._parts(other, whole)
-    whole = _by_runs(b, whole, [bool(parts.axes[homes[i]]) for i in range(len(whole.atoms))])
+    parts, homes = b.parts(other, whole)
+    whole = b.by_runs(whole, [bool(parts.axes[homes[i]]) for i in range(len(whole.atoms))])
     other = b.like(other, whole)
-    out = b.write(node, whole, b.values[whole.value].rank, stored(node))
+    out = b.write_like(whole, stored(node))
     fields = b.input_fields(whole.value, "a") | b.input_fields(other.value, "b")
-    b.add(
-        "binary",
-        "",
-        b.read(whole),
-        out.value,
-        b.read(other),
-        op=op,
-        reverse=int(reverse),
-        **fields,
-        **output_fields(stored(node)),
-    )
+    fields |= {"op": op, "reverse": reverse} | output_fields(stored(node))
+    b.add("binary", "", b.read(whole), out.value, b.read(other), **fields)
     b.put(node, out)
 
 
@@ -147,46 +128,27 @@ def _of_model(b: Builder, operand: Any) -> torch.Tensor | None:
     return None if tensor is None else tensor.float()
 
 
-def _repeats(b: Builder, node: fx.Node, x: Place) -> bool:
-    shape = nodes.shape(node)
-    assert shape is not None
-    axes = [()] * (len(shape) - len(x.axes)) + list(x.axes)
-    return any(not axis and size != 1 for axis, size in zip(axes, shape, strict=True))
-
-
-def _by_runs(b: Builder, place: Place, present: list[bool]) -> Place:
-    """A box along each of whose axes another operand is there as a whole or repeats."""
-    if all(len({present[a] for a in group}) < 2 for group in groups_by_axis(place)):
-        return place
-    runs: list[list[int]] = [[0]]
-    for a in range(1, len(place.atoms)):
-        if present[a] == present[a - 1] and (a > 1 or place.atoms[a].axis == 0):
-            runs[-1].append(a)
-        else:
-            runs.append([a])
-    groups = divided(runs)
-    return b.arranged(place, groups, 4 if groups[2] else 3 if groups[1] else 2)
-
-
 def _with_constant(
-    b: Builder, node: fx.Node, op: str, operand: Any, tensor: Any, reverse: int
+    b: Builder, node: fx.Node, op: str, operand: Any, tensor: torch.Tensor, reverse: int
 ) -> None:
-    x = b.place(operand)
-    if _repeats(b, node, x):
+    x, shape = b.place(operand), nodes.shape(node)
+    assert shape is not None
+    if x.repeats(shape):
         raise LeftToTorch("it repeats what it joins with a constant")
     x = b.compact(x)
-    x = _by_runs(b, x, _present(x, tensor))
-    data = b.boxed(tensor, x)
-    out = b.write(node, x, b.values[x.value].rank, stored(node))
-    h, w, c = data.shape
-    made = b.add(
-        "binary", "", b.read(x), out.value, op=op, reverse=reverse, data_h=h, data_w=w, data_c=c,
-        **b.input_fields(x.value, "a"), **output_fields(stored(node)),
-    )  # fmt: skip
-    made.constants["data"] = b.array(data)
-    b.put(node, out)
-
-
-def _present(x: Place, tensor: torch.Tensor) -> list[bool]:
     sizes = [1] * (len(x.axes) - tensor.dim()) + list(tensor.shape)
-    return [sizes[x.axis_of(a)] != 1 for a in range(len(x.atoms))]
+    x = b.by_runs(x, [sizes[x.axis_of(a)] != 1 for a in range(len(x.atoms))])
+    b.put(node, with_constant(b, op, x, tensor, stored(node), reverse))
+
+
+def with_constant(
+    b: Builder, op: str, x: Place, tensor: torch.Tensor, format: Format, reverse: int = 0
+) -> Place:
+    """``op`` of a value and a tensor of the model, which its box holds or repeats along whole axes."""
+    out, data = b.write_like(x, format), b.boxed(tensor, x)
+    h, w, c = data.shape
+    fields = {"op": op, "reverse": reverse, "data_h": h, "data_w": w, "data_c": c}
+    fields |= b.input_fields(x.value, "a") | output_fields(format)
+    made = b.add("binary", "", b.read(x), out.value, **fields)
+    made.constants["data"] = b.array(data)
+    return out

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, fx
 
 from qkernels.graph import trace as nodes
-from qkernels.graph.builder import Builder, LeftToTorch, output_fields
+from qkernels.graph.builder import Builder, LeftToTorch
 from qkernels.graph.formats import Role, stored
 from qkernels.graph.fuse import ours
 from qkernels.graph.places import Place, groups_by_axis
-from qkernels.graph.steps.moves import like_image, window
-from qkernels.graph.steps.pointwise import _by_runs
+from qkernels.graph.steps.layers import like_image
+from qkernels.graph.steps.moves import window
+from qkernels.graph.steps.pointwise import with_constant
 from qkernels.graph.steps.table import step
 
 aten = torch.ops.aten
@@ -31,12 +32,8 @@ def mean_pool2d(b: Builder, node: fx.Node) -> None:
         return
     atoms = tuple(a for a in x.atoms if a.axis in (0, 3))
     batch = len(atoms) - len(x.axes[1])
-    y = b.write(
-        node,
-        Place(-1, atoms, (tuple(range(batch)), tuple(range(batch, len(atoms))), (), ())),
-        4,
-        None,
-    )
+    axes = (tuple(range(batch)), tuple(range(batch, len(atoms))), (), ())
+    y = b.write(Place(-1, atoms, axes), 4, None)
     b.add("mean", "", b.read(x), y.value)
     node.meta["int8"] = None  # a layer that reads it quantizes it
     b.put(node, y)
@@ -74,7 +71,7 @@ def reduce(b: Builder, node: fx.Node) -> None:
     gone = [x.axis_of(a) in dims for a in range(len(x.atoms))]
     if gone[0]:
         raise LeftToTorch("it reduces the batch")
-    x = _by_runs(b, x, gone)
+    x = b.by_runs(x, gone)
     b.put(node, reduced(b, node, x, dims, keep, op))
 
 
@@ -90,16 +87,9 @@ def reduced(b: Builder, node: fx.Node, x: Place, dims: list[int], keep: bool, op
     axes = [tuple(new[a] for a in axis if a in new) for axis in x.axes]
     if not keep:
         axes = [axis for i, axis in enumerate(axes) if i not in dims]
-    y = b.write(
-        node,
-        Place(-1, tuple(x.atoms[a] for a in kept), tuple(axes)),
-        b.values[x.value].rank,
-        stored(node),
-    )
-    b.add(
-        "reduce", "", b.read(x), y.value, op=op, over_h=over["h"], over_w=over["w"], over_c=over["c"],
-        **b.input_fields(x.value), **output_fields(stored(node)),
-    )  # fmt: skip
+    atoms = tuple(x.atoms[a] for a in kept)
+    y = b.write(Place(-1, atoms, tuple(axes)), b.rank(x), stored(node))
+    b.compute("reduce", x, y, op=op, over_h=over["h"], over_w=over["w"], over_c=over["c"])
     return y
 
 
@@ -131,19 +121,9 @@ def adaptive_avg_pool(b: Builder, node: fx.Node, size: list[int]) -> None:
 
 def _pool(b: Builder, node: fx.Node, x: Place, **fields: Any) -> None:
     y = like_image(b, node, x, stored(node))
-    same = (
-        stored(node) is not None and stored(node) == b.formats[x.value] and "adaptive" not in fields
-    )
-    b.add(
-        "avg_pool",
-        "",
-        b.read(x),
-        y.value,
-        same_scale=int(same),
-        **fields,
-        **b.input_fields(x.value),
-        **output_fields(stored(node)),
-    )
+    given, made = b.formats[x.value], b.formats[y.value]
+    same = made is not None and made == given and "adaptive" not in fields
+    b.compute("avg_pool", x, y, same_scale=int(same), **fields)
     b.put(node, y)
 
 
@@ -160,11 +140,8 @@ def layer_norm(b: Builder, node: fx.Node) -> None:
     width = rows.shape[-1]
     weight = _parameter(b, given["weight"], torch.ones(width))
     bias = _parameter(b, given["bias"], torch.zeros(width))
-    y = b.write(node, rows, b.values[rows.value].rank, stored(node))
-    made = b.add(
-        "layer_norm", "", b.read(rows), y.value, epsilon=given["eps"], **b.input_fields(rows.value),
-        **output_fields(stored(node)),
-    )  # fmt: skip
+    y = b.write_like(rows, stored(node))
+    made = b.compute("layer_norm", rows, y, epsilon=given["eps"])
     made.constants |= {"weight": b.array(weight), "bias": b.array(bias)}
     shape = nodes.shape(node)
     assert shape is not None
@@ -194,16 +171,8 @@ def rms_norm(b: Builder, node: fx.Node) -> None:
     rows = b.rows(b.place(given["input"]))
     weight = _parameter(b, given["weight"], torch.ones(rows.shape[-1]))
     eps = given["eps"] if given["eps"] is not None else torch.finfo(torch.float32).eps
-    y = b.write(node, rows, b.values[rows.value].rank, stored(node))
-    made = b.add(
-        "rms_norm",
-        "",
-        b.read(rows),
-        y.value,
-        epsilon=eps,
-        **b.input_fields(rows.value),
-        **output_fields(stored(node)),
-    )
+    y = b.write_like(rows, stored(node))
+    made = b.compute("rms_norm", rows, y, epsilon=eps)
     made.constants["weight"] = b.array(weight)
     b.put(node, y)
 
@@ -214,10 +183,7 @@ def group_norm(b: Builder, node: fx.Node) -> None:
     x = b.image(b.place(given["input"]))
     channels = x.shape[1]
     y = like_image(b, node, x, stored(node))
-    made = b.add(
-        "group_norm", "", b.read(x), y.value, groups=given["num_groups"], epsilon=given["eps"],
-        **b.input_fields(x.value), **output_fields(stored(node)),
-    )  # fmt: skip
+    made = b.compute("group_norm", x, y, groups=given["num_groups"], epsilon=given["eps"])
     made.constants |= {
         "weight": b.array(_parameter(b, given["weight"], torch.ones(channels))),
         "bias": b.array(_parameter(b, given["bias"], torch.zeros(channels))),
@@ -237,22 +203,12 @@ def batch_norm(b: Builder, node: fx.Node) -> None:
     weight = _parameter(b, given["weight"], torch.ones_like(mean))
     factor = weight.double() / (var.double() + given["eps"]).sqrt()
     summand = _parameter(b, given["bias"], torch.zeros_like(mean)).double() - mean.double() * factor
-    x = b.place(given["input"])
-    shape = [1, -1] + [1] * (len(x.axes) - 2)
-    x = b.compact(x)
-    scaled = b.write(node, x, b.values[x.value].rank, None)
-    for source, out, op, tensor in ((x, scaled, "mul", factor), (scaled, None, "add", summand)):
-        y = out or b.write(node, x, b.values[x.value].rank, stored(node))
-        data = b.boxed(tensor.float().reshape(shape), x)
-        h, w, c = data.shape
-        fields = b.input_fields(source.value, "a") | (
-            output_fields(stored(node)) if out is None else {}
-        )
-        made = b.add(
-            "binary", "", b.read(source), y.value, op=op, data_h=h, data_w=w, data_c=c, **fields
-        )
-        made.constants["data"] = b.array(data)
-    b.put(node, y)
+    x = b.compact(b.place(given["input"]))
+    factor, summand = (
+        v.float().reshape([1, -1] + [1] * (len(x.axes) - 2)) for v in (factor, summand)
+    )
+    scaled = with_constant(b, "mul", x, factor, None)
+    b.put(node, with_constant(b, "add", scaled, summand, stored(node)))
 
 
 # ---- softmax
@@ -271,15 +227,6 @@ def softmax(b: Builder, node: fx.Node) -> None:
     rank, dim = len(x.axes), given["dim"] % len(x.axes)
     last = [i for i in range(rank) if i != dim] + [dim]
     rows = b.rows(x.permuted(last))
-    y = b.write(node, rows, b.values[rows.value].rank, stored(node))
-    log = int("log" in str(node.target))
-    b.add(
-        "softmax",
-        "",
-        b.read(rows),
-        y.value,
-        log=log,
-        **b.input_fields(rows.value),
-        **output_fields(stored(node)),
-    )
+    y = b.write_like(rows, stored(node))
+    b.compute("softmax", rows, y, log=int("log" in str(node.target)))
     b.put(node, y.permuted([last.index(i) for i in range(rank)]))

@@ -44,6 +44,11 @@ def step(*operators: Any, role: Role, exact: bool = False) -> Callable[[Lowering
     return enter
 
 
+def role_of(found: Row | None) -> Role | None:
+    """What a row does to the format of a value; None for no row."""
+    return None if found is None else found.role
+
+
 def row(node: fx.Node, exact: bool) -> Row | None:
     """The row of a node; None where torch computes it."""
     found = TABLE.get(node.target) if node.op == "call_function" else None

@@ -37,7 +37,7 @@ def attention(b: Builder, node: fx.Node) -> None:
     t = [i for i in lead if q.atoms[i].axis > 0]
     k = len(lead)
     atoms = (*(q.atoms[i] for i in lead), Atom(3, heads, True), Atom(3, v_width, True))
-    y = b.write(node, Place(-1, atoms, (tuple(n), (k,), tuple(t), (k + 1,))), 3, stored(node))
+    y = b.write(Place(-1, atoms, (tuple(n), (k,), tuple(t), (k + 1,))), 3, stored(node))
     for name, x in zip("qkv", read, strict=True):
         fields |= b.input_fields(x.value, name)
     made = b.add(
@@ -70,7 +70,7 @@ def _heads(b: Builder, node: Any) -> tuple[Place, int]:
         if all(x.atoms[a].is_whole for a in lead):
             groups = (n, tuple(t), (), tuple(range(len(lead), len(x.atoms))))
             return b.arranged(whole, groups, 3), channel
-    return b.tokens(x, n, t, inner), 0
+    return b.arranged(x, (n, t, (), tuple(inner)), 3), 0
 
 
 def _without_slices(x: Place, first: int) -> tuple[Atom, ...]:
@@ -81,7 +81,7 @@ def _channel(x: Place, rest: list[int], inner: list[int]) -> int | None:
     """Where a slice of channels begins whose atoms lie side by side; None where they do not."""
     if inner != sorted(inner) or (rest and inner and max(rest) > min(inner)):
         return None
-    channel, step, outer = 0, 1, True
+    channel, step = 0, 1
     for a in reversed(inner):
         atom = x.atoms[a]
         if atom.stride != 1 or (not atom.is_whole and a != inner[0]):
@@ -91,7 +91,7 @@ def _channel(x: Place, rest: list[int], inner: list[int]) -> int | None:
     for a in reversed(rest):
         channel += x.atoms[a].start * step
         step *= x.atoms[a].size
-    return channel if outer else None
+    return channel
 
 
 def _bias(b: Builder, mask: Any, keys: Any) -> tuple[list[int], dict[str, Any], dict[str, Any]]:
@@ -135,7 +135,7 @@ def embedding(b: Builder, node: fx.Node) -> None:
         *(Atom(1, x.atoms[a].size, x.atoms[a].fixed) for a in x.axes[1]),
         Atom(3, table.shape[1], True),
     )
-    y = b.write(node, Place(-1, atoms, (*x.axes, (len(atoms) - 1,))), 3, stored(node))
+    y = b.write(Place(-1, atoms, (*x.axes, (len(atoms) - 1,))), 3, stored(node))
     made = b.add(
         "embedding", "", b.read(x), y.value, rows=len(table), **output_fields(stored(node))
     )
