@@ -131,8 +131,6 @@ def _is_ours(node: fx.Node) -> bool:
 
 
 def _apply_mover(graph: fx.GraphModule, node: fx.Node, format: Any) -> None:
-    if node.target is aten.view.default:
-        node.target = aten.reshape.default  # NHWC has no such view
     if not format:
         return
     given = nodes.arguments(node)

@@ -53,18 +53,20 @@ def build(graph: fx.GraphModule, rows: Rows) -> list[Builder]:
 def _build(
     graph: fx.GraphModule, run: list[fx.Node], rows: Rows
 ) -> tuple[Builder, dict[fx.Node, str]]:
+    """The program of a run, and why some of its nodes cannot be in one; others read those as they will read torch's."""
     builder = Builder(graph, run, sorted(_leaving(run), key=_place_among_results))
+    failed: dict[fx.Node, str] = {}
     for node in run:
         try:
             builder.lower(node, rows(node))
         except LeftToTorch as why:
-            return builder, {node: str(why)}
-    for node in builder.outputs:
+            failed[node] = str(why)
+    for node in builder.outputs if not failed else ():
         try:
             builder.results[node] = builder.finish(node)
         except LeftToTorch as why:
-            return builder, {node: str(why)}
-    return builder, {}
+            failed[node] = str(why)
+    return builder, failed
 
 
 def runs(graph: fx.Graph, ours: Callable[[fx.Node], bool]) -> list[list[fx.Node]]:

@@ -134,6 +134,8 @@ def _flat(program: torch.export.ExportedProgram) -> fx.GraphModule:
         elif _is_no_op(node):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default  # the copy that made the view possible may be gone
     graph.graph.eliminate_dead_code(
         is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n)
     )

@@ -196,6 +196,23 @@ def test_a_write_into_a_value_that_others_read_reaches_them_as_in_the_model() ->
     assert torch.equal(chained(x), model(x)) and chained.program is not None
 
 
+def test_a_view_of_a_copy_beside_a_step_of_torch_is_not_of_what_was_copied() -> None:
+    class Copied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.erf(self.a(x)).transpose(1, 2).contiguous().view(len(x), 2, 12)
+            return self.b(torch.erf(y))
+
+    torch.manual_seed(0)
+    x = images(2, 3, 6)
+    model = quantized(Copied(), x)
+    for exact in (True, False):
+        assert torch.equal(qk.compile(model, x, exact=exact)(x), model(x))
+
+
 @pytest.mark.parametrize("name", ["resnet20", "resnet56"])
 def test_accuracy_on_official_images_is_unchanged(name: str) -> None:
     from qkernels.data import load

@@ -26,8 +26,8 @@ def _view(*operators: Any) -> Any:
 
 
 @_view(
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
-    aten.unflatten.int, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default,
+    aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.squeeze.dim, aten.squeeze.dims,
+    aten.squeeze.default,
 )  # fmt: skip
 def reshape(b: Builder, node: fx.Node) -> None:
     x, source, y = b.place(node.args[0]), nodes.value(node.args[0]), nodes.value(node)
