@@ -33,7 +33,7 @@ def tool(name: str) -> str:
 
 
 def program_name(arch: str) -> str:
-    """Of a program that is built from what lies here now."""
+    """The name of the program of these sources: another where one of them has changed."""
     state = hashlib.sha256(arch.encode())
     for folder in ("csrc/core", "csrc/cuda"):
         for path in sorted((ROOT / folder).glob("*")):

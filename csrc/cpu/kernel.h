@@ -107,7 +107,7 @@ struct DepthwiseMemory {
   }
 };
 
-// Where a 4x4 tile of outputs is read and written (kernels/winograd.h).
+// The places where a 4x4 tile of outputs is read and written (kernels/winograd.h).
 struct WinogradTile {
   const int8_t* x;            // the first pixel of its window, the group's first channel
   int32_t rows, columns;      // of its 6x6 window that the image has; the last ones stand for what lies behind

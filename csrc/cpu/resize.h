@@ -9,7 +9,7 @@ enum class ResizeMode : uint8_t { nearest, nearest_exact, bilinear };
 constexpr const char* kResizeModeNames[] = {"nearest", "nearest-exact", "bilinear", nullptr};
 inline const char* const* choices_of(ResizeMode) { return kResizeModeNames; }
 
-// Where a row or column of y is read in x: two neighbours and the second one's share.
+// The place in x that a row or column of y is read from: two neighbours and the second one's share.
 struct Tap {
   int64_t first = 0, second = 0;
   float share = 0.0f;

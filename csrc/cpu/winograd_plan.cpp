@@ -55,7 +55,7 @@ WinogradPlan plan_winograd(const Conv2dProblem& p, const PackedLayout& layout, i
   const int64_t work = plan.tiles * WinogradWeight::kPoints * plan.weight.channels * layout.groups * layout.n;
   plan.workers = workers_for(work, kWorkPerThread, threads);
   plan.v_tile = round_up(plan.weight.channels, WinogradInput::kReadOn) + WinogradInput::kReadOn;  // off the powers of two
-  // As few blocks of tiles as fit, all alike; fewer than workers: the channels are split too.
+  // Blocks of tiles are as few as fit, all alike; where they are fewer than workers, the channels are split too.
   const int64_t tile_bytes = WinogradWeight::kPoints * plan.v_tile * int64_t(sizeof(int16_t));
   const int64_t fit = std::max<int64_t>(kTileBytes / tile_bytes, 1), sources = layout.groups;
   int64_t blocks = std::max<int64_t>(ceil_div(plan.tiles, fit), 1);

@@ -6,7 +6,7 @@
 
 namespace qk {
 
-// Of some images that go together. A block is some tiles of a group by some panels; a worker takes whole blocks.
+// The plan of some images that go together. A block is some tiles of a group by some panels; a worker takes whole blocks.
 struct WinogradPlan {
   PackedLayout layout{1, 1, 1};
   WinogradWeight weight{1, 1, 1};
@@ -27,7 +27,7 @@ WinogradPlan plan_winograd(const Conv2dProblem& p, const PackedLayout& layout, i
 // Whether it takes less time than a GEMM over output pixels, by counted work; the weight's transform is counted unless it is kept.
 bool winograd_pays(const Conv2dProblem& p, const PackedLayout& layout, Isa isa);
 
-// Of a packed weight, Conv2dProblem::weight_sum.
+// The value of Conv2dProblem::weight_sum for a packed weight.
 int64_t largest_weight_sum(const Conv2dProblem& p);
 
 }  // namespace qk

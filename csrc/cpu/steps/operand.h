@@ -26,7 +26,7 @@ inline const char* check_scale(float scale, int32_t zero) {
   return is_scale(scale) && within(zero, -128, 127) ? nullptr : "a scale is not finite and above 0, or a zero point outside [-128, 127]";
 }
 
-// Of a step with fields QK_X and QK_OUTPUT that reads one value.
+// Why a step with fields QK_X and QK_OUTPUT, which reads one value, may not run.
 template <class Payload>
 const char* check_x_and_y(const StepCheck& c, const Payload& p) {
   if (const char* why = check_operand(c, 0)) return why;

@@ -153,7 +153,7 @@ struct Scalar {
   // table[256] of as many of `count` unsigned bytes as vectors hold; returns how many that were.
   QK_INLINE int64_t lookup_bytes(const int8_t*, int64_t, const int8_t*, int8_t*) { return 0; }
   QK_INLINE void store_i32(int32_t* p, I v) { write_any(p, v); }
-  // For kernels/winograd.h: W holds 2 * width words, of which an I holds two a lane. Sums wrap.
+  // Words serve kernels/winograd.h: W holds 2 * width words, of which an I holds two a lane. Sums wrap.
   typedef uint16_t W __attribute__((vector_size(4), may_alias));
   QK_INLINE W load_words(const int8_t* p, int8_t mask) {  // of bytes that were XORed with mask
     return W{uint16_t(int8_t(p[0] ^ mask)), uint16_t(int8_t(p[1] ^ mask))};
