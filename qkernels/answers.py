@@ -22,7 +22,7 @@ def logits_of(model: Callable[..., Any], images: Tensor) -> Tensor:
     """
     own = None
     if images.is_floating_point() and not torch.is_autocast_enabled(images.device.type):
-        own = _only_dtype(model)
+        own = _other_dtype(model, images.dtype)
     answer = model(images if own is None else images.to(own))
     if isinstance(answer, Tensor):
         return answer
@@ -32,16 +32,17 @@ def logits_of(model: Callable[..., Any], images: Tensor) -> Tensor:
     raise AnswerError(_refusal(model, answer))
 
 
-def _only_dtype(model: Any) -> torch.dtype | None:
-    """The floating dtype that all weights of a model share, None where they differ."""
-    if not isinstance(model, nn.Module):
-        return None
-    found = {
-        p.dtype
-        for m in model.modules()
-        for p in m._parameters.values()
-        if p is not None and p.is_floating_point()
-    }  # not parameters(), for which int8 layers compute float weights
+def _other_dtype(model: Any, dtype: torch.dtype) -> torch.dtype | None:
+    """The floating dtype that all weights of a model share, where it is not ``dtype``; else None."""
+    found = set[torch.dtype]()
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        for p in (
+            module._parameters.values()
+        ):  # not parameters(), for which int8 layers compute float weights
+            if p is not None and p.is_floating_point():
+                if p.dtype == dtype:
+                    return None  # as nearly always: the first weight decides
+                found.add(p.dtype)
     return found.pop() if len(found) == 1 else None
 
 

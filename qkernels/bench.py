@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from qkernels import ops
 from qkernels.data.progress import progress as progress_bar
-from qkernels.machine import describe_machine
+from qkernels.machine import describe_machine, torch_threads
 from qkernels.nn import QuantConv2d, QuantLinear
 from qkernels.timing import Timing, time_in_turns
 
@@ -208,7 +207,7 @@ def run_bench(
     rows: list[BenchRow] = []
     with progress_bar("timing", len(cases) * len(counts), enabled=progress) as advance:
         for count in counts:
-            with _threads(count):
+            with torch_threads(count):
                 for case in cases:
                     rows += _run_case(case, count, quick)
                     advance(1, case.name)
@@ -280,15 +279,3 @@ def chained_call(layer: QuantLinear | QuantConv2d, q: Tensor, output_scale: floa
 
 def _channels_last(value: Any) -> Any:
     return value.to(memory_format=torch.channels_last)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    if count < 1:
-        raise ValueError(f"threads={count} must be at least 1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

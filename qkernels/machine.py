@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,23 @@ from qkernels import ops
 from qkernels.cores import usable_cores
 
 PACKAGES = ("torch", "numpy", "accelerate", "safetensors")
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch and the kernels use so many threads inside, and as many as before after it.
+
+    Raises:
+        ValueError: ``count`` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"threads={count} must be at least 1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe_machine() -> dict[str, Any]:

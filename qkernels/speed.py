@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from qkernels.data.progress import progress as progress_bar
 from qkernels.graph import compile
+from qkernels.machine import torch_threads
 from qkernels.nn import QuantModule
 from qkernels.program import Program
 from qkernels.quantization import fold_batch_norm_
@@ -127,7 +127,7 @@ def measure_speed(
             for size in (1, batch):
                 images = torch.randn(size, *image_shape)
                 ready = {key: prepare(images, threads) for key, prepare in calls.items()}
-                with _torch_threads(threads), torch.inference_mode():
+                with torch_threads(threads), torch.inference_mode():
                     times[threads, size] = time_in_turns(
                         ready, seconds=seconds, rounds=rounds, after_round=advance
                     )
@@ -149,16 +149,6 @@ def measure_speed(
         )
         for name in models
     }
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def deployed(model: nn.Module, example: Tensor) -> tuple[Form, Prepare]:

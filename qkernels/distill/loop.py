@@ -182,11 +182,11 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.stepper.zero_grad()
-        parts = min(self.config.accumulate, len(images))
-        splits = [None] * parts if labels is None else labels.chunk(parts)
+        parts = images.chunk(min(self.config.accumulate, len(images)))
+        splits = [None] * len(parts) if labels is None else labels.split(len(parts[0]))
         steps: list[tuple[Tensor, Tensor, Tensor]] = []
-        for part, some in zip(images.chunk(parts), splits, strict=False):
-            last = len(steps) + 1 == len(images.chunk(parts))
+        for part, some in zip(parts, splits, strict=True):
+            last = len(steps) + 1 == len(parts)
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self._autocast():
                     step = self.objective(self.wrapped, part, some)
