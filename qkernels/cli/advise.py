@@ -47,7 +47,7 @@ def command(
 
 
 def _share(text: str) -> float:
-    """Of "top1=91"."""
+    """The share that a text such as "top1=91" names."""
     name, _, percent = text.rpartition("=")
     try:
         share = float(percent) / 100
@@ -59,7 +59,7 @@ def _share(text: str) -> float:
 
 
 def _milliseconds(text: str) -> float:
-    """Of "2ms" or "0.5ms"."""
+    """The milliseconds that a text such as "2ms" or "0.5ms" names."""
     try:
         return float(text.removesuffix("ms"))
     except ValueError:

@@ -12,7 +12,8 @@ from qkernels.machine import describe_cuda, describe_machine
 
 
 def command() -> None:
-    facts, limit = describe_machine(), describe_machine()["isa_limit"]
+    facts = describe_machine()
+    limit = facts["isa_limit"]
     features = [name for name, present in kernel_core.cpu_features().items() if present]
     why = f"QKERNELS_MAX_ISA={limit}" if limit else "the best this machine has"
     say_pairs(
