@@ -261,7 +261,7 @@ def resize_bilinear(
 
 
 def _taps(n: int, out: int, scale: float, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row or column of the output, the two that it lies between, and the second one's share."""
+    """The two rows or columns that each of the output lies between, and the second one's share."""
     i = torch.arange(out)
     if n == out:
         return i, i, torch.zeros(out)

@@ -131,7 +131,7 @@ QK_DEVICE void mma_8816(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b) {
 
 namespace qk {
 
-// Of a block of a kernel that is made for other architectures: fewer than it is launched with, so that launch() can tell.
+// The threads of a block of a kernel that is made for other architectures: fewer than it is launched with, so that launch() can tell.
 constexpr int kNoThreads = 32;
 
 namespace {

@@ -55,7 +55,7 @@ class Builder:
     # ---- operands
 
     def place(self, node: Any) -> Place:
-        """Where a node's tensor is; one from outside of the run becomes an input of the program."""
+        """The place of a node's tensor; one from outside of the run becomes an input of the program."""
         if not isinstance(node, fx.Node):
             raise LeftToTorch("a number takes the place of a tensor")
         if node not in self._places:

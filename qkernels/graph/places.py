@@ -1,4 +1,4 @@
-"""Where the elements of a torch value lie in a value of a program.
+"""The places of a torch value's elements in a value of a program.
 
 A value of a program is a box of four sizes n, h, w, c in memory order. Views of torch (reshape, permute, slices,
 chunks) move nothing: they change which parts of the box's axes, its atoms, make up which axis of the tensor, and in

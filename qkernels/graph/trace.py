@@ -434,7 +434,7 @@ def set_arguments(node: fx.Node, **new: Any) -> None:
 
 
 def where(node: fx.Node) -> str:
-    """Where in the model a step is computed: the name of the module in whose call, then the operator."""
+    """The place in the model of a step: the name of the module in whose call it is computed, then the operator."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     name = stack[-1][0].rpartition("L['self'].")[2] if stack else ""
     packet = getattr(node.target, "overloadpacket", None)

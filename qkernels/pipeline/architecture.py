@@ -115,7 +115,7 @@ def names_its_model(path: Path) -> bool:
 def open_float_model(
     path: Path, data: ImageData, choice: ModelChoice
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """As `open_model`, of weights that can be trained, pruned and quantized: ValueError for an int8 checkpoint."""
+    """The model of weights that can be trained, pruned and quantized, by `open_model`. ValueError: it is int8."""
     net, architecture = open_model(path, data, choice)
     if any(isinstance(module, QuantModule) for module in net.modules()):
         raise ValueError(f"{path} is int8 already: give the float weights that it was made of")

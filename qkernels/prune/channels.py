@@ -119,7 +119,7 @@ def _pruned(
     ignore: Collection[str],
     broken: Mapping[tuple[object, ...], str],
 ) -> nn.Module:
-    """As `prune_channels`, without the groups that are `broken`. Raises DoesNotRun for further ones."""
+    """What `prune_channels` makes, without the groups that are `broken`. Raises DoesNotRun for further ones."""
     graph = ChannelGraph(model, example_inputs)
     graph.notes += broken.values()
     graph.groups = [group for group in graph.groups if group.key not in broken]

@@ -153,7 +153,7 @@ def test_a_kernel_made_for_other_architectures_traps_and_takes_no_block(arch: st
 
 
 def test_later_models_of_an_architecture_find_code_to_translate() -> None:
-    """From 10.0 on a major version has members that were not built for: it needs PTX of its own."""
+    """A major version from 10.0 on has members that were not built for: it needs PTX of its own."""
     built = {a for a in re.findall(r"sm_(\d+)", cuobjdump("-lelf")) if int(a) >= 100}
     if not built:
         pytest.skip("built for 9.0 and below")

@@ -118,7 +118,7 @@ def expand(b: Builder, node: fx.Node) -> None:
 
 
 def _with_one_part(b: Builder, x: Place, dim: int) -> Place:
-    """Where the axis is one atom."""
+    """The tensor in a place where that axis is one atom."""
     return x if len(x.axes[dim]) == 1 and x.atoms[x.axes[dim][0]].is_whole else b.in_order(x)
 
 

@@ -78,7 +78,7 @@ def _without_slices(x: Place, first: int) -> tuple[Atom, ...]:
 
 
 def _channel(x: Place, rest: list[int], inner: list[int]) -> int | None:
-    """Where a slice of channels begins whose atoms lie side by side; None where they do not."""
+    """The channel at which a slice of channels begins, if its atoms lie side by side; else None."""
     if inner != sorted(inner) or (rest and inner and max(rest) > min(inner)):
         return None
     channel, step = 0, 1
