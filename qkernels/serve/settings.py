@@ -114,7 +114,7 @@ def checked_token(text: str) -> str:
     token = text.strip()
     if not token:
         raise ValueError("the bearer token is empty: set one, or unset $QKERNELS_TOKEN")
-    if not (token.isascii() and token.isprintable()) or " " in token:
+    if not (token.isascii() and token.isprintable()):
         raise ValueError("the bearer token has characters that no header can hold")
     return token
 

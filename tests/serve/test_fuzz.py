@@ -87,7 +87,11 @@ def client(served: Served) -> Any:
 @fuzz
 @given(almost_good() | values)
 def test_any_json_is_answered(client: httpx.Client, message: Any) -> None:
-    check(client.post(INFER, content=json.dumps(message)))
+    answer = client.post(INFER, content=json.dumps(message))
+    if answer.status_code == 504:  # right only for who leaves no time
+        assert 0 < message["parameters"]["timeout"] < 1_000_000 and answer.json()["error"]
+        return
+    check(answer)
 
 
 @fuzz
