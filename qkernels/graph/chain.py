@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qkernels.graph import tables
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes, tables
 from qkernels.graph.formats import Formats, Role, stored
 from qkernels.graph.fuse import fuse, merge_linears, name_layers, ours
 from qkernels.graph.lower import Refused, build, left_to_torch, replace

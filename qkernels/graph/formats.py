@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from qkernels.graph import tables
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes, tables
 from qkernels.graph.tables import QParams
 
 Format = QParams | None  # int8 of this scale, or float32

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import qkernels.ops  # noqa: F401  (the operators)
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes
 from qkernels.graph.report import LayerChain
 from qkernels.nn import QuantLinear
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes
 from qkernels.graph.builder import Builder, LeftToTorch, output_fields
 from qkernels.graph.formats import Format, Role, input_of, stored
 from qkernels.graph.fuse import ours
