@@ -30,7 +30,7 @@ def chain_on_cpu(
     graph: fx.GraphModule, model: nn.Module, exact: bool, max_batch: int | None
 ) -> tuple[fx.GraphModule, ChainReport]:
     """The graph with programs in it."""
-    rows = _prepared(graph, model)
+    rows = _prepared(graph, model, activations=not exact)
     refused: dict[fx.Node, str] = {}
 
     def row_of(node: fx.Node) -> Row | None:
@@ -56,7 +56,7 @@ def chain_on_device(
     graph: fx.GraphModule, model: nn.Module, exact: bool
 ) -> tuple[fx.GraphModule, ChainReport]:
     """The graph of operators, which torch's stream runs one after the other."""
-    rows = _prepared(graph, model)
+    rows = _prepared(graph, model, activations=False)
 
     def role(node: fx.Node) -> Role | None:
         found = role_of(row(node, exact))
@@ -72,10 +72,12 @@ def chain_on_device(
     return graph, report
 
 
-def _prepared(graph: fx.GraphModule, model: nn.Module) -> dict[fx.Node, LayerChain]:
+def _prepared(
+    graph: fx.GraphModule, model: nn.Module, *, activations: bool
+) -> dict[fx.Node, LayerChain]:
     name_layers(graph)
     merge_linears(graph, model)
-    fused = fuse(graph)
+    fused = fuse(graph, activations=activations)
     if not fused:
         raise ValueError(f"{type(model).__name__} has no int8 layer to chain; quantize it first")
     return fused

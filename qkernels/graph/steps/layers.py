@@ -65,6 +65,8 @@ def _finish(b: Builder, node: fx.Node, made: Any, given: dict[str, Any]) -> None
         "lo": -math.inf if low is None else low,
         "hi": math.inf if high is None else high,
     }
+    if node.meta.get("activation") is not None:
+        made.fields["activation"], made.fields["parameter"] = node.meta["activation"]
     if (scale := input_of(node)) is not None:
         made.fields["x_scale"], made.fields["x_zero"] = scale
     else:
