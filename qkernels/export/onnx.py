@@ -33,7 +33,9 @@ def export_onnx(
     reciprocal (a tie may fall to the other side), and runtimes fuse and round biases, sums and scales in their own way.
 
     Args:
+        model: what `quantize` returned; not changed.
         example_inputs: what `model` is called with, float32.
+        path: of the file to write, which is replaced at once.
 
     Raises:
         ValueError: a dynamic layer, a chained model, no int8 layer, a forward that torch cannot export.
@@ -96,7 +98,7 @@ def _check_float32(model: nn.Module, examples: tuple[Any, ...]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on packages that are not there and on its own use of torch."""
+    """Keep back the exporter's notes on packages that are not there and on its own use of torch."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
