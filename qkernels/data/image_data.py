@@ -46,6 +46,7 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
+        """How many classes there are."""
         return len(self.class_names)
 
     @property

@@ -33,8 +33,10 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
     reciprocal (a tie may fall to the other side), and runtimes fuse and round biases, sums and scales in their own way.
 
     Args:
+        model: what `quantize` returned; not changed.
         example_inputs: what `model` is called with: a tensor, a tuple of positional arguments, or a dict of keyword
             arguments, whose names the inputs of the file then have; floats are float32.
+        path: of the file to write, which is replaced at once.
 
     Raises:
         ValueError: a dynamic layer, a chained model, no int8 layer, a forward that torch cannot export.
@@ -103,7 +105,7 @@ def _check_float32(model: nn.Module, call: Call) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on packages that are not there and on its own use of torch."""
+    """Keep back the exporter's notes on packages that are not there and on its own use of torch."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -16,7 +16,7 @@ from qkernels.nn.registry import spec_of_int8
 
 
 class _QdqLayer(nn.Module):
-    """For export only: calling it outside of an export gives no values."""
+    """A layer for export only: calling it outside of an export gives no values."""
 
     codes: Tensor
     weight_scale: Tensor

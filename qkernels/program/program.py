@@ -35,7 +35,7 @@ class Program:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], threads: int = 1) -> Program:
-        """From a file that `save` has written; ``threads``: those that one call may use.
+        """Open a file that `save` has written; ``threads`` are those that one call may use.
 
         Raises ValueError for a file that is cut off, altered, from another version, or no program at all.
         """
