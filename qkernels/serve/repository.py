@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ logger = logging.getLogger("qkernels.serve")
 PROGRAM, OWN = "model.qkp", "settings.json"
 _MOST_CHANGES = 16  # that wait for each other
 
+_WORTH_WAITING = 1.1  # times that a row must be cheaper in a full batch for any to wait for it
 _LOOK_SECONDS = 5.0  # for the file system to answer
 
 Stamp = tuple[int, ...]
@@ -334,6 +335,15 @@ class Repository:
             open_model, source.path, settings.sizes, settings.threads
         )
         model = await self._workers.run(opened.warm_up, settings.max_batch)
+        if settings.max_delay > 0:
+            gain = await self._workers.run(model.batch_gain)
+            if gain < _WORTH_WAITING:
+                logger.info(
+                    "%s: a row of a full batch costs %.2f of one alone, so that none waits for others",
+                    _label(served, version),
+                    1 / gain,
+                )
+                settings = replace(settings, max_delay=0.0)
         self._retire(served, version)
         version.batcher = Batcher(model, settings, self._workers, served.metrics)
         if not self._settings.is_folder:
