@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import queue
@@ -26,6 +27,7 @@ PROGRAM, OWN = "model.qkp", "settings.json"
 _MOST_CHANGES = 16  # that wait for each other
 
 _WORTH_WAITING = 1.1  # times that a row must be cheaper in a full batch for any to wait for it
+_TRIM_AFTER = 2.0  # seconds
 _LOOK_SECONDS = 5.0  # for the file system to answer
 
 Stamp = tuple[int, ...]
@@ -134,6 +136,7 @@ class Repository:
         self._workers, self._background = Workers(settings.workers), Background()
         self._changing, self._changes = asyncio.Lock(), 0
         self._looking: asyncio.Future[Seen] | None = None
+        self._trimming: asyncio.Task[None] | None = None
         self._said: dict[str, str] = {}  # what is wrong, by where: once for each change
         self.is_ready = False
         if not settings.is_folder:
@@ -224,6 +227,8 @@ class Repository:
         return [row for row in rows if row["state"] == "READY" or not only_ready]
 
     def close(self) -> None:
+        if self._trimming is not None:
+            self._trimming.cancel()
         self._workers.close()
 
     def put(self, name: str, number: str, batcher: Batcher) -> None:
@@ -376,6 +381,15 @@ class Repository:
         served.metrics.retired(version.number, version.batcher.model.version)
         version.batcher = None
         served.choose()
+        self._trimming = self._trimming or asyncio.ensure_future(self._trim())
+
+    async def _trim(self) -> None:
+        """Give the memory of models that were let go back to the system, once for all of a moment: the C library keeps
+        what lies below something that is still in use."""
+        await asyncio.sleep(_TRIM_AFTER)  # what waited for them has been answered
+        self._trimming = None
+        if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+            await self._background.run(trim, 0)
 
     def _say(self, where: str, trouble: str) -> None:
         if self._said.get(where, "") != trouble:
