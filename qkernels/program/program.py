@@ -107,6 +107,11 @@ class Program:
         return list(self._program.input_dtypes)
 
     @property
+    def id_counts(self) -> list[int | None]:
+        """How many ids each input may hold, which are 0 .. count - 1; None for one of float32."""
+        return list(self._program.id_counts)
+
+    @property
     def outputs(self) -> list[tuple[int, int]]:
         """(axes, channels) of each output; 0 channels: they follow from the sizes of a call."""
         return list(self._program.signature(False))
