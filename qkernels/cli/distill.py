@@ -103,5 +103,7 @@ def command(
     for note in done.training.notes:
         say(note)
     say(f"test accuracy {done.accuracy}")
+    if done.robust is not None:
+        say(str(done.robust))
     say(f"wrote {run / 'model.safetensors'}, and {done.checkpoint}, which names its model")
     check_not_ruined(done.accuracy, done.before, data, may_lose)

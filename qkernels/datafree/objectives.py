@@ -175,6 +175,10 @@ class DFQ(GeneratorObjective):
     too, so that it does not forget what the generator has left; half of what it learns from comes from there.
     """
 
+    images: Tensor
+    answers: Tensor
+    seen: Tensor
+
     def __init__(
         self,
         teacher: nn.Module,

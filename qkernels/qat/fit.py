@@ -42,6 +42,7 @@ def fit_qat(
     quant: QuantConfig | Mapping[str, Any] | None = None,
     teacher: nn.Module | None = None,
     run_dir: str | Path | None = None,
+    extend: bool = False,
     progress: bool = True,
 ) -> nn.Module:
     """Train the int8 form of `model`, and keep it only if it got better.
@@ -52,8 +53,9 @@ def fit_qat(
         calibration: as for `prepare_qat`.
         quant: as `config` of `prepare_qat`.
         teacher: as for `train`; the float model itself is a good teacher.
-        progress: as for `train`.
         run_dir: as for `train`, and for this model and this `quant` only; the training is in its folder "training".
+        extend: as for `train`.
+        progress: as for `train`.
 
     Returns:
         The better int8 model of the two on the validation images, with `QatResult` as its report.
@@ -72,7 +74,9 @@ def fit_qat(
         RunFolder(run_dir, description, resume=True).create()
     start = convert_qat(trained)
     before = evaluate(start, data, "val")
-    train(trained, data, config, teacher=teacher, run_dir=training, progress=progress)
+    train(
+        trained, data, config, teacher=teacher, run_dir=training, extend=extend, progress=progress
+    )
     int8 = convert_qat(trained)
     after = evaluate(int8, data, "val")
     result = QatResult(before, after)
