@@ -24,7 +24,7 @@ from qkernels.distill import (
     train,
 )
 from qkernels.distill.registry import SOFT_LOSSES
-from qkernels.evaluate import Evaluation, evaluate
+from qkernels.evaluate import Quality, evaluate
 from qkernels.pipeline.architecture import (
     ModelChoice,
     create_model,
@@ -71,8 +71,8 @@ class Distilled:
 
     model: nn.Module
     training: TrainResult
-    accuracy: Evaluation
-    before: Evaluation | None = None
+    accuracy: Quality
+    before: Quality | None = None
     checkpoint: Path = field(default=Path(CHECKPOINT))
     robust: Robustness | None = None
 
@@ -135,6 +135,10 @@ def _check(plan: Distillation, data: ImageData, settings: Mapping[str, Any]) -> 
     for name in OF_A_LOSS:
         if name in settings:
             raise ValueError(f"{own} has a loss of its own: leave --{name.replace('_', '-')} out")
+    if data.meaning.task != "multiclass":
+        raise ValueError(
+            f"{own} is for one class an image, and {data.name} has {data.meaning.task} labels"
+        )
     if data.train.normalised:
         raise ValueError(
             f"{own} needs pixels, and {data.name} gives inputs that are normalised already: let its data set return "
@@ -169,7 +173,7 @@ def _objective(
             raise ValueError(
                 f"loss={config.loss!r} compares features of one teacher, not of {len(guides)}"
             )
-        return soft_objective(config.loss, config, *guides)
+        return soft_objective(config.loss, config, *guides, data=data)
     return None
 
 

@@ -10,6 +10,7 @@ import qkernels
 from qkernels import recovery
 from qkernels.data import ImageData
 from qkernels.distill import TrainConfig
+from qkernels.distill.registry import suitable_soft_loss
 from qkernels.pipeline.architecture import ModelChoice, describe_data, open_float_model
 from qkernels.pipeline.run import calibration_batches
 from qkernels.qat import fit_qat
@@ -71,6 +72,7 @@ def quantize_file(
 def _trained(net: Any, data: ImageData, batches: Any, plan: Int8Plan, said: list[object]) -> Any:
     config = TrainConfig.model_validate(
         {"epochs": plan.qat_epochs, "lr": QAT_LR, "temperature": QAT_TEMPERATURE, "optimizer": "adamw",
+         "loss": suitable_soft_loss(data.meaning.task),
          "batch_size": min(128, max(1, len(data.train) // 16)), "seed": plan.seed}
     )  # fmt: skip
     net.requires_grad_(True)
@@ -79,5 +81,5 @@ def _trained(net: Any, data: ImageData, batches: Any, plan: Int8Plan, said: list
     )
     done = qkernels.report(int8, QatResult)
     which = "trained in int8" if done.trained else "not trained: training made it no better"
-    said.append(f"{which}; validation accuracy {done.before} before, {done.after} after")
+    said.append(f"{which}; validation {done.after.metric} {done.before} before, {done.after} after")
     return int8

@@ -13,7 +13,7 @@ from qkernels.data import ImageData
 from qkernels.distill import TrainConfig, train
 from qkernels.distill.cache import digest
 from qkernels.distill.run_folder import RunFolder
-from qkernels.evaluate import Evaluation, evaluate
+from qkernels.evaluate import Quality, evaluate
 from qkernels.qat.prepare import convert_qat, prepare_qat
 from qkernels.quantization.calibration import Calibration
 from qkernels.quantization.config import QuantConfig
@@ -24,8 +24,8 @@ from qkernels.reports import hang
 class QatResult:
     """The report of `fit_qat`: the int8 model on the validation images `before` and `after` training."""
 
-    before: Evaluation
-    after: Evaluation
+    before: Quality
+    after: Quality
 
     @property
     def trained(self) -> bool:
@@ -83,5 +83,5 @@ def fit_qat(
     return hang(int8 if result.trained else start, result)
 
 
-def _rank(result: Evaluation) -> tuple[float, float]:
-    return result.accuracy, -result.loss
+def _rank(result: Quality) -> tuple[float, float]:
+    return result.value, -result.loss
