@@ -17,7 +17,7 @@ from qkernels.advise.advice import Advice, Trial
 from qkernels.data import ImageData
 from qkernels.data.progress import progress as progress_bar
 from qkernels.distill import TrainConfig, suitable_config, train
-from qkernels.evaluate import Evaluation, evaluate
+from qkernels.evaluate import Evaluation, accuracy_of
 from qkernels.measure import count_macs
 from qkernels.models.channels import Sizes
 from qkernels.pipeline import calibration_batches
@@ -180,7 +180,7 @@ class _Search:
         return accuracy.accuracy >= self.floor
 
     def accuracy(self, model: nn.Module) -> Evaluation:
-        return evaluate(model, self.data, "val")
+        return accuracy_of(model, self.data, "val")
 
     def trial(self, name: str, model: nn.Module, **of: Any) -> Trial:
         form, ms = self._timed({name: model}, 0.3)[name]
