@@ -71,6 +71,13 @@ def padded_before(count: int = 3) -> Call:
     return {**call, "attention_mask": call["attention_mask"].flip(1)} | {"use_cache": False}  # type: ignore[dict-item]
 
 
+def gpt2() -> nn.Module:
+    config = transformers.GPT2Config(
+        vocab_size=WORDS, n_positions=32, n_embd=32, n_layer=2, n_head=2
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
 def llama() -> nn.Module:
     config = transformers.LlamaConfig(
         vocab_size=WORDS, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -92,6 +99,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Call]]] = {
     "BERT with segments": (with_pooler, with_segments),
     "DistilBERT": (distilbert, text),
     "ViT": (vit, images),
+    "GPT-2": (gpt2, padded_before),
     "Llama": (llama, padded_before),
     "T5's encoder": (t5_encoder, text),
 }
@@ -153,3 +161,11 @@ def test_another_length_than_the_examples_is_refused_in_one_sentence(
     fast, call = compiled
     with pytest.raises(ValueError, match="the model was made for a size of 7 in dimension 1"):
         fast(**{name: x[:, :5] for name, x in call.items()})
+
+
+def test_an_answer_with_a_cache_is_refused_with_what_to_pass() -> None:
+    torch.manual_seed(0)
+    call = text()
+    int8 = qk.quantize(llama().eval(), "dynamic")
+    with pytest.raises(ValueError, match=r"answers with a DynamicCache.*pass use_cache=False"):
+        qk.compile(int8, call)
