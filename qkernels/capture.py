@@ -268,9 +268,11 @@ def _guesses(model: nn.Module) -> Iterator[Tensor]:
 def _reason(error: BaseException) -> str:
     """The first line of torch's reason, with the line of the user's code where torch names it."""
     text = str(error)
-    unknown = re.match(r"Found <class '(?:.*\.)?(.+)'> in output, which is not a known type", text)
-    if unknown:
-        return f"its answer has a {unknown[1]}, which torch.export does not know; use_cache=False keeps caches out"
+    if unknown := re.search(r"Found <class '([^']*)'> in output, which is not a known type", text):
+        return (
+            f"it answers with a {unknown[1].rpartition('.')[2]}, an object whose tensors torch does not know; "
+            "where that is a cache for generation, pass use_cache=False"
+        )
     line = next((x.strip() for x in text.splitlines() if x.strip().startswith("File ")), "")
     return first_line(error) + (f"; {line}" if line and "torch" not in line else "")
 

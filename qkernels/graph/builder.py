@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -46,14 +46,19 @@ class LeftToTorch(ValueError):
 class Builder:
     """The values and steps of a program that stands for ``run``, nodes of ``graph`` in order.
 
-    ``outputs`` are those that others read. A step's module asks where its operands are, in the order in memory that its
-    kernel needs (`image`, `rows`, `compact`), and says what it writes with `write`.
+    ``outputs`` are those that others read, ``row_of`` the rows of the table. A step's module asks where its operands
+    are, in the order in memory that its kernel needs (`image`, `rows`, `compact`), and says with `write` what it
+    writes.
     """
 
     def __init__(
-        self, graph: fx.GraphModule, run: Sequence[fx.Node], outputs: Sequence[fx.Node]
+        self,
+        graph: fx.GraphModule,
+        run: Sequence[fx.Node],
+        outputs: Sequence[fx.Node],
+        row_of: Callable[[fx.Node], Any],
     ) -> None:
-        self.graph, self.run, self.outputs = graph, run, outputs
+        self.graph, self.run, self.outputs, self.row_of = graph, run, outputs, row_of
         self.values: list[Value] = []
         self.formats: list[Format] = []
         self.steps: list[Step] = []
@@ -63,6 +68,7 @@ class Builder:
         self._arrays: dict[int, tuple[Any, Any]] = {}
         self._unpacked: dict[int, Tensor] = {}
         self.known: dict[Any, Place] = {}  # operands in another form, by what they are
+        self.name = ""
         self.tables: dict[fx.Node, Tensor] = {}  # of integers: words.py
 
     # ---- operands
@@ -72,7 +78,12 @@ class Builder:
         if not isinstance(node, fx.Node):
             raise LeftToTorch("a number takes the place of a tensor")
         if node not in self._places:
-            self._places[node] = self._input(node)
+            if node.op == "call_function" and nodes.is_integer(node) and self.row_of(node):
+                before = self.name
+                self.lower(node, self.row_of(node))  # no program hands integers to another
+                self.name = before
+            else:
+                self._places[node] = self._input(node)
         return self._places[node]
 
     def constant(self, node: Any) -> Tensor | None:
@@ -394,8 +405,6 @@ class Builder:
         """The value of the caller's that an output of the run is, float32 in the tensor's own order."""
         x = nodes.value(node)
         assert x is not None
-        if x.dtype != torch.float32:
-            raise LeftToTorch(f"its result is {x.dtype}, which torch reads")
         place = self.as_format(self.place(node), None)
         if not 2 <= x.dim() <= 4:
             raise LeftToTorch("its result has fewer than two or more than four dimensions")

@@ -161,12 +161,65 @@ def _embedding(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return _call(node, aten.expand.default, few, [*repeated.args[1], -1])  # type: ignore[misc]
 
 
+def _where(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    reads, result = node.all_input_nodes, nodes.value(node)
+    repeated = {x: x.args[0] for x in reads if x.target is aten.expand.default}
+    parts = [nodes.value(repeated.get(x, x)) for x in reads]
+    known = all(
+        isinstance(x, fx.Node) and x.op == "get_attr" for x in (repeated.get(x, x) for x in reads)
+    )
+    if not repeated or not known or result is None:
+        return None
+    if any(p is None or (p.dim() == result.dim() and nodes.hint(p.shape[0]) != 1) for p in parts):
+        return None
+    args = fx.map_arg(node.args, lambda x: repeated.get(x, x))
+    few = node.graph.call_function(node.target, args, node.kwargs)  # type: ignore[arg-type]
+    few.meta = {**node.meta, "val": result.new_empty((1, *result.shape[1:]))}
+    batch = next(iter(repeated)).args[1][0]  # type: ignore[index]
+    return _call(node, aten.expand.default, few, [batch, *[-1] * (result.dim() - 1)])
+
+
+# ---- keys and values repeated for their queries are fewer heads
+
+
+def _attention(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    given = nodes.arguments(node)
+    few = [_heads_before(given[name]) for name in ("key", "value")]
+    if None in few or given["enable_gqa"]:
+        return None
+    new = node.graph.call_function(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+    nodes.set_arguments(new, key=few[0], value=few[1], enable_gqa=True)
+    new.meta = dict(node.meta)
+    return new
+
+
+def _heads_before(node: Any) -> fx.Node | None:
+    """x [N, H, T, C] where a node is x[:, :, None] expanded and reshaped to [N, H * r, T, C]."""
+    steps = (aten.reshape.default, aten.expand.default, aten.unsqueeze.default)
+    chain = [node]
+    for step in steps:
+        if not isinstance(chain[-1], fx.Node) or chain[-1].target is not step:
+            return None
+        chain.append(chain[-1].args[0])
+    repeated, many, one, x = map(nodes.value, chain)
+    if repeated is None or many is None or one is None or x is None:
+        return None
+    if chain[2].args[1] != 2 or x.dim() != 4 or many.dim() != 5 or repeated.dim() != 4:
+        return None
+    heads = nodes.hint(many.shape[1]) * nodes.hint(many.shape[2])
+    kept = all(nodes.same_size(repeated.shape[i], x.shape[i]) for i in (0, 2, 3))
+    same = nodes.same_size(many.shape[1], x.shape[1])
+    return chain[3] if kept and same and nodes.hint(repeated.shape[1]) == heads else None
+
+
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], fx.Node | None]] = {
     aten.index.Tensor: _index,
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
     **dict.fromkeys((aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default), _joined_with(True)),
     **dict.fromkeys((aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default), _joined_with(False)),
+    **dict.fromkeys((aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf), _where),
+    aten.scaled_dot_product_attention.default: _attention,
     aten.embedding.default: _embedding,
     torch.ops.qkernels.embedding.default: _embedding,
 }  # fmt: skip

@@ -54,9 +54,11 @@ def _build(
     graph: fx.GraphModule, run: list[fx.Node], rows: Rows
 ) -> tuple[Builder, dict[fx.Node, str]]:
     """The program of a run, and why some of its nodes cannot be in one; others read those as they will read torch's."""
-    builder = Builder(graph, run, sorted(_leaving(run), key=_place_among_results))
+    builder = Builder(graph, run, sorted(_leaving(run), key=_place_among_results), rows)
     failed: dict[fx.Node, str] = {}
     for node in run:
+        if nodes.is_integer(node):
+            continue
         try:
             builder.lower(node, rows(node))
         except LeftToTorch as why:
@@ -138,7 +140,8 @@ def _replace(
             node.replace_all_uses_with(part)
             parts[node] = part
     for node in reversed(builder.run):
-        graph.graph.erase_node(node)
+        if not nodes.is_integer(node):  # torch computes it too, if it reads it
+            graph.graph.erase_node(node)
     return parts
 
 
@@ -191,9 +194,9 @@ def module_of(graph: fx.GraphModule, node: Any) -> Any:
 
 
 def _leaving(run: list[fx.Node]) -> list[fx.Node]:
-    """The values of a run that others read."""
+    """The values of a run that others read; integers are computed again by who reads them."""
     inside = set(run)
-    return [n for n in run if not inside.issuperset(n.users)]
+    return [n for n in run if not inside.issuperset(n.users) and not nodes.is_integer(n)]
 
 
 def _place_among_results(node: fx.Node) -> int:

@@ -22,6 +22,12 @@ def shape(node: Any) -> tuple[int, ...] | None:
     return None if x is None or x.dtype != torch.float32 else sizes(x)
 
 
+def is_integer(node: fx.Node) -> bool:
+    """Whether it is a tensor of integers or truth values."""
+    x = value(node)
+    return x is not None and x.dtype in (torch.int64, torch.bool)
+
+
 def sizes(x: Tensor) -> tuple[int, ...]:
     """The sizes of a tensor for the example."""
     return tuple(hint(s) for s in x.shape)

@@ -380,5 +380,6 @@ def _guards(program: torch.export.ExportedProgram) -> Iterator[Any]:
         x = value(node)
         for s in () if x is None else x.shape:
             if isinstance(s, torch.SymInt):
-                yield from (guard.expr for guard in s.node.shape_env.guards)
+                env = s.node.shape_env
+                yield from (env.replace(guard.expr) for guard in env.guards)  # sizes that are one
                 return

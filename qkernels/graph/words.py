@@ -29,7 +29,11 @@ def table_of(b: Builder, node: fx.Node) -> Tensor | None:
         LeftToTorch: the example holds words of which there are no rows.
     """
     x = nodes.value(node)
-    if node in b.tables or node.op != "placeholder" or x is None or x.is_floating_point():
+    if x is None or not nodes.is_integer(node):
+        return None
+    if node.op != "placeholder":
+        if b.constant(node) is None:
+            b.place(node)
         return b.tables.get(node)
     count = _count(node)
     low, high = node.meta.get("range", (0, count - 1))

@@ -22,11 +22,14 @@ class ZooModel:
         make: the model in eval mode, and a batch.
         package: where its definition comes from; None for definitions of this folder.
         generates: whether it also writes tokens, one after the other, with a cache.
+        programs: how many its compiled form is; None: no test says, since it is not captured as it is called here, or
+            is not counted yet.
     """
 
     make: Make
     package: str | None = None
     generates: bool = False
+    programs: int | None = 1
 
     def build(self) -> tuple[nn.Module, Batch]:
         """The same weights and batch at every call."""

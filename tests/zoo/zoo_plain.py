@@ -242,18 +242,18 @@ def yolo_like() -> Any:
     return YoloLike(), images(32)
 
 
-@zoo_model("lstm_classifier")
+@zoo_model("lstm_classifier", programs=14)
 def lstm_classifier() -> Any:
     model = RecurrentClassifier(nn.LSTM, num_layers=2, bidirectional=True)
     return model, torch.randint(1, 50, (3, 6))
 
 
-@zoo_model("gru_classifier")
+@zoo_model("gru_classifier", programs=8)
 def gru_classifier() -> Any:
     return RecurrentClassifier(nn.GRU), torch.randint(1, 50, (3, 6))
 
 
-@zoo_model("conv1d_net")
+@zoo_model("conv1d_net", programs=2)
 def conv1d_net() -> Any:
     return Conv1dNet(), torch.randn(3, 2, 64)
 

@@ -6,8 +6,8 @@ from typing import Any
 from zoo_models import images, zoo_model
 
 
-def _model(name: str) -> Any:
-    return zoo_model(name, "timm")
+def _model(name: str, **settings: Any) -> Any:
+    return zoo_model(name, "timm", **settings)
 
 
 def _create(name: str, **settings: Any) -> Any:
@@ -55,17 +55,17 @@ def deit_tiny() -> Any:
     return _create("deit_tiny_patch16_224", **small), images(32)
 
 
-@_model("convnextv2_atto")
+@_model("convnextv2_atto", programs=None)
 def convnextv2_atto() -> Any:
     return _create("convnextv2_atto", depths=(1, 1, 2, 1), dims=(16, 24, 32, 48)), images(64)
 
 
-@_model("fastvit_t8")
+@_model("fastvit_t8", programs=None)
 def fastvit_t8() -> Any:
     return _create("fastvit_t8", layers=(1, 1, 1, 1), embed_dims=(16, 32, 64, 64)), images(64)
 
 
-@_model("levit_128s")
+@_model("levit_128s", programs=None)
 def levit_128s() -> Any:
     small = {"img_size": 64, "embed_dim": (32, 48, 64), "num_heads": (2, 3, 4), "depth": (1, 1, 1)}
     return _create("levit_128s", **small), images(64)

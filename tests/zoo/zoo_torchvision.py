@@ -6,8 +6,8 @@ from torch import nn
 from zoo_models import images, zoo_model
 
 
-def _model(name: str) -> Any:
-    return zoo_model(name, "torchvision")
+def _model(name: str, **settings: Any) -> Any:
+    return zoo_model(name, "torchvision", **settings)
 
 
 @_model("alexnet")
@@ -109,7 +109,7 @@ def efficientnet_b0() -> Any:
     return EfficientNet(blocks, 0.2, num_classes=10, last_channel=last), images(64)
 
 
-@_model("regnet_y_400mf")
+@_model("regnet_y_400mf", programs=None)
 def regnet_y_400mf() -> Any:
     from torchvision.models.regnet import BlockParams, RegNet
 
@@ -117,7 +117,7 @@ def regnet_y_400mf() -> Any:
     return RegNet(blocks, num_classes=10), images(64)
 
 
-@_model("convnext_tiny")
+@_model("convnext_tiny", programs=None)
 def convnext_tiny() -> Any:
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
@@ -132,14 +132,14 @@ def vit_b_16() -> Any:
     return VisionTransformer(32, 8, 2, 3, 48, 96, num_classes=10), images(32)
 
 
-@_model("swin_t")
+@_model("swin_t", programs=None)
 def swin_t() -> Any:
     from torchvision.models import SwinTransformer
 
     return SwinTransformer([4, 4], 24, [2, 2], [2, 4], [4, 4], num_classes=10), images(48)
 
 
-@_model("lraspp_mobilenet_v3_large")
+@_model("lraspp_mobilenet_v3_large", programs=None)
 def lraspp_mobilenet_v3_large() -> Any:
     from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
@@ -147,7 +147,7 @@ def lraspp_mobilenet_v3_large() -> Any:
     return model, images(64)
 
 
-@_model("fasterrcnn_mobilenet_v3_large_320_fpn")
+@_model("fasterrcnn_mobilenet_v3_large_320_fpn", programs=None)
 def fasterrcnn_mobilenet_v3_large_320_fpn() -> Any:
     from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 

@@ -48,7 +48,7 @@ def distilbert() -> Any:
     return DistilBertForMaskedLM(config), _text()
 
 
-@_model("gpt2", generates=True)
+@_model("gpt2", programs=None, generates=True)
 def gpt2() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -56,7 +56,7 @@ def gpt2() -> Any:
     return GPT2LMHeadModel(config), _prompts()
 
 
-@_model("llama", generates=True)
+@_model("llama", programs=None, generates=True)
 def llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -81,7 +81,7 @@ def vit() -> Any:
     return ViTForImageClassification(config), {"pixel_values": images(32)}
 
 
-@_model("clip")
+@_model("clip", programs=2)
 def clip() -> Any:
     from transformers import CLIPConfig, CLIPModel
 
@@ -94,7 +94,7 @@ def clip() -> Any:
     return CLIPModel(config), {**_text(), "pixel_values": images(32)}
 
 
-@_model("whisper", generates=True)
+@_model("whisper", programs=None, generates=True)
 def whisper() -> Any:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -107,7 +107,7 @@ def whisper() -> Any:
     return WhisperForConditionalGeneration(config), sound
 
 
-@_model("t5", generates=True)
+@_model("t5", programs=None, generates=True)
 def t5() -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 

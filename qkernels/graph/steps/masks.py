@@ -128,29 +128,61 @@ def _choose(b: Builder, node: fx.Node, condition: Any, first: Any, second: Any) 
     """The first where the condition holds, else the second, of which one at least is a number."""
     a, c = _number(b, first), _number(b, second)
     table = table_of(b, condition)
-    if table is None:
-        raise LeftToTorch("what it chooses by follows from several inputs")
-    if a is not None and c is not None:
+    if table is not None and a is not None and c is not None:
         b.put(node, looked_up(b, condition, torch.where(table, a, c), stored(node)))
         return
     if a is None and c is None:
         raise LeftToTorch("it chooses between two values")
-    number, other, taken = (a, second, table) if a is not None else (c, first, ~table)
+    number, other, holds = (a, second, True) if a is not None else (c, first, False)
     assert number is not None
-    tensor = b.constant(other)
+    tensor = torch.tensor(_number(b, other)) if _number(b, other) is not None else b.constant(other)
     x: Place | Tensor = b.place(other) if tensor is None else tensor.float()
-    bounds = [
-        ("min", torch.where(taken, number, math.inf)),
-        ("max", torch.where(taken, number, -math.inf)),
-    ]
-    needed = [(op, bound) for op, bound in bounds if _bounds(op, bound, x)]
+    if table is not None:
+        bounds = _looked_up_bounds(b, condition, table if holds else ~table, number, x)
+    else:
+        bounds = _computed_bounds(b, condition, holds, number)
     shape = nodes.sizes(nodes.value(node))  # type: ignore[arg-type]
-    for op, bound in needed:
-        format = stored(node) if op == needed[-1][0] else None
-        x = joined(b, op, x, looked_up(b, condition, bound, None), shape, format)
+    for i, (op, bound) in enumerate(bounds):
+        format = stored(node) if i == len(bounds) - 1 else None
+        x = joined(b, op, x, bound, shape, format)
     if isinstance(x, Tensor):
         raise LeftToTorch("it chooses a constant")
     b.put(node, x)
+
+
+def _looked_up_bounds(
+    b: Builder, condition: fx.Node, chosen: Tensor, number: float, x: Place | Tensor
+) -> list[tuple[str, Place]]:
+    """What holds x to a number where it is chosen, and to nothing elsewhere."""
+    most = torch.where(chosen, number, math.inf)
+    least = torch.where(chosen, number, -math.inf)
+    return [
+        (op, looked_up(b, condition, bound, None))
+        for op, bound in (("min", most), ("max", least))
+        if _bounds(op, bound, x)
+    ]
+
+
+def _computed_bounds(
+    b: Builder, condition: Any, holds: bool, number: float
+) -> list[tuple[str, Place]]:
+    """The same of truth values that are 1 and 0: the number, less or plus a logarithm that is 0 or -inf."""
+    given = numbers(b, condition)
+    one = torch.tensor(1.0)
+    if math.isinf(number):
+        kept = joined(b, "sub", one, given, given.shape, None) if holds else given
+        return [("add" if number < 0 else "sub", _log(b, kept))]
+    away = _log(b, given if holds else joined(b, "sub", one, given, given.shape, None))
+    wanted = torch.tensor(number)
+    most = joined(b, "sub", wanted, away, away.shape, None)
+    return [("min", most), ("max", joined(b, "add", wanted, away, away.shape, None))]
+
+
+def _log(b: Builder, x: Place) -> Place:
+    x = b.compact(x)
+    y = b.write_like(x, None)
+    b.compute("unary", x, y, function="log")
+    return y
 
 
 def _bounds(op: str, bound: Tensor, x: Place | Tensor) -> bool:

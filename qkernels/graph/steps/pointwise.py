@@ -64,6 +64,13 @@ def clamp(b: Builder, node: fx.Node) -> None:
 @step(aten.pow.Tensor_Scalar, role=Role.COMPUTES)
 def power(b: Builder, node: fx.Node) -> None:
     known = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal", 1: "identity"}
+    if node.args[1] == 3:
+        x = b.compact(b.place(node.args[0]))
+        square = b.write_like(x, None)
+        b.compute("unary", x, square, function="square")
+        shape = nodes.sizes(nodes.value(node))  # type: ignore[arg-type]
+        b.put(node, joined(b, "mul", square, x, shape, stored(node)))
+        return
     name = known.get(node.args[1])  # type: ignore[arg-type]
     if name is None:
         raise LeftToTorch(f"its exponent is {node.args[1]}")
