@@ -11,7 +11,7 @@ namespace {
 void fill_scales(const Scales& s, const Kernels& k, int64_t image, int64_t first, int64_t count,
                  const PackedRows& out) {
   std::fill_n(out.scale + first, count, s.scale[image / s.images_per_scale]);
-  std::fill_n(out.offset + first, count, s.zero[image / s.images_per_scale] + k.x_offset);
+  std::fill_n(out.offset + first, count, s.zero[image / s.images_per_scale] - k.x_mask);
 }
 
 // Whole lines of output pixels, in place.
@@ -44,7 +44,7 @@ void pack_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const 
   run.columns = how.together ? 1 : p.kw;
   run.piece = how.together ? p.kw * how.channels : how.channels;
   run.row_pitch = kernel_row(how.channels, p.kw);
-  run.flip = (plan.kernels->x_offset != 0) != (how.mask != 0);
+  run.flip = how.mask != plan.kernels->x_mask;
   run.slack = how.slack;
   run.lda = plan.lda;
   for (int64_t r = 0; r < at.rows; r += run.pixels) {

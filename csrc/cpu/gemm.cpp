@@ -14,7 +14,7 @@ constexpr int64_t kFewRows = 48;              // a worker, up to which they shar
 // int8 rows that lie as the kernel reads packed ones: nothing to turn, no padding of K or of the last rows, and not so far
 // apart that they share few cache sets.
 bool lie_packed(const GemmProblem& p, const Kernels& k) {
-  return p.x_type == DType::s8 && (k.x_offset != 0) == (p.x_mask != 0) && p.k % k.piece == 0 && p.m % k.piece_rows == 0 &&
+  return p.x_type == DType::s8 && p.x_mask == k.x_mask && p.k % k.piece == 0 && p.m % k.piece_rows == 0 &&
          p.x_stride % 1024 != 0;
 }
 
@@ -33,10 +33,9 @@ void pack_rows(const GemmProblem& p, const GemmPlan& plan, const BlockPosition& 
       const Extremes ends = k.extremes(x, p.x_type, p.k);
       sz = dynamic_scale(ends.lo, ends.hi, p.range == Range::dynamic_symmetric);
     }
-    const bool flip = (k.x_offset != 0) != (p.x_mask != 0);
-    if (!in_place) k.quantize(x, p.x_type, p.k, 1.0f / sz.scale, sz.zero, flip, out.a + r * plan.lda);
+    if (!in_place) k.quantize(x, p.x_type, p.k, 1.0f / sz.scale, sz.zero, p.x_mask != k.x_mask, out.a + r * plan.lda);
     out.scale[r] = sz.scale;
-    out.offset[r] = sz.zero + k.x_offset;
+    out.offset[r] = sz.zero - k.x_mask;
   }
   read_packed(plan, out, at.rows, block);
   if (in_place) block.a = static_cast<const int8_t*>(p.x) + at.m0 * p.x_stride, block.lda = p.x_stride;

@@ -43,7 +43,7 @@ GemmPlan plan_packed_gemm(int64_t m, const PackedLayout& layout, const Kernels& 
 struct PackedRows {
   int8_t* a;               // [block_rows][lda]
   float* scale;            // [block_rows]
-  int32_t* offset;         // [block_rows], zero point + Kernels::x_offset
+  int32_t* offset;         // [block_rows], zero point - Kernels::x_mask
   char* c;                 // [block_rows][block_cols] of output where the caller asked for a staging block
 };
 

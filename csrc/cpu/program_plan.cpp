@@ -134,7 +134,7 @@ ImageWork image_work(const Program& program, const ProgramInput* inputs, const P
 
 }  // namespace
 
-int8_t mask_of(Isa isa) { return kernels_of(isa).x_offset ? -128 : 0; }
+int8_t mask_of(Isa isa) { return kernels_of(isa).x_mask; }
 
 const ProgramPart& ProgramPlan::part(int64_t images, int of_threads) const {
   return *std::find_if(parts.begin(), parts.end(), [&](const ProgramPart& p) { return p.images == images && p.threads == of_threads; });

@@ -95,7 +95,7 @@ int64_t kept_bytes(const Program& program, const ProgramStep& step) {
   p.c = program.values[step.reads[0]].channels, p.oc = program.values[step.y].channels;
   p.kh = s.kh, p.kw = s.kw, p.groups = s.groups;
   p.stride_h = s.stride_h, p.stride_w = s.stride_w, p.dilation_h = s.dilation_h, p.dilation_w = s.dilation_w;
-  return has_winograd(p) ? winograd_weight(p, weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups)).bytes() : 0;
+  return is_3x3_stride_1(p) ? winograd_weight(p, weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups)).bytes() : 0;
 }
 
 double macs(const StepCall& call) {
