@@ -99,13 +99,13 @@ GemmPlan plan_linear(const GemmProblem& p, Isa isa, int threads) {
 
 void gemm(const GemmProblem& p, const GemmPlan& plan, const Parallel& parallel, void* workspace) {
   const int64_t item = size_of(p.epilogue.out_type);
-  gemm_blocks(
-      plan, p.weight, p.epilogue, parallel, workspace,
-      [&](const BlockPosition& at, const PackedRows& out, GemmBlock& block) { pack_rows(p, plan, at, out, block); },
-      [&](const BlockPosition& at, const PackedRows&) -> Destination {
-        return {static_cast<char*>(p.c) + (at.m0 * p.c_stride + at.n0) * item, p.c_stride};
-      },
-      [](const BlockPosition&, const PackedRows&) {});
+  char* memory = static_cast<char*>(workspace);
+  Workspace panels(memory + plan.panels);
+  const Epilogue whole = to_whole_panels(panels, p.epilogue, plan.layout);
+  for_blocks(plan, parallel, memory, [&](const BlockPosition& at, const PackedRows& rows, GemmBlock& block) {
+    if (at.new_rows) pack_rows(p, plan, at, rows, block);
+    multiply(plan, p.weight, whole, at, {static_cast<char*>(p.c) + (at.m0 * p.c_stride + at.n0) * item, p.c_stride}, block);
+  });
 }
 
 namespace {

@@ -1,6 +1,5 @@
-// The one loop of every int8 GEMM here, linear or convolution: cut C into blocks, let the caller pack the rows of a
-// block right before their use (or say where they lie), run the micro-kernel, let the caller take the block where it
-// belongs.
+// The one loop of every int8 GEMM here, linear or convolution: for each block of C, the caller packs its rows of x right before
+// their use (or says where they lie), multiplies, and takes the block where it belongs.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -50,6 +49,7 @@ struct PackedRows {
 // Which part of C: rows [m0, m0 + rows) by columns [n0, n0 + cols) of one group.
 struct BlockPosition {
   int64_t group, m0, rows, n0, cols;
+  bool new_rows;           // other rows of x than the worker's block before
 };
 
 // Elements between rows, and more of them after each `line` rows, the first of which is `column` of its line.
@@ -105,19 +105,17 @@ inline void read_packed(const GemmPlan& plan, const PackedRows& from, int64_t ro
   block.k4 = ceil_div(plan.layout.k, 4);
 }
 
-// pack(BlockPosition, PackedRows, GemmBlock) fills in the block's rows of x;
-// where(BlockPosition, PackedRows) -> Destination, done(BlockPosition, PackedRows).
-template <class Pack, class Where, class Done>
-void gemm_blocks(const GemmPlan& plan, const int8_t* weight, const Epilogue& channel_epilogue, const Parallel& parallel,
-                 void* workspace, Pack pack, Where where, Done done) {
-  char* memory = static_cast<char*>(workspace);
-  Workspace panels(memory + plan.panels);
-  const Epilogue whole = to_whole_panels(panels, channel_epilogue, plan.layout);
+// body(at, rows, block) for every block of C, each worker's one after the other. `block` stays a worker's: it reads the rows
+// that body fills in where they are new, and what `rows` has of their scales.
+template <class Body>
+void for_blocks(const GemmPlan& plan, const Parallel& parallel, char* memory, Body body) {
   parallel(plan.workers, [&](int64_t worker) {
     const PackedRows rows = packed_rows(plan, memory, worker);
     const Share tasks = share(plan.tasks(), plan.workers, worker);
     GemmBlock block;
-    int64_t packed = -1;  // the (group, row block) that `block` reads
+    block.row_scale = rows.scale;
+    block.row_offset = rows.offset;
+    int64_t before = -1;                     // the (group, row block) of the last task
     for (int64_t task = tasks.begin; task < tasks.end; ++task) {
       const int64_t source = task / plan.col_blocks;
       BlockPosition at;
@@ -127,27 +125,29 @@ void gemm_blocks(const GemmPlan& plan, const int8_t* weight, const Epilogue& cha
       at.rows = std::min(plan.block_rows, plan.part_rows - first);
       at.n0 = task % plan.col_blocks * plan.block_cols;
       at.cols = std::min(plan.block_cols, plan.layout.n - at.n0);
-      if (source != packed) pack(at, rows, block);
-      packed = source;
-      const Epilogue epilogue = epilogue_of_group(whole, plan.layout, weight, at.group);
-      const Destination to = where(at, rows);
-      block.panel_bytes = plan.layout.panel_bytes();
-      block.b = plan.layout.values(weight, at.group) + at.n0 / kPanel * block.panel_bytes;
-      block.cols = at.cols;
-      block.m0 = at.m0;
-      block.n0 = at.n0;
-      block.row_scale = rows.scale;
-      block.row_offset = rows.offset;
-      block.c = to.c;
-      block.c_stride = to.stride;
-      block.c_gap = to.gap;
-      block.c_line = to.line;
-      block.c_column = to.column;
-      block.epilogue = &epilogue;
-      plan.kernels->gemm(block);
-      done(at, rows);
+      at.new_rows = source != before;
+      before = source;
+      body(at, rows, block);
     }
   });
+}
+
+// The rows that `block` reads by the weights at hand, to where they belong. `whole`: per-channel values to whole panels.
+inline void multiply(const GemmPlan& plan, const int8_t* weight, const Epilogue& whole, const BlockPosition& at, const Destination& to,
+                     GemmBlock& block) {
+  const Epilogue epilogue = epilogue_of_group(whole, plan.layout, weight, at.group);
+  block.panel_bytes = plan.layout.panel_bytes();
+  block.b = plan.layout.values(weight, at.group) + at.n0 / kPanel * block.panel_bytes;
+  block.cols = at.cols;
+  block.m0 = at.m0;
+  block.n0 = at.n0;
+  block.c = to.c;
+  block.c_stride = to.stride;
+  block.c_gap = to.gap;
+  block.c_line = to.line;
+  block.c_column = to.column;
+  block.epilogue = &epilogue;
+  plan.kernels->gemm(block);
 }
 
 }  // namespace qk
