@@ -17,8 +17,6 @@ struct Image {
   int64_t image, row, pixel;  // bytes from one to the next
 };
 
-constexpr int64_t kElementsPerThread = 1 << 15;  // copied or scanned, below which another thread does not pay
-
 // The first byte of x at a pixel.
 inline const char* pixel(const Conv2dProblem& p, int64_t image, int64_t h, int64_t w) {
   return static_cast<const char*>(p.x) + (image * p.x_strides[0] + h * p.x_strides[2] + w * p.x_strides[3]) * size_of(p.x_type);

@@ -6,6 +6,7 @@
 namespace qk {
 
 constexpr int kMaxThreads = 256;  // of one call
+constexpr int64_t kElementsPerThread = 1 << 15;  // copied or scanned, below which another thread does not pay
 
 // Threads for so much work, where each needs at least `each` to pay.
 inline int workers_for(int64_t work, int64_t each, int threads) {
