@@ -34,4 +34,8 @@ struct Share {
 };
 constexpr Share share(int64_t count, int64_t parts, int64_t i) { return {count * i / parts, count * (i + 1) / parts}; }
 
+// Images are run some at a time, and what is left: of the plans of these two, that of so many.
+template <class Part>
+const Part& part_of(const Part* parts, int64_t images) { return parts[images != parts[0].images]; }
+
 }  // namespace qk

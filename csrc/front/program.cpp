@@ -60,7 +60,7 @@ void check_input_values(const Program& program, const ProgramPlan& plan, const P
 }
 
 std::vector<int64_t> sizes_of(const Program& program, const ProgramPlan& plan, int32_t v) {
-  const ProgramShape& s = plan.shapes[size_t(v)];
+  const ProgramShape& s = plan.whole.shapes[size_t(v)];
   const ProgramValue& value = program.values[v];
   if (value.rank == 2) return {s.n, s.c};
   if (value.rank == 3) return {s.n, s.h, s.c};

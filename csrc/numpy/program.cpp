@@ -72,7 +72,7 @@ class LoadedProgram {
     {
       py::gil_scoped_release free;
       std::unique_ptr<Arena> arena = take();
-      run_program(*program_, plan, inputs.data(), outputs.data(), isa, parallel, arena->at_least(plan.arena_bytes),
+      run_program(*program_, plan, inputs.data(), outputs.data(), parallel, arena->at_least(plan.arena_bytes),
                   timed ? seconds.data() : nullptr);
       give(std::move(arena));
     }

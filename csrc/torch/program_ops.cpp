@@ -25,7 +25,7 @@ static std::vector<ProgramInput> inputs_of(const Program& program, const std::ve
 }
 
 static Tensor output_of(const Program& program, const ProgramPlan& plan, int32_t v, const Tensor& x) {
-  const ProgramShape& s = plan.shapes[size_t(v)];
+  const ProgramShape& s = plan.whole.shapes[size_t(v)];
   const ProgramValue& value = program.values[v];
   if (value.rank != 4) return empty_cpu(x, sizes_of(program, plan, v), ScalarType::Float);
   return empty_cpu(x, {s.n, s.c, s.h, s.w}, ScalarType::Float, value.planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
@@ -70,7 +70,7 @@ static std::vector<Tensor> run_program(Tensor bytes, Tensor arena, std::vector<T
     results.push_back(output_of(program, plan, program.outputs[i], held[0]));
     outputs.push_back(results.back().mutable_data_ptr());
   }
-  qk::run_program(program, plan, inputs.data(), outputs.data(), active_isa(), threads, arena_of(arena, plan.arena_bytes),
+  qk::run_program(program, plan, inputs.data(), outputs.data(), threads, arena_of(arena, plan.arena_bytes),
                   seconds_of(seconds, program.header->steps));
   return results;
 }

@@ -84,8 +84,6 @@ struct PayloadType {
 template <class Payload>
 constexpr PayloadType kPayload{Payload::fields, Payload::read, kBytesOf<Payload>};
 
-int8_t mask_of(Isa isa);         // of int8 values within a program
-
 struct StepType {
   const char* name;
   PayloadType payload;
