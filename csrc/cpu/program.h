@@ -76,12 +76,13 @@ struct ProgramPlan {
   int threads = 1;
   int64_t batch = 0, each = 0;       // images; of a thread of its own
   ProgramPart alone[2], shared[2];   // as many images at a time as stay in cache, and what is left
+  bool looks_at_values = false;      // the values of inputs may be refused: check_values
   int64_t bytes_each = 0, arena_bytes = 0;
 };
 
 ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa isa, int threads);
 
-// Why a call with these values of its inputs may not run; empty if it may. What depends on sizes alone is the plan's.
+// Why a call with these values of its inputs may not run; empty if it may. Asked where plan.looks_at_values.
 std::string check_values(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs);
 
 // `arena` has plan.arena_bytes, aligned to 64; `seconds`, where given, receives one figure a step.

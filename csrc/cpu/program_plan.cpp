@@ -1,4 +1,5 @@
-// What follows from the sizes of a call's inputs: the sizes of every value, memory, and how the batch is cut.
+// What follows from the sizes of a call's inputs: the sizes of every value, memory, and how the batch is cut; what a step of it
+// costs, and whether the inputs' values may run.
 #include <algorithm>
 
 #include "dispatch.h"
@@ -161,6 +162,7 @@ ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa
   }
   plan.error = set_shapes(program, inputs, plan.batch, plan.whole);
   if (!plan.error.empty() || plan.batch == 0) return plan;
+  plan.looks_at_values = std::any_of(program.steps, program.steps + program.header->steps, [](const ProgramStep& s) { return type_of(s).check_values != nullptr; });
   int64_t at_once = plan.batch;
   const auto is_row = [](const ProgramValue& v) { return v.rank == 2; };
   if (!std::all_of(program.values, program.values + program.header->values, is_row)) {  // rows alone would read all weights once more
@@ -172,6 +174,40 @@ ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa
   const int64_t rest = plan_run(program, plan, inputs, plan.batch - plan.each * threads, at_once, threads, plan.shared);
   plan.arena_bytes = std::max(plan.bytes_each * threads, rest);
   return plan;
+}
+
+std::string check_values(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs) {
+  for (int32_t i = 0; i < program.header->steps; ++i) {
+    const ProgramStep& step = program.steps[i];
+    const StepType& type = type_of(step);
+    if (!type.check_values) continue;
+    const std::string why = type.check_values({program, step, plan.whole, inputs, nullptr, nullptr, plan.isa, plan.mask});
+    if (!why.empty()) return sentence("step ", program.name(step), ": ", why);
+  }
+  return {};
+}
+
+StepWork work_of(const Program& program, const ProgramPlan& plan, const ProgramStep& s) {
+  const auto bytes = [&](int32_t v) {
+    return plan.whole.shapes[size_t(v)].count() * size_of(program.values[v].type);
+  };
+  StepWork work{0, bytes(s.y)};
+  for (int i = 0; i < StepReads::kMost && s.reads[i] >= 0; ++i) work.bytes += bytes(s.reads[i]);
+  const StepType& type = type_of(s);
+  for (const Field* f = type.payload.fields(); f->name; ++f)
+    if (f->is_constant) work.bytes += reinterpret_cast<const Constant*>(program.base + s.payload + f->offset)->bytes;
+  const StepCall call{program, s, plan.whole, nullptr, nullptr, nullptr, plan.isa, plan.mask};
+  if (type.macs) work.macs = int64_t(double(call.y_shape().n) * type.macs(call));
+  return work;
+}
+
+const char* way_of(const Program& program, const ProgramPlan& plan, int32_t step) {
+  const StepType& type = type_of(program.steps[step]);
+  const ProgramPart& part = plan.each ? plan.alone[0] : plan.shared[0];
+  if (!type.way || part.images == 0) return "";
+  const char* of_step = part.plans.get();
+  for (int32_t i = 0; i < step; ++i) of_step += type_of(program.steps[i]).plan_room();
+  return type.way(of_step);
 }
 
 }  // namespace qk
