@@ -17,35 +17,6 @@ Program::Program(const void* bytes)
 
 bool Program::is_input(int32_t v) const { return std::find(inputs, outputs, v) != outputs; }
 
-// ---- where values lie
-
-void* StepCall::data(int32_t v) const {
-  const ProgramValue& of = value(v);
-  const ProgramShape& s = shape(v);
-  if (of.slot >= 0) {
-    const int64_t before = of.border * (s.w + 2 * of.border + 1) * s.c;  // bytes of the border before the first pixel
-    return arena ? arena + part.slots[size_t(of.slot)] + before : nullptr;
-  }
-  for (int32_t i = 0; i < program.header->inputs; ++i)
-    if (program.inputs[i] == v) return const_cast<void*>(inputs[i].data);
-  for (int32_t i = 0; outputs && i < program.header->outputs; ++i)
-    if (program.outputs[i] == v) return outputs[i];
-  return nullptr;
-}
-
-void StepCall::strides(int32_t v, int64_t* s) const {
-  for (int32_t i = 0; i < program.header->inputs; ++i)
-    if (program.inputs[i] == v) {
-      std::copy_n(inputs[i].strides, 4, s);
-      return;
-    }
-  const ProgramShape& of = shape(v);
-  const int64_t border = 2 * value(v).border;
-  s[1] = 1, s[3] = of.c, s[2] = (of.w + border) * s[3], s[0] = (of.h + border) * s[2];
-}
-
-// ---- a call
-
 namespace {
 
 // Images [first, first + count) of the batch, as many at a time as the first part has.

@@ -66,7 +66,7 @@ class LoadedProgram {
     for (int32_t i = 0; i < h.outputs; ++i) {
       py::array_t<float> y(sizes_of(*program_, plan, program_->outputs[i]));
       outputs.push_back(y.mutable_data());
-      results.append(y);
+      results.append(as_sent(y, program_->outputs[i]));
     }
     std::vector<double> seconds(timed ? size_t(h.steps) : 0);
     {
@@ -76,7 +76,6 @@ class LoadedProgram {
                   timed ? seconds.data() : nullptr);
       give(std::move(arena));
     }
-    for (int32_t i = 0; i < h.outputs; ++i) results[size_t(i)] = as_sent(results[size_t(i)], program_->outputs[i]);
     if (timed) seconds_out.attr("extend")(py::cast(seconds));
     return results;
   }
