@@ -1,7 +1,6 @@
 #include "program.h"
 
 #include <cstring>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -53,11 +52,13 @@ class LoadedProgram {
     begin_kept(*program_, program_->kept);
   }
 
-  py::list run(std::vector<py::array> arrays, int threads, bool timed, py::object seconds_out, const std::optional<std::string>& isa_name) {
+  py::list run(const std::vector<py::array>& arrays, int threads, bool timed, py::object seconds_out, const std::optional<std::string>& isa_name) {
     const Isa isa = isa_of(isa_name);
-    const std::vector<ProgramInput> inputs = inputs_of(arrays);
+    std::vector<std::optional<View>> held(arrays.size());
+    for (size_t i = 0; i < arrays.size(); ++i) held[i].emplace(arrays[i], true);
+    const std::vector<ProgramInput> inputs = inputs_of(held);
     const Parallel parallel = checked_threads(threads);
-    const std::shared_ptr<const ProgramPlan> kept = planned(inputs, isa, threads);
+    const std::shared_ptr<const ProgramPlan> kept = plans_.get(*program_, inputs, isa, threads);
     const ProgramPlan& plan = *kept;
     check_input_values(*program_, plan, inputs.data());
     const ProgramHeader& h = *program_->header;
@@ -82,7 +83,7 @@ class LoadedProgram {
 
   // What a call with inputs of these sizes does, step by step.
   py::list steps(const std::vector<std::vector<int64_t>>& input_sizes, int threads) {
-    const std::shared_ptr<const ProgramPlan> made = planned(inputs_of(input_sizes), active_isa(), threads);
+    const std::shared_ptr<const ProgramPlan> made = plans_.get(*program_, inputs_of(input_sizes), active_isa(), threads);
     const ProgramPlan& plan = *made;
     py::list rows;
     for (int32_t i = 0; i < program_->header->steps; ++i) {
@@ -102,7 +103,7 @@ class LoadedProgram {
   }
 
   int64_t arena_bytes(const std::vector<std::vector<int64_t>>& input_sizes, int threads) {
-    return planned(inputs_of(input_sizes), active_isa(), threads)->arena_bytes;
+    return plans_.get(*program_, inputs_of(input_sizes), active_isa(), threads)->arena_bytes;
   }
 
   int64_t filled() const { return filled_bytes(*program_); }
@@ -147,49 +148,24 @@ class LoadedProgram {
     return text + "]";
   }
 
-  // Arrays as the program reads them; copied only where it does not.
-  std::vector<ProgramInput> inputs_of(std::vector<py::array>& arrays) const {
-    check_input_count(*program_, arrays.size());
-    std::vector<ProgramInput> inputs;
-    for (size_t i = 0; i < arrays.size(); ++i) {
-      const View x(arrays[i], true);
-      check_input(*program_, int32_t(i), *x);
-      const InputLies how = input_lies(*program_, int32_t(i), *x);
-      if (lies(*x, how)) {
-        arrays[i] = x.array();
-        inputs.push_back(input_of(*program_, int32_t(i), *x));
-        continue;
-      }
-      const bool pixels = how == InputLies::pixels;
-      arrays[i] = pixels ? contiguous(x.array().attr("transpose")(0, 2, 3, 1)).attr("transpose")(0, 3, 1, 2).cast<py::array>() : contiguous(x.array());
-      inputs.push_back(input_of(*program_, int32_t(i), *View(arrays[i])));
-    }
-    return inputs;
+  // Copied only where they do not lie as the program reads them.
+  std::vector<ProgramInput> inputs_of(std::vector<std::optional<View>>& held) const {
+    return checked_inputs(*program_, held.size(), [&](size_t i) { return **held[i]; }, [&](size_t i, Lies how) {
+      if (how == Lies::well) return;
+      const py::array x = held[i]->array();
+      held[i].emplace(how == Lies::contiguous ? contiguous(x)
+                                              : contiguous(x.attr("transpose")(0, 2, 3, 1)).attr("transpose")(0, 3, 1, 2).cast<py::array>());
+    });
   }
 
   // Inputs without memory.
   std::vector<ProgramInput> inputs_of(const std::vector<std::vector<int64_t>>& all) const {
-    check_input_count(*program_, all.size());
-    std::vector<ProgramInput> inputs;
-    for (const auto& s : all) {
+    return checked_inputs(*program_, all.size(), [&](size_t i) {
       Array x;
-      x.axes = int64_t(s.size()), x.sizes = s.data(), x.type = input_type(*program_, int32_t(inputs.size()));
-      check_input(*program_, int32_t(inputs.size()), x);
+      x.axes = int64_t(all[i].size()), x.sizes = all[i].data(), x.type = input_type(*program_, int32_t(i));
       set_contiguous_strides(x);
-      inputs.push_back(input_of(*program_, int32_t(inputs.size()), x));
-    }
-    return inputs;
-  }
-
-  // The plan of a call, which follows from sizes alone (the strides of inputs no plan asks): kept for the next one.
-  std::shared_ptr<const ProgramPlan> planned(const std::vector<ProgramInput>& inputs, Isa isa, int threads) {
-    std::vector<int64_t> key{int64_t(isa), threads};
-    for (const ProgramInput& in : inputs) key.insert(key.end(), in.sizes, in.sizes + 4), key.push_back(in.rank);
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (const auto found = plans_.find(key); found != plans_.end()) return found->second;
-    auto plan = std::make_shared<const ProgramPlan>(checked_plan(*program_, inputs.data(), isa, threads));
-    if (plans_.size() >= kMostPlans) plans_.clear();  // servers meet many image sizes
-    return plans_[key] = plan;
+      return x;
+    }, [](size_t, Lies) {});
   }
 
   std::unique_ptr<Arena> take() {
@@ -210,8 +186,7 @@ class LoadedProgram {
   int64_t kept_bytes_ = 0;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Arena>> arenas_;
-  static constexpr size_t kMostPlans = 64;
-  std::map<std::vector<int64_t>, std::shared_ptr<const ProgramPlan>> plans_;
+  PlanCache plans_;
 };
 
 // ---- the format, as Python writes it
