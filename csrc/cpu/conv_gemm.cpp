@@ -67,18 +67,6 @@ Destination pixels_of(const Conv2dProblem& p, int64_t m0, int64_t channel) {
 
 }  // namespace
 
-// A staged block [rows][stride] of outputs from channel `first` on, to its planes.
-void scatter(const Conv2dProblem& p, const Kernels& k, int64_t m0, int64_t rows, int64_t first, int64_t channels,
-             const char* block, int64_t stride) {
-  const int64_t pixels = p.oh() * p.ow(), item = size_of(p.epilogue.out_type);
-  for (int64_t r = 0, run; r < rows; r += run) {
-    const int64_t image = (m0 + r) / pixels, begin = (m0 + r) % pixels;
-    run = std::min(rows - r, pixels - begin);
-    char* y = static_cast<char*>(p.y) + ((image * p.oc + first) * pixels + begin) * item;
-    k.deinterleave({block + r * stride * item, stride, item, run, channels, y, pixels});
-  }
-}
-
 void convolve_gemm(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part, const Image& x, const Scales& s, const Parallel& parallel,
                    char* workspace) {
   const GemmPlan& gemm = part.gemm;

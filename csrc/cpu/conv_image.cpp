@@ -1,5 +1,5 @@
 // What comes before and after a path: dynamic scales, x as int8 NHWC with its border written out (the zero point, or mirrored
-// values), so that no path asks where an image ends; and the border of y, where the step after wants one.
+// values), so that no path asks where an image ends; staged outputs to planes; y's border, where the step after wants one.
 #include <algorithm>
 #include <cstring>
 
@@ -107,8 +107,7 @@ void write_image_rows(const Conv2dProblem& p, const ConvPlan& plan, const Scales
   }
 }
 
-}  // namespace
-
+// Dynamic scales: one an image.
 void find_scales(const Conv2dProblem& p, const Kernels& k, const Parallel& parallel, float* scale, int32_t* zero) {
   parallel(p.batch, [&](int64_t image) {
     Extremes ends{0.0f, 0.0f};
@@ -129,6 +128,39 @@ void write_image(const Conv2dProblem& p, const ConvPlan& plan, const Scales& s, 
   parallel(workers, [&](int64_t worker) {
     write_image_rows(p, plan, s, share(rows, workers, worker), lines + worker * round_up(p.w * p.c, 64), out);
   });
+}
+
+}  // namespace
+
+Prepared prepare(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part, const Parallel& parallel, char* workspace) {
+  Prepared x{{p.epilogue.x_scale, p.epilogue.x_zero, p.epilogue.rows_per_scale == p.oh() * p.ow() ? 1 : p.batch},
+             {nullptr, plan.image, plan.row, p.c * plan.repeat}};
+  if (p.range != Range::given) {
+    float* scale = reinterpret_cast<float*>(workspace + part.scale);
+    int32_t* zero = reinterpret_cast<int32_t*>(workspace + part.zero);
+    find_scales(p, *plan.kernels, parallel, scale, zero);
+    x.scales = {scale, zero, 1};
+  }
+  if (plan.writes_image) {
+    int8_t* image = reinterpret_cast<int8_t*>(workspace + part.image);
+    write_image(p, plan, x.scales, parallel, reinterpret_cast<int8_t*>(workspace + part.lines), image);
+    x.image.data = image;
+  } else {
+    const int64_t border = p.x_padded ? p.pad_top * p.x_strides[2] + p.pad_left * p.x_strides[3] : 0;
+    x.image.data = static_cast<const int8_t*>(p.x) - border;
+  }
+  return x;
+}
+
+void scatter(const Conv2dProblem& p, const Kernels& k, int64_t m0, int64_t rows, int64_t first, int64_t channels,
+             const char* block, int64_t stride) {
+  const int64_t pixels = p.oh() * p.ow(), item = size_of(p.epilogue.out_type);
+  for (int64_t r = 0, run; r < rows; r += run) {
+    const int64_t image = (m0 + r) / pixels, begin = (m0 + r) % pixels;
+    run = std::min(rows - r, pixels - begin);
+    char* y = static_cast<char*>(p.y) + ((image * p.oc + first) * pixels + begin) * item;
+    k.deinterleave({block + r * stride * item, stride, item, run, channels, y, pixels});
+  }
 }
 
 // The border is, in memory, one piece before an image's first line, one between two lines, one behind the last.
