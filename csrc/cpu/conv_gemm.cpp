@@ -24,9 +24,9 @@ void read_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const 
   block.line_stride = p.stride_h * x.row;
   block.piece_rows = p.kh;
   block.piece_row_stride = p.dilation_h * x.row;
-  block.piece_columns = plan.together ? 1 : p.kw;
+  block.piece_columns = plan.piece_columns;
   block.piece_column_stride = p.dilation_w * x.pixel;
-  block.k4 = ceil_div(plan.together ? p.kw * plan.channels : plan.channels, 4);
+  block.k4 = ceil_div(plan.piece, 4);
   block.rows = ow;
   block.one_scale = true;
   fill_scales(s, *gemm.kernels, image, 0, at.rows, out);
@@ -41,10 +41,10 @@ void pack_pixels(const Conv2dProblem& p, const Image& x, const Scales& s, const 
   run.row_stride = p.dilation_h * x.row;
   run.column_stride = p.dilation_w * x.pixel;
   run.rows = p.kh;
-  run.columns = plan.together ? 1 : p.kw;
-  run.piece = plan.together ? p.kw * plan.channels : plan.channels;
+  run.columns = plan.piece_columns;
+  run.piece = plan.piece;
   run.row_pitch = kernel_row(plan.channels, p.kw);
-  run.flip = plan.mask != gemm.kernels->x_mask;
+  run.flip = plan.flip_gathered;
   run.slack = plan.slack;
   run.lda = gemm.lda;
   for (int64_t r = 0; r < at.rows; r += run.pixels) {

@@ -83,12 +83,10 @@ void write_sides(const Conv2dProblem& p, int64_t c, int8_t zero, int8_t* inside)
 void write_image_rows(const Conv2dProblem& p, const ConvPlan& plan, const Scales& s, Share share, int8_t* line, int8_t* out) {
   const Kernels& k = *plan.kernels;
   const int64_t times = plan.repeat, c = p.c * times, row_bytes = plan.row;
-  const int8_t mask = plan.mask;
-  const bool flip = mask != p.x_mask;  // floats: x_mask is 0
   for (int64_t i = share.begin, run; i < share.end; i += run) {
     const int64_t image = i / p.padded_h(), y = i % p.padded_h() - p.pad_top;
     const int64_t h = source_index(y, p.h, p.pad_mode);
-    const int8_t zero = int8_t(s.zero[image / s.images_per_scale]) ^ mask;
+    const int8_t zero = int8_t(s.zero[image / s.images_per_scale]) ^ plan.mask;
     int8_t* row = out + i * row_bytes;
     run = 1;
     if (h < 0) {
@@ -97,11 +95,11 @@ void write_image_rows(const Conv2dProblem& p, const ConvPlan& plan, const Scales
     }
     int8_t* inside = row + p.pad_left * c;
     if (times > 1) {
-      quantize_rows(p, k, image, h, 1, s, flip, line, 0);
+      quantize_rows(p, k, image, h, 1, s, plan.flip_written, line, 0);
       repeat_channels(line, p.w * p.c, times, inside);
     } else {
       if (y == h) run = std::min(p.h - h, share.end - i);
-      quantize_rows(p, k, image, h, run, s, flip, inside, row_bytes);
+      quantize_rows(p, k, image, h, run, s, plan.flip_written, inside, row_bytes);
     }
     for (int64_t r = 0; r < run; ++r) write_sides(p, c, zero, inside + r * row_bytes);
   }

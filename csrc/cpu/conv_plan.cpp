@@ -34,8 +34,7 @@ void plan_image(const Conv2dProblem& p, bool reads_on, ConvPlan& plan) {
 // An image is read in place where the kernel's pieces allow it, and its bytes are turned as the kernel reads them or will be written so.
 bool reads_in_place(const Conv2dProblem& p, const ConvPlan& plan) {
   const Kernels& k = *plan.kernels;
-  const int64_t piece = plan.together ? p.kw * plan.channels : plan.channels;
-  const bool padded = piece % k.piece != 0;  // a piece reads on into the next pixels, against weights of zero
+  const bool padded = plan.piece % k.piece != 0;  // a piece reads on into the next pixels, against weights of zero
   const bool pieces_fit = !padded || (k.piece == 4 && plan.together && plan.slack);
   const bool lines_fit = 5 * p.ow() >= 4 * round_up(p.ow(), k.piece_rows);
   const bool rows_fit = k.piece_rows == 1 || plan.slack;  // its last tile reads rows behind the image
@@ -52,6 +51,8 @@ bool takes_winograd(const Conv2dProblem& p, const ConvPlan& plan, ConvWay way) {
 void plan_path(const Conv2dProblem& p, ConvPlan& plan, ConvWay way) {
   plan.together = plan.layout.groups == 1 && p.dilation_w == 1;
   plan.channels = p.c / plan.layout.groups;
+  plan.piece = plan.together ? p.kw * plan.channels : plan.channels;
+  plan.piece_columns = plan.together ? 1 : p.kw;
   if (is_depthwise(p.c / p.groups, p.groups)) plan.path = ConvPath::depthwise;
   else if (takes_winograd(p, plan, way)) plan.path = ConvPath::winograd;
   // The depthwise kernel reads on behind the last tap, Winograd behind a pixel's last vector.
@@ -59,6 +60,8 @@ void plan_path(const Conv2dProblem& p, ConvPlan& plan, ConvWay way) {
   const Kernels& k = *plan.kernels;
   if (plan.path == ConvPath::packed && reads_in_place(p, plan)) plan.path = ConvPath::in_place;
   plan.mask = !plan.writes_image ? p.x_mask : plan.path == ConvPath::in_place ? k.x_mask : int8_t(0);
+  plan.flip_written = plan.mask != p.x_mask;  // floats: x_mask is 0
+  plan.flip_gathered = plan.mask != k.x_mask;
   const int64_t rows = (k.piece_rows - 1) * p.stride_w;
   const int64_t windows = DepthwiseShape::kReadOn * std::max<int64_t>(p.stride_w, 2) + (p.kw + 4) * p.dilation_w;
   plan.read_on = 64 + (plan.depthwise() ? windows * plan.repeat : rows) * p.c;
