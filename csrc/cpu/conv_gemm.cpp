@@ -4,6 +4,7 @@
 
 #include "../core/epilogue.h"
 #include "conv_steps.h"
+#include "gemm_blocks.h"
 
 namespace qk {
 namespace {

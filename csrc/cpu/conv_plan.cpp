@@ -1,9 +1,14 @@
-#include "conv_steps.h"
+#include "conv_plan.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
+
+#include "channels.h"
+#include "dispatch.h"
+#include "parallel.h"
 
 namespace qk {
 namespace {

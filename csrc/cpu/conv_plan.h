@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "gemm_blocks.h"
+#include "gemm_plan.h"
 #include "winograd_plan.h"
 
 namespace qk {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../core/epilogue.h"
+#include "channels.h"
 #include "conv2d.h"
 #include "conv_steps.h"
 

@@ -2,41 +2,12 @@
 // their use (or says where they lie), multiplies, and takes the block where it belongs.
 #pragma once
 #include <algorithm>
-#include <cstring>
 
-#include "dispatch.h"
+#include "channels.h"
+#include "gemm_plan.h"
 #include "parallel.h"
-#include "../core/workspace.h"
 
 namespace qk {
-
-// How C is cut into tasks. Every field follows from shapes, ISA and threads; results do not depend on it.
-struct GemmPlan {
-  const Kernels* kernels;
-  PackedLayout layout;
-  int64_t parts, part_rows;  // C has parts * part_rows rows; no block crosses from one part to the next
-  int64_t block_rows;        // a multiple of the unit; their x fits a part of L2, or x, C and all weights fit L1
-  int64_t block_cols;        // a multiple of 32
-  int64_t row_blocks, col_blocks;  // of a part
-  int64_t lda;               // bytes between packed rows
-  int workers;
-  // The workspace: per-channel values to whole panels, then for each worker its packed rows, their scales and offsets, and a
-  // staged block of C. Offsets are bytes from its start, and from a worker's.
-  int64_t panels, rows, rows_each, row_scale, row_offset, staged, bytes;
-
-  int64_t tasks() const { return layout.groups * parts * row_blocks * col_blocks; }
-};
-
-// Rows in units that stay together, with the bytes of x that a row reads and of C that it writes.
-struct RowParts {
-  int64_t parts, part_rows, unit, x_bytes, c_bytes;
-};
-
-// `staged_item`: bytes of an element of C where blocks of it are staged, else 0.
-GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kernels& kernels, int threads, const Epilogue& e,
-                   int64_t staged_item);
-// Rows that are packed, C [m, N] in place.
-GemmPlan plan_packed_gemm(int64_t m, const PackedLayout& layout, const Kernels& kernels, int threads, const Epilogue& e);
 
 // Rows of x as the kernel reads them, with what turns their sums back into floats.
 struct PackedRows {
@@ -63,36 +34,6 @@ inline PackedRows packed_rows(const GemmPlan& plan, char* memory, int64_t worker
   char* own = memory + plan.rows + worker * plan.rows_each;
   return {reinterpret_cast<int8_t*>(own), reinterpret_cast<float*>(own + plan.row_scale), reinterpret_cast<int32_t*>(own + plan.row_offset),
           own + plan.staged};
-}
-
-// Per-channel values readable to whole panels from the start of every group: copied only where they are not.
-template <class T>
-const T* to_whole_panels(Workspace& w, const T* values, const PackedLayout& layout) {
-  if (!values || layout.n % kPanel == 0) return values;
-  const int64_t n = layout.groups * layout.n;
-  T* copy = w.take<T>(n + kPanel);
-  if (copy) {
-    std::memcpy(copy, values, size_t(n) * sizeof(T));
-    std::fill(copy + n, copy + n + kPanel, T(0));
-  }
-  return copy;
-}
-
-inline Epilogue to_whole_panels(Workspace& w, const Epilogue& e, const PackedLayout& layout) {
-  Epilogue out = e;
-  out.w_scale = to_whole_panels(w, e.w_scale, layout);
-  out.bias = to_whole_panels(w, e.bias, layout);
-  return out;
-}
-
-inline Epilogue epilogue_of_group(const Epilogue& e, const PackedLayout& layout, const int8_t* weight, int64_t group) {
-  Epilogue out = e;
-  const int64_t first = group * layout.n;
-  out.w_scale += first;
-  if (out.bias) out.bias += first;
-  if (out.residual) out.residual = static_cast<const char*>(out.residual) + first * size_of(e.residual_type);
-  out.w_sum = layout.sums(weight, group);
-  return out;
 }
 
 // The rows of x as a micro-kernel reads packed ones.
