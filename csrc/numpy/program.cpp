@@ -46,8 +46,8 @@ class LoadedProgram {
     given.contiguous = PyBuffer_IsContiguous(buffer_.view(), 'C');
     program_.emplace(checked_program(given));
     if (!keeps_weights()) return;
-    kept_bytes_ = qk::kept_bytes(*program_);
-    program_->kept = static_cast<char*>(kept_.at_least(kept_bytes_));
+    kept_room_ = kept_room(*program_);
+    program_->kept = static_cast<char*>(kept_.at_least(kept_room_));
     program_->fills_kept = true;
     begin_kept(*program_, program_->kept);
   }
@@ -58,8 +58,8 @@ class LoadedProgram {
     for (size_t i = 0; i < arrays.size(); ++i) held[i].emplace(arrays[i], true);
     const std::vector<ProgramInput> inputs = inputs_of(held);
     const Parallel parallel = checked_threads(threads);
-    const std::shared_ptr<const ProgramPlan> kept = plans_.get(*program_, inputs, isa, threads);
-    const ProgramPlan& plan = *kept;
+    const std::shared_ptr<const ProgramPlan> shared = plans_.get(*program_, inputs, isa, threads);
+    const ProgramPlan& plan = *shared;
     check_input_values(*program_, plan, inputs.data());
     const ProgramHeader& h = *program_->header;
     py::list results;
@@ -106,13 +106,13 @@ class LoadedProgram {
     return plans_.get(*program_, inputs_of(input_sizes), active_isa(), threads)->arena_bytes;
   }
 
-  int64_t filled() const { return filled_bytes(*program_); }
+  int64_t kept_bytes() const { return qk::kept_bytes(*program_); }
 
   // What is kept, as run_program of torch takes it: the same memory, which stays while the array does.
   static py::object kept(const py::object& self) {
     const LoadedProgram& own = self.cast<const LoadedProgram&>();
     if (!own.program_->kept) return py::none();
-    return py::array_t<uint8_t>({own.kept_bytes_}, {1}, reinterpret_cast<const uint8_t*>(own.program_->kept), self);
+    return py::array_t<uint8_t>({own.kept_room_}, {1}, reinterpret_cast<const uint8_t*>(own.program_->kept), self);
   }
 
   py::list signature(bool inputs) const {
@@ -183,7 +183,7 @@ class LoadedProgram {
   py::buffer_info buffer_;
   std::optional<Program> program_;
   Arena kept_;
-  int64_t kept_bytes_ = 0;
+  int64_t kept_room_ = 0;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Arena>> arenas_;
   PlanCache plans_;
@@ -282,7 +282,7 @@ void bind_program(py::module_& m) {
       .def("arena_bytes", &LoadedProgram::arena_bytes, "input_sizes"_a, "threads"_a = 1, "Memory of one call, beside weights, inputs and outputs.")
       .def("signature", &LoadedProgram::signature, "inputs"_a, "(axes, channels) of the inputs, or of the outputs.")
       .def_property_readonly("input_dtypes", &LoadedProgram::input_dtypes)
-      .def_property_readonly("kept_bytes", &LoadedProgram::filled, "Memory of weights in another form, kept from call to call.")
+      .def_property_readonly("kept_bytes", &LoadedProgram::kept_bytes, "Memory of weights in another form, kept from call to call.")
       .def_property_readonly("kept", &LoadedProgram::kept, "What is kept, as torch's run_program takes it.")
       .def_property_readonly("max_batch", &LoadedProgram::max_batch);
 }

@@ -72,7 +72,7 @@ Conv2dProblem problem(const StepCall& call) {
   p.y = call.data(call.step.y);
   p.y_nhwc = !call.y().planar;
   p.y_border = call.y().border;
-  p.epilogue = epilogue_of(call, s, p.batch * p.oh() * p.ow());
+  p.epilogue = product_epilogue(call, s, p.batch * p.oh() * p.ow());
   return p;
 }
 
@@ -101,7 +101,7 @@ void run(const StepCall& call, const void* plan, const Parallel& parallel, void*
 
 const char* way(const void* plan) { return kConvPathNames[int(static_cast<const ConvPlan*>(plan)->path)]; }
 
-int64_t kept_bytes(const Program& program, const ProgramStep& step) {
+int64_t kept_room(const Program& program, const ProgramStep& step) {
   const Conv2dProblem p = geometry(program, step);
   return is_3x3_stride_1(p) ? winograd_weight(p, weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups)).bytes() : 0;
 }
@@ -116,6 +116,6 @@ double macs(const StepCall& call) {
 
 const StepType conv2d_step{.name = "conv2d", .payload = kPayload<Payload>, .most_reads = 2, .strided = true, .writes_planes = true,
                            .check = check, .shape = shape, .plan_bytes = sizeof(ConvPlan), .plan = plan, .run = run, .way = way,
-                           .kept_bytes = kept_bytes, .macs = macs};
+                           .kept_room = kept_room, .macs = macs};
 
 }  // namespace qk
