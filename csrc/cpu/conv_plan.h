@@ -1,5 +1,6 @@
 // How a convolution is taken: the path, what of x is written as int8 before it, how the batch and the output are cut, and
-// where everything lies in the workspace. A pure function of sizes, types and strides; no pointer is looked at.
+// where everything lies in the workspace. It follows from sizes, types and strides, from what is given or known besides x (bias,
+// winograd, weight_sum) and from QKERNELS_CONV_PATH; no value is looked at.
 #pragma once
 #include <string>
 #include <vector>
