@@ -319,11 +319,11 @@ void depthwise(const DepthwiseBlock& d) {
   const DepthwiseShape shape(d);
   const DepthwiseMemory memory(shape, d.kh, d.memory);
   using K = Depthwise<V>;
-  constexpr int known = V::width > 1;  // one lane, unrolled, takes the compiler a minute and a gigabyte
-  if (shape.pixels == 2 && d.kh == 3 && shape.quads == 1) K::template run<2, 3 * known, 1 * known>(d, shape, memory);
+  constexpr int known = V::width > 1;  // or the compiler takes long over a 5x5 kernel of one lane, which is no faster
+  if (shape.pixels == 2 && d.kh == 3 && shape.quads == 1) K::template run<2, 3, 1>(d, shape, memory);
   else if (shape.pixels == 2 && d.kh == 5 && shape.quads == 2) K::template run<2, 5 * known, 2 * known>(d, shape, memory);
   else if (shape.pixels == 2) K::template run<2, 0, 0>(d, shape, memory);
-  else if (d.kh == 3 && shape.quads == 1) K::template run<1, 3 * known, 1 * known>(d, shape, memory);
+  else if (d.kh == 3 && shape.quads == 1) K::template run<1, 3, 1>(d, shape, memory);
   else K::template run<1, 0, 0>(d, shape, memory);
 }
 
