@@ -1,5 +1,5 @@
 // What a kernel is asked to do: plain structs, every field with its shape and unit.
-// Nothing here knows torch, CUDA or threads, so that a chained model can be a list of these.
+// Nothing here knows torch, CUDA or threads, so that an operator and a step of a program can ask for the same.
 // A mask of -128 turns int8 into unsigned bytes, 128 higher: what some kernels read, so that within a model nobody has
 // to turn them at every step.
 #pragma once

@@ -7,7 +7,6 @@
 namespace qk {
 namespace {
 
-constexpr int64_t kElementsPerThread = 1 << 15;
 constexpr int64_t kTablePays = 1 << 11;  // elements, from which a table of all 256 results is quicker
 
 // Axes of y that both operands cross alike are one.
