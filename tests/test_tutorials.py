@@ -49,6 +49,7 @@ TUTORIALS = {
     "torchvision.md": Tutorial(
         ("torchvision",), {"resnet18(weights=weights)": "resnet18()"}, photos
     ),
+    "transformers.md": Tutorial(("transformers",)),
 }
 
 
