@@ -44,7 +44,10 @@ class Tutorial:
 TUTORIALS = {
     "five-minutes.md": Tutorial(
         ("accelerate", "sklearn"),
-        {"data.image_shape)": "data.image_shape, seconds=0.02, rounds=2)"},
+        {
+            '"epochs": 10': '"epochs": 2',
+            "data.image_shape)": "data.image_shape, seconds=0.02, rounds=2)",
+        },
     ),
     "torchvision.md": Tutorial(
         ("torchvision",), {"resnet18(weights=weights)": "resnet18()"}, photos
