@@ -82,6 +82,7 @@ class Reader:
         self.address = self.stack.enter_context(serving(*words)).address
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", TUTORIALS)
 def test_a_tutorial_does_what_it_says(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
