@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from peers import harness
 from peers.contenders import Contender
-from peers.real_models import RealModel, real_models
+from peers.real_models import RealModel, real_models, settled
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -82,7 +82,7 @@ def _forms(model: RealModel, row: Row) -> dict[str, tuple[nn.Module, Call]]:
     torch.manual_seed(0)
     calibration, inputs = model.inputs(4, random), model.inputs(1, random)
     call = example_call(inputs)
-    net = settled(model.build().eval(), example_call(calibration)).requires_grad_(False)
+    net = settled(model.build(), [example_call(calibration)])
     int8 = _timed(row, "quantize_s", lambda: qk.quantize(net, "static", [calibration]))
     report = qk.report(int8, qk.QuantReport)
     row["layers"], row["int8_layers"] = len(report.layers), len(report.converted)
@@ -98,20 +98,9 @@ def _forms(model: RealModel, row: Row) -> dict[str, tuple[nn.Module, Call]]:
     row["programs"] = sum(isinstance(m, TorchProgram) for m in compiled.modules())
     row["is_one"] = compiled.program is not None
     row["left"] = list(compiled.report.unfused)
+    row["uncaptured"] = compiled.report.uncaptured
     fast_float = (_channels_last(net), Call(*map(_channels_last, (call.args, call.kwargs))))
     return {FLOAT: fast_float, LAYERS: (int8, call), COMPILED: (compiled, call)}
-
-
-def settled(net: nn.Module, call: Call) -> nn.Module:
-    """The model with the statistics of what its batch norms see, as a trained one has them."""
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = None  # the plain mean
-        norm.train()
-    if norms:
-        with torch.no_grad():
-            call.run(net)
-    return net.eval()
 
 
 def least_db(expected: Any, got: Any) -> float:

@@ -549,6 +549,11 @@ def binary(a: Operand, b: Operand, op: str, epilogue: Epilogue) -> Tensor:
     return epilogue.store(OPERATIONS[op](a.floats(), b.floats()))
 
 
+def affine(x: Tensor, weight: Tensor, bias: Tensor, epilogue: Epilogue) -> Tensor:
+    """x [..., C] float32 times a factor, plus a summand, of each channel; weight and bias [C]."""
+    return epilogue.store(Epilogue().store(x * weight) + bias)
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a [..., M, K] by b [..., K, N] in float32, each sum one chain of `fma` in increasing k."""
     total = torch.zeros(*a.shape[:-1], b.shape[-1])

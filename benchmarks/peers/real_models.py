@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qkernels.calling import Call
 
 TORCHVISION = (
     "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "googlenet",
@@ -78,6 +81,22 @@ def real_models() -> Iterator[RealModel]:
         yield RealModel(name, "timm", _timm(name), _images(3, size, size))
     for name, (family, head, settings) in TRANSFORMERS.items():
         yield RealModel(name, "transformers", _transformers(family, head, settings), _INPUTS[name])
+
+
+def settled(net: nn.Module, calls: Sequence[Call]) -> nn.Module:
+    """The model as a trained one is: heads that begin as zeros are not, batch norms know what they see."""
+    net.eval().requires_grad_(False)
+    for parameter in net.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+    for norm in norms:
+        norm.momentum = None  # the plain mean over all calls
+        norm.train()
+    with torch.no_grad():
+        for call in calls if norms else ():
+            call.run(net)
+    return net.eval()
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:

@@ -172,6 +172,15 @@ struct BinaryProblem {
   Epilogue epilogue;                    // clamp, the output's type and scale
 };
 
+// y[r,c] = x[r,c] * weight[c] + bias[c], in two roundings: the product and the sum of a binary step.
+struct AffineProblem {
+  int64_t rows = 0, c = 0;
+  Operand x;                            // [rows,c]
+  const float *weight = nullptr, *bias = nullptr;  // [c]
+  void* y = nullptr;                    // [rows,c]
+  Epilogue epilogue;                    // clamp, the output's type and scale
+};
+
 // y[r,c] = (x[r,c] - mean) / sqrt(variance + epsilon) * weight[c] + bias[c], of each row; the order is docs/numerics.md.
 struct LayerNormProblem {
   int64_t rows = 0, c = 0;

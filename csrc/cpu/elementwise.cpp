@@ -28,6 +28,8 @@ struct Axes {
   }
 };
 
+constexpr int64_t kProducts = 1 << 12;  // of an affine step, that stay in L1 until they are summed
+
 const void* moved(const Operand& o, int64_t elements) { return static_cast<const char*>(o.data) + elements * size_of(o.type); }
 
 // Calls the kernel for rows [begin, end) of all but the last axis, or for columns [begin, end) of a single row.
@@ -82,6 +84,28 @@ void binary(const BinaryProblem& p, Isa isa, const Parallel& parallel) {
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(units, workers, worker);
     if (mine.begin < mine.end) binary_share(p, axes, mine.begin, mine.end, kernels_of(isa).binary);
+  });
+}
+
+void affine(const AffineProblem& p, Isa isa, const Parallel& parallel) {
+  if (p.rows == 0 || p.c == 0) return;
+  const Kernels& kernels = kernels_of(isa);
+  const int workers = int(std::min<int64_t>(p.rows, workers_for(p.rows * p.c, kElementsPerThread, parallel.threads)));
+  const int64_t columns = std::min(p.c, kProducts), rows = std::max<int64_t>(1, kProducts / p.c);
+  const Epilogue as_it_is;
+  parallel(workers, [&](int64_t worker) {
+    const Share mine = share(p.rows, workers, worker);
+    alignas(64) float products[kProducts];
+    for (int64_t row = mine.begin; row < mine.end; row += rows) {
+      for (int64_t c = 0; c < p.c; c += columns) {
+        const int64_t at = row * p.c + c, many = std::min(rows, mine.end - row), wide = std::min(columns, p.c - c);
+        Operand x = p.x;
+        x.data = moved(p.x, at);
+        kernels.binary({BinaryOp::mul, x, {p.weight + c}, p.c, 0, 1, 1, many, wide, products, &as_it_is});
+        void* y = static_cast<char*>(p.y) + at * size_of(p.epilogue.out_type);
+        kernels.binary({BinaryOp::add, {products}, {p.bias + c}, wide, 0, 1, 1, many, wide, y, &p.epilogue});
+      }
+    }
   });
 }
 
