@@ -105,6 +105,7 @@ ELSEWHERE = {  # tests/distill/test_guide.py, tests/test_own_models.py, tests/te
     "docs/own.md",
     "docs/five-minutes.md",
     "docs/torchvision.md",
+    "docs/transformers.md",
 }
 NEEDS_GPU = {("docs/cuda.md", 1)}
 

@@ -44,11 +44,15 @@ class Tutorial:
 TUTORIALS = {
     "five-minutes.md": Tutorial(
         ("accelerate", "sklearn"),
-        {"data.image_shape)": "data.image_shape, seconds=0.02, rounds=2)"},
+        {
+            '"epochs": 10': '"epochs": 2',
+            "data.image_shape)": "data.image_shape, seconds=0.02, rounds=2)",
+        },
     ),
     "torchvision.md": Tutorial(
         ("torchvision",), {"resnet18(weights=weights)": "resnet18()"}, photos
     ),
+    "transformers.md": Tutorial(("transformers",)),
 }
 
 
@@ -78,6 +82,7 @@ class Reader:
         self.address = self.stack.enter_context(serving(*words)).address
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", TUTORIALS)
 def test_a_tutorial_does_what_it_says(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -60,8 +60,10 @@ class DeepSupervision(Around):
         seed: int = 0,
         hard: LabelLoss | None = None,
     ) -> None:
-        """`layers` are module names of the student; `seed` that of the heads' weights; `hard` their loss, cross-entropy
-        unless another is given. ValueError for unknown names."""
+        """`layers` are module names of the student, `seed` that of the heads' weights.
+
+        `hard` is their loss, cross-entropy unless another is given. Raises ValueError for unknown names.
+        """
         super().__init__(base)
         self.layers, self.weight, self.hard = tuple(layers), weight, hard or LabelLoss()
         shapes = feature_shapes(student, self.layers, image_shape)

@@ -120,7 +120,7 @@ def accelerator_for(config: TrainConfig) -> Any:
 
 @contextmanager
 def _given_back(model: nn.Module) -> Iterator[None]:
-    """On the device and in the layout that it came in."""
+    """The model on the device and in the layout that it came in."""
     came = next(model.parameters(), torch.empty(0))
     images = [p for p in model.parameters() if p.dim() == 4 and not p.is_contiguous()]
     layout = torch.channels_last if images else torch.contiguous_format

@@ -505,7 +505,7 @@ def output_fields(format: Format) -> dict[str, Any]:
 
 
 def _plain(place: Place, merge: bool = False) -> Place:
-    """Without atoms of size 1 but for the batch; the batch has an atom always."""
+    """The axes without atoms of size 1 but for the batch; the batch has an atom always."""
     gone = [i for i, a in enumerate(place.atoms) if i and a.size == 1]
     new = {a: i for i, a in enumerate(j for j in range(len(place.atoms)) if j not in gone)}
     atoms = tuple(a for i, a in enumerate(place.atoms) if i not in gone)

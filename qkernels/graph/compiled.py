@@ -129,10 +129,12 @@ class CompiledModel(nn.Module):
 
     @property
     def report(self) -> ChainReport:
+        """What there is to tell: where int8 flows, and what is left to torch."""
         return reports.report(self, ChainReport)
 
     @property
     def device(self) -> torch.device:
+        """The device that the model was compiled on, or moved to."""
         return next(self.buffers()).device
 
     def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
@@ -143,7 +145,7 @@ class CompiledModel(nn.Module):
         raise NotImplementedError
 
     def save(self, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> None:
-        """As a file for `qkernels.program.Program.load`, which needs no torch; ``extra``: JSON-able values to keep.
+        """Write a file for `qkernels.program.Program.load`, which needs no torch; ``extra``: JSON-able values to keep.
 
         Raises ValueError where the model is not on the CPU or, naming the steps, where a part of it is left to torch.
         """
@@ -193,6 +195,7 @@ class CompiledGraph(CompiledModel):
 
     @property
     def program(self) -> TorchProgram | None:  # type: ignore[override]
+        """The one program that the whole model is, or None."""
         return self._program[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

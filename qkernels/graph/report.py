@@ -1,4 +1,4 @@
-"""Where int8 flows from layer to layer, and where and why it does not."""
+"""What there is to tell of a compiled model: where int8 flows, and where and why it does not."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def _ball(plan: Distillation, data: ImageData) -> Ball:
 
 
 def _made(plan: Distillation, data: ImageData) -> ImageData:
-    """As many placeholders as images are to be made in an epoch; the data's own validate, and teach nothing."""
+    """Placeholders, as many as images are to be made in an epoch; the data's own validate, and teach nothing."""
     kind = ImageKind.of(data)
     made = kind.data(kind.placeholders(plan.made_images))
     return replace(made, val=data.val, class_names=data.class_names)

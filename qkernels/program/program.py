@@ -18,8 +18,9 @@ from qkernels.program.profile import Profile
 
 
 class Program:
-    """A chained model in one run of bytes, which may be a file mapped into memory: loading copies nothing, and
-    processes that load the same file share its weights.
+    """A chained model in one run of bytes, which may be a file mapped into memory.
+
+    Loading copies nothing then, and processes that load the same file share its weights.
 
     ``program(x)`` takes arrays [N, C, H, W], [N, T, C] or [N, C], float32 or, of token ids and masks, int64. It returns
     one float32 array, or a list where there are several outputs. Any number of threads may call at once; each call

@@ -49,6 +49,7 @@ def prune_channels(
     Channels go in groups (see `ChannelGraph`); a channel's score is the sum over all weights that go with it.
 
     Args:
+        model: float weights.
         example_inputs: an input [N, C, H, W] or [N, K] that the model takes.
         scores: from `magnitude`, `gradient`, `taylor`, `entropy`, `dropout`, or several of one kind by `average`.
         amount: share of the channels to drop, in [0, 1); or

@@ -89,8 +89,10 @@ def application(
 
 
 def _routes(server: _Server) -> list[Route]:
-    """Of all endpoints, in the order in which they are tried: inferences first, since there are many; and what is a
-    name of its own before what has any name in its place."""
+    """The routes of all endpoints, in the order in which they are tried.
+
+    Inferences come first, since there are many; and what is a name of its own before what has any name in its place.
+    """
     by_path: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
     for endpoint in ENDPOINTS:
         by_path.setdefault(endpoint.path, {})[endpoint.method] = getattr(server, endpoint.name)

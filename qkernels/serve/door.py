@@ -1,5 +1,6 @@
-"""What happens to a connection before there is a request: limits on all that is read before a body, refusals while the
-server is full, and errors that are no request's.
+"""What happens to a connection before there is a request.
+
+There are limits on all that is read before a body, refusals while the server is full, and errors that are no request's.
 
 What refusing costs is taken from the requests that are answered, and there may be many times more to refuse. An answer
 of the application costs three times as much as one from here, before anything is read.
@@ -64,7 +65,7 @@ class Inside(Protocol):
 
 
 class _Refused:
-    """In the place of a request that is answered, whose body may still come."""
+    """Stands for a request that is answered, whose body may still come."""
 
     response_complete = True
     keep_alive = True
@@ -75,8 +76,10 @@ _REFUSED = _Refused()
 
 
 class _Last:
-    """A transport that closes after the client has read the last answer: where its body is still on the way, closing
-    at once would be a reset, which takes the answer with it."""
+    """A transport that closes after the client has read the last answer.
+
+    Where its body is still on the way, closing at once would be a reset, which takes the answer with it.
+    """
 
     def __init__(self, transport: Any, door: Door) -> None:
         self._transport = transport
@@ -93,7 +96,7 @@ class _Last:
             self._transport.write(data)
 
     def abort(self) -> None:
-        """With a reset: else the system would keep what the client does not read, and the client would not notice."""
+        """Ends with a reset: the system would keep what the client does not read, and the client would not notice."""
         self._transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
         )
@@ -341,7 +344,7 @@ class Door(HttpToolsProtocol):
             self.on_response_complete()
 
     def on_response_complete(self) -> None:
-        """As uvicorn's, without a timer for each answer."""
+        """Does what uvicorn's does, without a timer for each answer."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return

@@ -168,7 +168,7 @@ class Opened:
         )
 
     def _sizes_from(self, shapes: Sequence[Size]) -> list[Size]:
-        """Of the outputs, from zeros of these shapes."""
+        """The sizes of the outputs, from zeros of these shapes."""
         given = zip(shapes, self.inputs, strict=True)
         return [y.shape[1:] for y in self.run([np.zeros(shape, t.dtype) for shape, t in given])]
 
@@ -193,7 +193,7 @@ class Opened:
         )
 
     def _image_input(self, outputs: Sequence[Size]) -> ImageInput | None:
-        """For the size that is served."""
+        """The description of pictures for the size that is served."""
         said = self.image_input
         if said is None:
             return None
@@ -228,8 +228,10 @@ def open_model(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
 
 
 def map_program(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
-    """A program that is mapped: processes of one machine that open it share its weights. The file may be replaced, as
-    `Program.save` does, but not written over. Raises as `open_model`."""
+    """A program that is mapped: processes of one machine that open it share its weights.
+
+    The file may be replaced, as `Program.save` does, but not written over. Raises as `open_model`.
+    """
     program = Program.load(path, threads)
     version = f"{zlib.crc32(program.data.data):08x}"
     return _program(program, path, version, sizes, program.extra)

@@ -75,16 +75,20 @@ class _Message(_Strict, frozen=True):
 
 
 class IndexRequest(_Strict, frozen=True):
-    """Of the repository's index: only the models that are ready, or all."""
+    """A request for the repository's index: only the models that are ready, or all."""
 
     ready: bool | None = None
 
 
 class LoadRequest(_Strict, frozen=True):
+    """A request to load a model."""
+
     parameters: dict[str, Any] | None = None
 
 
 class UnloadRequest(_Strict, frozen=True):
+    """A request to let a model go."""
+
     parameters: dict[str, Any] | None = None  # unload_dependents: there are none
 
 
@@ -246,7 +250,7 @@ def _given(inputs: list[_Input], raw: bytes) -> list[Given]:
 
 
 def refuse_parameters(given: Iterable[str]) -> None:
-    """Of a request to load: a configuration or files, which would be another model. Raises RequestError(400)."""
+    """Refuse a configuration or files of a request to load: they would be another model. Raises RequestError(400)."""
     if names := sorted(given):
         raise bad(f"a model is loaded as the repository has it: {names[0]!r} is not taken")
 

@@ -117,8 +117,11 @@ class Served:
         return RequestError(503, f"model {self.name!r} is being loaded", COME_BACK)
 
     def is_full(self) -> bool:
-        """Whether one more request for results is one too many: as many are inside, waiting or still being read, as
-        the queue and the workers hold, or as many rows wait as may."""
+        """Whether one more request for results is one too many.
+
+        Then as many are inside, waiting or still being read, as the queue and the workers hold, or as many rows wait as
+        may.
+        """
         latest = self.latest
         if latest is None or latest.batcher is None:
             return False
@@ -277,8 +280,11 @@ class Repository:
         return looking.result()
 
     def _look(self) -> Seen:
-        """Raises OSError; an empty folder that was not empty is one, since that is
-        what a file system leaves that is not there any more."""
+        """What lies in the folder, or the one file.
+
+        Raises OSError; an empty folder that was not empty is one, since that is what a file system leaves that is not
+        there any more.
+        """
         path = self._settings.path
         if not self._settings.is_folder:
             return {self._settings.name: {"": Source(path, _stamp(path))}}
@@ -384,8 +390,10 @@ class Repository:
         self._trimming = self._trimming or asyncio.ensure_future(self._trim())
 
     async def _trim(self) -> None:
-        """Give the memory of models that were let go back to the system, once for all of a moment: the C library keeps
-        what lies below something that is still in use."""
+        """Give the memory of models that were let go back to the system, once for all of a moment.
+
+        The C library keeps what lies below something that is still in use.
+        """
         await asyncio.sleep(_TRIM_AFTER)  # what waited for them has been answered
         self._trimming = None
         if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
@@ -401,9 +409,11 @@ class Repository:
 
 
 class Background:
-    """A thread for what may never come back, since a file system may not answer: nobody waits for it at the end, and
-    another takes its place for whatever comes while it is busy. It stays otherwise, for each new thread would have
-    memory of its own, which loading a model after the other would let grow."""
+    """A thread for what may never come back, since a file system may not answer.
+
+    Nobody waits for it at the end, and another takes its place for whatever comes while it is busy. It stays otherwise,
+    for each new thread would have memory of its own, which loading a model after the other would let grow.
+    """
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] | None = None

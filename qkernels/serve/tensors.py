@@ -34,7 +34,7 @@ class Given:
 
 
 def arrays(given: Sequence[Given], model: Model) -> Arrays:
-    """In the model's order, of one batch. Raises RequestError(400) that names what is wrong."""
+    """Arrays in the model's order, of one batch. Raises RequestError(400) that names what is wrong."""
     wanted = {tensor.name: tensor for tensor in model.inputs}
     found: dict[str, NDArray[Any]] = {}
     for one in given:

@@ -23,7 +23,7 @@ _CONTENTS = {
 
 
 def decode(message: Any, model: Model) -> Request:
-    """Of a ModelInferRequest. Raises RequestError(400) that names what is wrong."""
+    """What a ModelInferRequest asks. Raises RequestError(400) that names what is wrong."""
     parameters = message.parameters
     flags = [
         _flag(parameters, name) if parameters else None
@@ -43,7 +43,7 @@ def decode(message: Any, model: Model) -> Request:
 
 
 def encode(answered: Answered) -> Any:
-    """As a ModelInferResponse, whose contents are raw."""
+    """The ModelInferResponse of an answer, whose contents are raw."""
     request, model = answered.request, answered.model
     response = pb.ModelInferResponse(
         model_name=answered.served.name,

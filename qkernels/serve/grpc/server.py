@@ -125,7 +125,7 @@ class _Service:
         return made
 
     async def _answered(self, name: str, method: Method, message: Any, context: Context) -> Any:
-        """With gRPC's status for what is refused."""
+        """The answer, with gRPC's status for what is refused."""
         try:
             if name not in _OPEN:
                 self._let_in(context)
