@@ -200,7 +200,7 @@ def soak_text(results: Row) -> str:
         f"{results['minutes']:g} minutes, four models whose files are replaced ten times and a version that comes and "
         f"goes, {results['wrong']} wrong answers. "
         f"After the first fifth of the time memory is between {min(later):.0f} and {max(later):.0f} MB; from the "
-        f"second fifth to the last its median changes by {results['growth_mb']:+.1f} MB (bound "
+        f"second fifth to the last its mean changes by {results['growth_mb']:+.1f} MB (bound "
         f"{results['bound_mb']:+g} MB). Open files: {files[0]} at the beginning, {files[-1]} at the end.\n",
         f"    {results['command']}\n",
         table(["requests", "answer", "count"], left=2),
