@@ -41,7 +41,9 @@ from served import Row
 from qkernels.data.progress import progress
 
 CLIENTS, PAUSE = 8, 0.005  # 8 clients that wait 5 ms after each answer
-SETTLED_MB = 8.0  # what a server may hold more than before, when all is over
+SETTLED_MB = (
+    16.0  # what a server may hold more than before, when all is over: pieces of what it had at most
+)
 MANY = 1000
 
 

@@ -21,14 +21,13 @@ import uvicorn
 
 from qkernels.serve.app import application
 from qkernels.serve.door import Door, Inside
-from qkernels.serve.memory import give_back
+from qkernels.serve.memory import GivesBack
 from qkernels.serve.settings import Settings
 
 logger = logging.getLogger("qkernels.serve")
 
 _WATCHED = {signal.SIGCHLD, signal.SIGINT, signal.SIGTERM}
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_GIVE_BACK_EVERY = 100  # ticks of a tenth of a second
 _LAST_CALL = 0.1  # seconds in which a draining server still reads from connections that look idle
 
 
@@ -186,6 +185,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, inside: Inside, handshake: float) -> None:
         super().__init__(config)
         self._inside, self._handshake = inside, handshake
+        self._memory = GivesBack()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's with sockets; a TLS handshake has as long as headers have."""
@@ -207,8 +207,7 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
             self._inside.connections.sweep()
-        if counter % _GIVE_BACK_EVERY == 0:
-            give_back()
+            self._memory.now_and_then()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
