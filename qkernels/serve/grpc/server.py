@@ -228,7 +228,7 @@ class _Service:
 
         def encode(answered: Answered) -> Any:
             if logger.isEnabledFor(logging.DEBUG):
-                extra = {"rows": len(answered.request.inputs[0])}
+                extra: dict[str, Any] = {"rows": len(answered.request.inputs[0])}
                 logger.debug("200", extra=extra | _traced(message, context))
             return messages.encode(answered)
 
