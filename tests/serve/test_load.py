@@ -109,7 +109,8 @@ def test_a_soak_finds_every_answer_right(
     program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "soak.json"
-    words = ["--minutes", "0.17", "--model", str(program), "--size", SIZE[2:], "--out", str(out)]
+    words = ["--minutes", "0.08", "--rate", "150", "--model", str(program), "--size", SIZE[2:]]
+    words += ["--out", str(out)]
     command = [sys.executable, str(ROOT / "benchmarks/soak.py"), *words]
     done = subprocess.run(command, timeout=120, capture_output=True, text=True)
     assert out.exists(), done.stderr
