@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import json
 import re
 import ssl
@@ -242,15 +243,26 @@ def input_name(i: int, inputs: Sequence[np.ndarray]) -> str:
 
 def infer_by_grpc(*inputs: np.ndarray, name: str = "m") -> bytes:
     """A ModelInferRequest with raw contents."""
-    from qkernels.serve.grpc import inference_pb2 as pb
-
-    message = pb.ModelInferRequest(model_name=name)
+    message = _message_class("inference.ModelInferRequest")(model_name=name)
     for i, x in enumerate(inputs):
         message.inputs.add(
             name=input_name(i, inputs), datatype=DATATYPES[x.dtype.name], shape=x.shape
         )
         message.raw_input_contents.append(x.tobytes())
     return bytes(message.SerializeToString())
+
+
+def _message_class(name: str) -> Any:
+    """Of the protocol's messages, whoever has declared them in this process: Triton's client has the same names."""
+    from google.protobuf import descriptor_pool, message_factory
+
+    pool = descriptor_pool.Default()
+    try:
+        found = pool.FindMessageTypeByName(name)
+    except KeyError:
+        importlib.import_module("qkernels.serve.grpc.inference_pb2")
+        found = pool.FindMessageTypeByName(name)
+    return message_factory.GetMessageClass(found)
 
 
 def grpc_loop(address: Address, request: bytes, seconds: float) -> Load:

@@ -1,6 +1,6 @@
-"""Results of benchmarks/serving.py and benchmarks/soak.py in docs/serving.md, with a plot of each.
+"""Results of benchmarks/serving.py, faults.py and soak.py in docs/serving.md, with plots.
 
-python benchmarks/make_serving_doc.py SERVING.json SOAK.json
+python benchmarks/make_serving_doc.py RESULTS.json...
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def soak_text(results: Row) -> str:
         f"{results['minutes']:g} minutes, four models whose files are replaced ten times and a version that comes and "
         f"goes, {results['wrong']} wrong answers. "
         f"After the first fifth of the time memory is between {min(later):.0f} and {max(later):.0f} MB; from the "
-        f"second fifth to the last its median changes by {results['growth_mb']:+.1f} MB (bound "
+        f"second fifth to the last its mean changes by {results['growth_mb']:+.1f} MB (bound "
         f"{results['bound_mb']:+g} MB). Open files: {files[0]} at the beginning, {files[-1]} at the end.\n",
         f"    {results['command']}\n",
         table(["requests", "answer", "count"], left=2),
@@ -213,6 +213,25 @@ def soak_text(results: Row) -> str:
     axes.set_xlabel("minutes")
     axes.set_ylabel("resident memory, MB")
     return "\n".join(lines) + "\n" + _save(figure, "soak", "Memory of the serving process")
+
+
+def faults_text(results: Row) -> str:
+    """What the other clients got while something went wrong, and what it left."""
+    names = {
+        "answered": "answered", "refused": "503", "lost": "connection lost", "hung": "no answer", "p99_ms": "p99, ms",
+        "longest_pause": "longest pause, s", "memory_mb": "MB before", "memory_after_mb": "MB after",
+    }  # fmt: skip
+    digits = {"p99_ms": 1, "longest_pause": 2}
+    lines = [table(["meanwhile", *names.values()])]
+    for row in results["faults"]:
+        cells = [shown(row[name], digits.get(name, 0)) for name in names]
+        lines.append(line([row["fault"], *cells]))
+    start = results["start"]
+    lines.append(
+        f"\nA folder of {start['models']} models of {start['model_mb']:.1f} MB is ready {start['ready_after']:.2f} s "
+        f"after the server was started, which then has {start['memory_mb']:.0f} MB.\n\n    {results['command']}\n"
+    )
+    return "\n".join(lines)
 
 
 def _save(figure: Any, name: str, alt: str) -> str:
@@ -242,6 +261,8 @@ def main(paths: list[Path]) -> None:
         results = json.loads(path.read_text())
         if "samples" in results:
             put("soak", soak_text(results))
+        elif "faults" in results:
+            put("faults", faults_text(results))
         else:
             put("serving", serving_text(results))
 

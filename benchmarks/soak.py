@@ -176,10 +176,11 @@ def change(models: Path, turn: int) -> None:
 
 
 def growth(samples: list[tuple[float, float, int]]) -> float:
-    """MB from the second fifth of the samples to the last, by their medians."""
+    """MB from the second fifth of the samples to the last, by their means: each holds a time with and a time without
+    the version that comes and goes, between which a median would fall on either."""
     fifth = len(samples) // 5
     memory = [megabytes for _, megabytes, _ in samples]
-    return float(np.median(memory[-fifth:]) - np.median(memory[fifth : 2 * fifth]))
+    return float(np.mean(memory[-fifth:]) - np.mean(memory[fifth : 2 * fifth]))
 
 
 def report(soak: Soak, mixture: list[Kind], command: str) -> dict[str, Any]:

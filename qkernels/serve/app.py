@@ -357,6 +357,7 @@ class _Server:
         if name is not None:
             return self._repository.find(name)
         if (only := self._only()) is None:
+            self._repository.check_known()
             there = ", ".join(f"/classify/{served.name}" for served in self._repository)
             raise RequestError(404, f"there are several models: {there}")
         return only

@@ -95,7 +95,19 @@ class Model:
     image_input: ImageInput | None = None
 
     def run_together(self, requests: Sequence[Arrays]) -> list[Arrays]:
-        """The answers of requests of any number of rows, from one call."""
+        """The answers of requests of any number of rows, from one call for all that are of the same sizes."""
+        alike: dict[tuple[Size, ...], list[int]] = {}
+        for i, inputs in enumerate(requests):
+            alike.setdefault(tuple(x.shape[1:] for x in inputs), []).append(i)
+        if len(alike) == 1:
+            return self._run_alike(requests)
+        answers = dict[int, Arrays]()
+        for places in alike.values():
+            found = self._run_alike([requests[i] for i in places])
+            answers |= zip(places, found, strict=True)
+        return [answers[i] for i in range(len(requests))]
+
+    def _run_alike(self, requests: Sequence[Arrays]) -> list[Arrays]:
         if len(requests) == 1:
             return [self.run(requests[0])]
         results = self.run([np.concatenate(column) for column in zip(*requests, strict=True)])

@@ -21,6 +21,7 @@ import uvicorn
 
 from qkernels.serve.app import application
 from qkernels.serve.door import Door, Inside
+from qkernels.serve.memory import GivesBack
 from qkernels.serve.settings import Settings
 
 logger = logging.getLogger("qkernels.serve")
@@ -187,6 +188,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, inside: Inside, handshake: float) -> None:
         super().__init__(config)
         self._inside, self._handshake = inside, handshake
+        self._memory = GivesBack()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Does what uvicorn's does with sockets; a TLS handshake has as long as headers have."""
@@ -208,6 +210,7 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
             self._inside.connections.sweep()
+            self._memory.now_and_then()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

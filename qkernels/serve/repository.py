@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +25,7 @@ logger = logging.getLogger("qkernels.serve")
 PROGRAM, OWN = "model.qkp", "settings.json"
 _MOST_CHANGES = 16  # that wait for each other
 
-_WORTH_WAITING = 1.1  # times that a row must be cheaper in a full batch for any to wait for it
-_TRIM_AFTER = 2.0  # seconds
+_WORTH = 1.1  # times that a row is cheaper in a full batch where waiting for one may pay
 _LOOK_SECONDS = 5.0  # for the file system to answer
 
 Stamp = tuple[int, ...]
@@ -139,7 +137,6 @@ class Repository:
         self._workers, self._background = Workers(settings.workers), Background()
         self._changing, self._changes = asyncio.Lock(), 0
         self._looking: asyncio.Future[Seen] | None = None
-        self._trimming: asyncio.Task[None] | None = None
         self._said: dict[str, str] = {}  # what is wrong, by where: once for each change
         self.is_ready = False
         if not settings.is_folder:
@@ -152,11 +149,17 @@ class Repository:
         return self._models.get(name)
 
     def find(self, name: str) -> Served:
-        """Raises RequestError(404)."""
+        """Raises RequestError(404), and what `check_known` raises."""
         if (served := self._models.get(name)) is None:
+            self.check_known()
             there = ", ".join(map(repr, self._models)) or "none"
             raise RequestError(404, f"there is no model {name!r}; this is {there}")
         return served
+
+    def check_known(self) -> None:
+        """Raises RequestError(503) while nobody has read yet which models there are."""
+        if self._settings.is_folder and not self.is_ready:
+            raise RequestError(503, "the models are being loaded", COME_BACK)
 
     async def watch(self) -> None:
         """Load what is there, then whatever changes. Raises what is wrong with a file of its own at the start only."""
@@ -230,8 +233,6 @@ class Repository:
         return [row for row in rows if row["state"] == "READY" or not only_ready]
 
     def close(self) -> None:
-        if self._trimming is not None:
-            self._trimming.cancel()
         self._workers.close()
 
     def put(self, name: str, number: str, batcher: Batcher) -> None:
@@ -346,15 +347,12 @@ class Repository:
             open_model, source.path, settings.sizes, settings.threads
         )
         model = await self._workers.run(opened.warm_up, settings.max_batch)
-        if settings.max_delay > 0:
-            gain = await self._workers.run(model.batch_gain)
-            if gain < _WORTH_WAITING:
-                logger.info(
-                    "%s: a row of a full batch costs %.2f of one alone, so that none waits for others",
-                    _label(served, version),
-                    1 / gain,
-                )
-                settings = replace(settings, max_delay=0.0)
+        if settings.max_delay > 0 and (gain := await self._workers.run(model.batch_gain)) < _WORTH:
+            logger.warning(
+                "%s: requests wait for others, though a row of a full batch costs %.2f of one alone",
+                _label(served, version),
+                1 / gain,
+            )
         self._retire(served, version)
         version.batcher = Batcher(model, settings, self._workers, served.metrics)
         if not self._settings.is_folder:
@@ -387,17 +385,6 @@ class Repository:
         served.metrics.retired(version.number, version.batcher.model.version)
         version.batcher = None
         served.choose()
-        self._trimming = self._trimming or asyncio.ensure_future(self._trim())
-
-    async def _trim(self) -> None:
-        """Give the memory of models that were let go back to the system, once for all of a moment.
-
-        The C library keeps what lies below something that is still in use.
-        """
-        await asyncio.sleep(_TRIM_AFTER)  # what waited for them has been answered
-        self._trimming = None
-        if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-            await self._background.run(trim, 0)
 
     def _say(self, where: str, trouble: str) -> None:
         if self._said.get(where, "") != trouble:

@@ -145,9 +145,10 @@ def test_requests_of_several_lengths_run_with_their_likes_and_get_their_own_answ
         requests = [asked(*shape, seed=seed + i) for i, shape in enumerate(shapes)]
         answers = await asyncio.gather(*(queue.infer(x) for x in requests))
         workers.close()
-        for x, answer in zip(requests, answers, strict=True):
-            for y, want in zip(answer, program(*x), strict=True):
-                assert np.array_equal(y, want)
+        for found in (answers, model.run_together(requests)):
+            for x, answer in zip(requests, found, strict=True):
+                for y, want in zip(answer, program(*x), strict=True):
+                    assert np.array_equal(y, want)
 
     asyncio.run(asyncio.wait_for(run(), 60))
 

@@ -17,6 +17,7 @@ from served_nets import SIZE
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import faults  # noqa: E402
 import load  # noqa: E402
 import make_serving_doc  # noqa: E402
 import served  # noqa: E402
@@ -108,7 +109,8 @@ def test_a_soak_finds_every_answer_right(
     program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "soak.json"
-    words = ["--minutes", "0.17", "--model", str(program), "--size", SIZE[2:], "--out", str(out)]
+    words = ["--minutes", "0.08", "--rate", "150", "--model", str(program), "--size", SIZE[2:]]
+    words += ["--out", str(out)]
     command = [sys.executable, str(ROOT / "benchmarks/soak.py"), *words]
     done = subprocess.run(command, timeout=120, capture_output=True, text=True)
     assert out.exists(), done.stderr
@@ -128,4 +130,14 @@ def test_memory_that_grows_is_seen_and_memory_that_wavers_is_not() -> None:
 
 def test_the_page_has_a_place_for_the_figures() -> None:
     page = (ROOT / "docs/serving.md").read_text()
-    assert "<!-- serving -->\n" in page and "<!-- soak -->\n" in page
+    assert all(f"<!-- {name} -->\n" in page for name in ("serving", "faults", "soak"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
+def test_a_fault_is_measured_with_what_it_leaves(program: Path, tmp_path: Path) -> None:
+    row = faults.measure(faults.FAULTS[1], program, SIZE[2:], 1.0)
+    assert row["fault"].startswith("kill -9") and not row["wrong"] and not row["hung"]
+    assert row["answered"] > 0 and row["lost"] <= faults.CLIENTS
+    start = faults.many_models(program, SIZE[2:], 3)
+    page = make_serving_doc.faults_text({"faults": [row], "start": start, "command": "x"})
+    assert "kill -9 of the serving process" in page and "3 models" in page
