@@ -304,11 +304,6 @@ def grouped() -> nn.Module:
             {"amount": 0.5, "ignore": ["0", "3"]},
             "has no channels to prune: those of its inputs and outputs stay",
         ),
-        (
-            grouped,
-            {"amount": 0.5},
-            r"has no channels to prune: 0 keeps its channels: 1 has 2 groups",
-        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_the_model_is_whole(make, settings, message: str) -> None:
