@@ -6,7 +6,6 @@ stay. Where only some channels of a cell went, the others would be read as chann
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from qkernels.copying import copied
 from qkernels.models.channels import HEADS, WIDTHS
 from qkernels.outputs import output_error, rounding
 
@@ -158,9 +158,10 @@ def _holds(module: nn.Module, made: str, read: str, cells: Cells, arguments: Any
     rows, columns = cells.entries.values()
     if len(rows) < 2:
         return False
-    silent, smaller = copy.deepcopy(module), copy.deepcopy(module)
+    silent, smaller = copied(module)[0], copied(module)[0]
     with torch.no_grad():
-        silent.get_submodule(read).weight[:, columns[0]] = 0
+        muted: Any = silent.get_submodule(read)
+        muted.weight[:, columns[0]] = 0
         first: Any = smaller.get_submodule(made)
         last: Any = smaller.get_submodule(read)
         keep, kept = rows[1:].flatten().sort().values, columns[1:].flatten()

@@ -197,8 +197,8 @@ def remove(
             )
     normed = {n for n, module in graph.model.named_modules() if isinstance(module, nn.LayerNorm)}
     if not any(member.layer in normed for group in dropped for member in group.members):
-        error = output_error(silent, answers)
-        if error > rounding({tensor.dtype for tensor in silent.values()}):
+        apart = output_error(silent, answers)
+        if apart > rounding({tensor.dtype for tensor in silent.values()}):
             raise DoesNotRun(
                 f"pruned, {kind} answers otherwise than with those channels silent", dropped
             )

@@ -92,13 +92,13 @@ class ChannelGraph:
             for member in group.members:
                 chosen = torch.isin(member.channel, positions)
                 gone[member.layer, member.side].append(member.index[chosen])
-        entries = {side: torch.cat(parts).unique() for side, parts in gone.items()}
+        entries = {key: torch.cat(parts).unique() for key, parts in gone.items()}
         for (layer, side), chosen in entries.items():
             self._cut(self.model.get_submodule(layer), side, chosen.tolist())
         for cells in self._cells:
-            side, parts = next(iter(cells.entries.items()))
-            if side in entries:
-                count = len(entries[side]) // parts.shape[1]
+            first, parts = next(iter(cells.entries.items()))
+            if first in entries:
+                count = len(entries[first]) // parts.shape[1]
                 cells.shrink(self.model.get_submodule(cells.module), count)
         return self.model
 

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qkernels.prune.groups import ChannelGroup, Member, Side
+from qkernels.prune.cells import Side
+from qkernels.prune.groups import ChannelGroup, Member
 from qkernels.prune.scores import Scores
 
 Scope = Literal["layer", "global"]
