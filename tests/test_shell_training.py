@@ -194,7 +194,7 @@ def test_several_labels_and_values_go_all_the_way_from_the_shell(
     for name in ("shell_data", "shell_nets"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     own = ["--data", f"shell_data:{data}"]
-    net = ["--student", "shell_nets:Net", "--epochs", 8, "--batch-size", 16, "--lr", 0.003]
+    net = ["--student", "shell_nets:Net", "--epochs", 6, "--batch-size", 32, "--lr", 0.005]
     assert run("distill", *own, "--run", "t", *net, "--label-loss", loss) == 0
     assert re.search(rf"test {figure} {figure} 0\.\d+", capsys.readouterr().out)
     teacher = ["--teacher-weights", "t/student.safetensors", "--trust"]
