@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # what layers take
 CUDA_TILES = ("small", "medium", "tall", "large", "hopper")
@@ -131,10 +132,15 @@ def linear(
         input_scale: float32, one value or one a row. None: each row's own range (dynamic), symmetric or asymmetric by
             ``symmetric``.
         input_zero_point: int32, as many values as ``input_scale``, and None where that is.
+        symmetric: where the range is the row's own, whether its zero point is 0.
         residual: [..., N] float or int8, added before the clamp.
+        residual_scale: of an int8 residual.
+        residual_zero_point: of an int8 residual, in [-128, 127].
         clamp_min: the lower end of a fused activation; ReLU is ``clamp_min=0``.
         clamp_max: its upper end.
         out_dtype: float, or int8 by ``output_scale`` and ``output_zero_point``; None: x's own, float32 for int8 x.
+        output_scale: of an int8 output.
+        output_zero_point: of an int8 output, in [-128, 127].
     """
     y = _ops.linear(
         x, weight, weight_scale, bias, input_scale, input_zero_point, symmetric, residual, residual_scale,
@@ -239,6 +245,68 @@ def lookup(x: Tensor, table: Tensor) -> Tensor:
 def mean_pool2d(x: Tensor) -> Tensor:
     """float32 [N, C, H, W] -> [N, C, 1, 1]: sums from the first pixel to the last, row by row, times 1 / (H * W)."""
     return _ops.mean_pool2d(x)
+
+
+def embedding(
+    ids: Tensor, weight: Tensor, weight_scale: Tensor, columns: int, dtype: torch.dtype
+) -> Tensor:
+    """``code * scale`` of the rows of a packed weight [N, columns] that ``ids`` [...] name: [..., columns].
+
+    Args:
+        ids: int64 or int32, in [0, N).
+        weight: from :func:`pack_weight`.
+        weight_scale: float32 [N].
+        columns: how wide a row is, which the packed form does not tell.
+        dtype: float; the product is rounded to it.
+
+    Raises:
+        IndexError: for an id outside of the table.
+    """
+    return _ops.embedding(ids, weight, weight_scale, columns, dtype)
+
+
+def packed_rows(packed: Tensor, n: int, k: int, index: Tensor) -> Tensor:
+    """int8 rows [..., k] of a packed weight [n, k], without unpacking the rest; the index is not checked.
+
+    The layout is ``[n / 16][k / 4][16][4]`` with k padded to 64, see csrc/core/layout.h: a row is every 16th word.
+    """
+    panels, words = (n + 15) // 16, (k + 63) // 64 * 16
+    values = packed[: panels * words * 64].view(torch.int32).view(panels, words, 16)
+    panel = torch.div(index, 16, rounding_mode="floor")
+    rows = values[panel, :, index - panel * 16].contiguous()
+    return rows.view(torch.int8)[..., :k]
+
+
+# A lookup is torch's own steps on every device, behind one name, so that a captured graph shows it as one step.
+_library = torch.library.Library("qkernels", "FRAGMENT")
+_library.define(
+    "embedding(Tensor ids, Tensor weight, Tensor weight_scale, int columns, ScalarType dtype) -> Tensor"
+)
+
+
+def _embedding(
+    ids: Tensor, weight: Tensor, weight_scale: Tensor, columns: int, dtype: torch.dtype
+) -> Tensor:
+    _check_table(weight, weight_scale, columns, dtype)
+    scale = F.embedding(ids, weight_scale.unsqueeze(1))  # which checks the ids too
+    return (packed_rows(weight, len(weight_scale), columns, ids) * scale).to(dtype)
+
+
+def _check_table(weight: Tensor, weight_scale: Tensor, columns: int, dtype: torch.dtype) -> None:
+    if dtype not in FLOAT_DTYPES:
+        raise RuntimeError(f"qkernels::embedding: dtype is {dtype}; a float one is needed")
+    if weight_scale.dim() != 1 or weight_scale.dtype != torch.float32:
+        got = f"{weight_scale.dtype} {list(weight_scale.shape)}"
+        raise RuntimeError(f"qkernels::embedding: weight_scale is {got}; float32 [N] is needed")
+    needed = packed_bytes([len(weight_scale), columns], 1)
+    if weight.dtype != torch.int8 or list(weight.shape) != [needed]:
+        got = f"{weight.dtype} {list(weight.shape)}"
+        raise RuntimeError(
+            f"qkernels::embedding: weight is {got}; a table of {len(weight_scale)} rows of {columns} is int8 [{needed}]"
+        )
+
+
+_library.impl("embedding", _embedding, "CompositeExplicitAutograd")
 
 
 def cpu_isa() -> str:
@@ -376,3 +444,10 @@ def _(x: Tensor, table: Tensor) -> Tensor:
     return torch.empty_like(
         x, memory_format=torch.channels_last if keep else torch.contiguous_format
     )
+
+
+@torch.library.register_fake("qkernels::embedding")
+def _(
+    ids: Tensor, weight: Tensor, weight_scale: Tensor, columns: int, dtype: torch.dtype
+) -> Tensor:
+    return weight_scale.new_empty((*ids.shape, columns), dtype=dtype)

@@ -220,6 +220,9 @@ def test_several_labels_and_values_go_all_the_way_from_the_shell(
     assert figure in capsys.readouterr().out
     assert run("distill", *own, "--run", "x", *net, "--label-loss", "cross_entropy") == 2
     assert "is none of" in capsys.readouterr().err
-    untrained = ["--epochs", 1, "--lr", 1e-9, "--warmup-epochs", 0]
-    assert run("distill", *own, "--run", "u", *net[:2], *untrained) == 2
-    assert "nothing was learned" in capsys.readouterr().err
+    if (
+        data == "values"
+    ):  # answers that do not look at the input have an R2 of 0, fresh weights less
+        untrained = ["--epochs", 1, "--lr", 1e-9, "--warmup-epochs", 0]
+        assert run("distill", *own, "--run", "u", *net[:2], *untrained) == 2
+        assert "nothing was learned" in capsys.readouterr().err

@@ -93,6 +93,16 @@ void run_program(const Program& program, const ProgramPlan& plan, const ProgramI
   run_images(program, plan, inputs, outputs, together, plan.batch - together, isa, parallel, memory, seconds);
 }
 
+int64_t id_count(const Program& program, int32_t input) {
+  int64_t count = INT64_MAX;
+  for (int32_t i = 0; i < program.header->steps; ++i) {
+    const ProgramStep& step = program.steps[i];
+    const StepType& type = type_of(step);
+    if (type.id_count && step.reads[0] == program.inputs[input]) count = std::min(count, type.id_count(program.base + step.payload));
+  }
+  return count;
+}
+
 std::string check_values(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs) {
   ProgramPart whole;
   for (int32_t i = 0; i < program.header->steps && plan.batch; ++i) {

@@ -82,6 +82,9 @@ struct ProgramPlan {
 
 ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa isa, int threads);
 
+// How many ids an int64 input may hold, 0 .. count - 1, by the steps that read it; INT64_MAX where none asks.
+int64_t id_count(const Program& program, int32_t input);
+
 // Why a call with these values of its inputs may not run; empty if it may. What depends on sizes alone is the plan's.
 std::string check_values(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs);
 

@@ -131,6 +131,15 @@ class LoadedProgram {
     return all;
   }
 
+  py::list id_counts() const {
+    py::list all;
+    for (int32_t i = 0; i < program_->header->inputs; ++i) {
+      if (input_type(*program_, i).element == Element::s64) all.append(id_count(*program_, i));
+      else all.append(py::none());
+    }
+    return all;
+  }
+
   int64_t max_batch() const { return program_->header->max_batch; }
 
  private:
@@ -308,6 +317,7 @@ void bind_program(py::module_& m) {
       .def("arena_bytes", &LoadedProgram::arena_bytes, "input_sizes"_a, "threads"_a = 1, "Memory of one call, beside weights, inputs and outputs.")
       .def("signature", &LoadedProgram::signature, "inputs"_a, "(axes, channels) of the inputs, or of the outputs.")
       .def_property_readonly("input_dtypes", &LoadedProgram::input_dtypes)
+      .def_property_readonly("id_counts", &LoadedProgram::id_counts)
       .def_property_readonly("kept_bytes", &LoadedProgram::filled, "Memory of weights in another form, kept from call to call.")
       .def_property_readonly("kept", &LoadedProgram::kept, "What is kept, as torch's run_program takes it.")
       .def_property_readonly("max_batch", &LoadedProgram::max_batch);

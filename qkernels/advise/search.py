@@ -43,11 +43,14 @@ def advise(
     seed: int = 0,
     progress: bool = True,
 ) -> Advice:
-    """Int8 first, then recovery or a mix of int8 and float where accuracy was lost, then smaller models: students
+    """Search int8, recovered, distilled and pruned forms of a model for one that meets a floor and a latency.
+
+    Int8 comes first, then recovery or a mix of int8 and float where accuracy was lost, then smaller models: students
     distilled and channels pruned, `model` as the teacher, each as int8. It stops as soon as floor and latency are met.
 
     Args:
         model: trained float weights; stays as it is.
+        data: its training images train and calibrate, its validation images decide.
         floor: least top-1 accuracy on validation images, in [0, 1].
         latency_ms: most milliseconds for one image, with torch's present threads; None: the fastest at the floor.
         run_dir: of the trainings. Killed at any moment and called again, it goes on from the last whole epoch.
@@ -55,6 +58,8 @@ def advise(
         shares: of the multiply-adds, to prune, in rising order; after the first below the floor none is tried.
         students: fresh, seeded smaller models by name.
         images: training images to calibrate on.
+        seed: of the calibration images and, unless `config` has its own, of every training.
+        progress: show bars.
 
     Raises:
         ValueError: for a floor outside [0, 1], a latency that is not positive, or data without validation images.
@@ -150,7 +155,7 @@ class _Search:
     def int8(
         self, name: str, model: nn.Module, channels: Sizes | None = None, **of: Any
     ) -> Iterator[Trial]:
-        """As int8; where that falls below the floor and the float model does not, recovered, then mixed."""
+        """Plain int8; where that falls below the floor and the float model does not, recovered, then mixed."""
         of["channels"] = channels
         plain = qkernels.quantize(model, "static", self.calibration)
         yield (trial := self.trial(name, plain, **of))

@@ -104,12 +104,17 @@ def load_imagefolder(
     "$" are no part of it; what else is left out, `ImageData.notes` says.
 
     Args:
+        root: the folder; None: that of the data sets, see `data_root`.
         image_size: of the squares that the pictures become. None looks at the first files: pictures of 256 pixels and
             more become 224, without an eighth of their shorter side; smaller ones stay as large as they are.
-        mean, std: per channel, of pixels in [0, 1]; one value each makes the pictures grey.
+        mean: per channel, of pixels in [0, 1]; one value makes the pictures grey.
+        std: likewise.
+        val_fraction: share of `train` that a missing `val` takes, in (0, 1).
+        seed: of that choice.
 
-    Raises FileNotFoundError without images in `train`, ValueError for an unknown class folder and for a class folder of
-    `train` without images.
+    Raises:
+        FileNotFoundError: without images in `train`.
+        ValueError: for an unknown class folder and for a class folder of `train` without images.
     """
     base = data_root(root)
     reader = _Reader(base / "train", _val_folder(base))

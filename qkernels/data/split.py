@@ -15,7 +15,7 @@ class ImageStore(Protocol):
 
     @property
     def shape(self) -> torch.Size:
-        """[N, C, H, W]"""
+        """[N, C, H, W]."""
 
     def __len__(self) -> int: ...
 

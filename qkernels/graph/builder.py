@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qkernels.graph import tables
-from qkernels.graph import trace as nodes
+from qkernels import ops
+from qkernels.graph import nodes, tables
 from qkernels.graph.formats import Format
 from qkernels.graph.places import (
     Atom,
@@ -26,6 +26,14 @@ from qkernels.graph.places import (
 from qkernels.program.format import Step, Value
 
 IMAGE = (0, 2, 3, 1)  # axes of [N, C, H, W] in memory
+_INPUTS = {torch.float32: "float32", torch.int64: "int64", torch.bool: "int64"}
+
+
+_FILLED = {
+    torch.ops.aten.zeros_like.default: 0,
+    torch.ops.aten.ones_like.default: 1,
+    torch.ops.aten.full_like.default: 0,
+}
 
 
 class LeftToTorch(ValueError):
@@ -50,7 +58,9 @@ class Builder:
         self.results: dict[fx.Node, int] = {}
         self._places: dict[fx.Node, Place] = {}
         self._arrays: dict[int, tuple[Any, Any]] = {}
-        self._known: dict[Any, Place] = {}
+        self._unpacked: dict[int, Tensor] = {}
+        self.known: dict[Any, Place] = {}  # operands in another form, by what they are
+        self.tables: dict[fx.Node, Tensor] = {}  # of integers: words.py
 
     # ---- operands
 
@@ -66,6 +76,12 @@ class Builder:
         """The tensor of the model that a node is, without the batch it may be repeated for; None for any other."""
         while isinstance(node, fx.Node) and node.target is torch.ops.aten.expand.default:
             node = node.args[0]
+        if isinstance(node, fx.Node) and node.target in _FILLED:
+            x, given = nodes.value(node), nodes.arguments(node)
+            assert x is not None
+            return torch.full([1] * x.dim(), given.get("fill_value", _FILLED[node.target])).to(
+                x.dtype
+            )
         if isinstance(node, fx.Node) and node.op == "get_attr":
             return nodes.tensor_of(self.graph, node)
         return None
@@ -74,10 +90,10 @@ class Builder:
         x = nodes.value(node)
         if node.op == "get_attr" or x is None or not 2 <= x.dim() <= 4:
             raise LeftToTorch("what it reads is no tensor of two to four dimensions with a batch")
-        if x.dtype not in (torch.float32, torch.int64) or (
-            x.dim() == 4 and x.dtype != torch.float32
-        ):
+        if x.dtype not in _INPUTS or (x.dim() == 4 and x.dtype != torch.float32):
             raise LeftToTorch(f"it reads {x.dtype}")
+        if x.dtype == torch.bool and node.op != "placeholder":
+            raise LeftToTorch("it reads truth values of torch's")
         if not self._has_batch(x):
             raise LeftToTorch("what it reads has another batch than the model's input")
         sizes = nodes.sizes(x)
@@ -91,8 +107,7 @@ class Builder:
             for axis, i in zip(axes, order, strict=True)
         ]
         fixed = {f"fixed_{'nhw'[a.axis]}": a.size for a in atoms if a.axis in (1, 2) and a.fixed}
-        dtype = "int64" if x.dtype == torch.int64 else "float32"
-        value = self._new(atoms, x.dim(), None, dtype=dtype, callers=True, **fixed)
+        value = self._new(atoms, x.dim(), None, dtype=_INPUTS[x.dtype], callers=True, **fixed)
         self.inputs.append(node)
         where = {i: at for at, i in enumerate(order)}
         return _plain(Place(value, tuple(atoms), tuple((where[i],) for i in range(x.dim()))))
@@ -128,9 +143,9 @@ class Builder:
         if self._is_box(place, groups, rank):
             return place
         key = (place.value, place.atoms, groups, rank)
-        if key not in self._known:
-            self._known[key] = self._rearranged(place, groups, rank)
-        new = self._known[key]
+        if key not in self.known:
+            self.known[key] = self._rearranged(place, groups, rank)
+        new = self.known[key]
         return _plain(
             Place(new.value, new.atoms, box_of(place, groups, new.value).axes), merge=True
         )
@@ -162,7 +177,7 @@ class Builder:
         }  # fmt: skip
         self.add(
             "rearrange",
-            self._beside("rearrange"),
+            self.beside("rearrange"),
             place.value,
             y,
             atoms=len(atoms),
@@ -323,9 +338,9 @@ class Builder:
         if given == format:
             return place
         key = (place.value, format)
-        if key not in self._known:
-            self._known[key] = self._converted(place.value, format)
-        return Place(self._known[key].value, place.atoms, place.axes)
+        if key not in self.known:
+            self.known[key] = self._converted(place.value, format)
+        return Place(self.known[key].value, place.atoms, place.axes)
 
     def _converted(self, value: int, format: Format) -> Place:
         given, of = self.formats[value], self.values[value]
@@ -343,13 +358,13 @@ class Builder:
         new = len(self.values) - 1
         if given and format:
             table = tables.table_of(lambda x: x, given, format)
-            self.add("lookup", self._beside("lookup"), value, new).constants["table"] = self.array(
+            self.add("lookup", self.beside("lookup"), value, new).constants["table"] = self.array(
                 table
             )
         else:
             self.add(
                 "unary",
-                self._beside("unary"),
+                self.beside("unary"),
                 value,
                 new,
                 function="identity",
@@ -374,9 +389,11 @@ class Builder:
 
     def finish(self, node: fx.Node) -> int:
         """The value of the caller's that an output of the run is, float32 in the tensor's own order."""
-        place = self.as_format(self.place(node), None)
         x = nodes.value(node)
         assert x is not None
+        if x.dtype != torch.float32:
+            raise LeftToTorch(f"its result is {x.dtype}, which torch reads")
+        place = self.as_format(self.place(node), None)
         if not 2 <= x.dim() <= 4:
             raise LeftToTorch("its result has fewer than two or more than four dimensions")
         if place.repeats(nodes.sizes(x)):
@@ -396,7 +413,7 @@ class Builder:
         if place.is_whole and [*n, *h, *w, *c] == list(range(len(place.atoms))):
             place = self.image(place)
             value = self._new(place.atoms, 4, None, callers=True, planar=True)
-            self.add("planar", self._beside("planar"), self.read(place), value)
+            self.add("planar", self.beside("planar"), self.read(place), value)
             return value
         return self._copied_out(place, (n, h, w, c), (n, c, h, w), 4, planar=True)
 
@@ -417,7 +434,7 @@ class Builder:
         self.steps.append(Step(kind, name or self.name, x, y, others, fields))
         return self.steps[-1]
 
-    def _beside(self, kind: str) -> str:
+    def beside(self, kind: str) -> str:
         """The name of a step that only brings an operand into another form."""
         return f"{self.name} [{kind}]"
 
@@ -425,6 +442,10 @@ class Builder:
         """One array a tensor, so that a weight used twice is held once."""
         array = tensor.detach().contiguous().numpy()
         return self._arrays.setdefault(id(tensor), (array, tensor))[0]
+
+    def unpacked(self, weight: Tensor, size: list[int]) -> Tensor:
+        """The codes of a packed weight: one tensor, however often it is asked for."""
+        return self._unpacked.setdefault(weight.data_ptr(), ops.unpack_weight(weight, size))
 
     def lower(self, node: fx.Node, step: Any) -> None:
         """One node by its row of the table."""

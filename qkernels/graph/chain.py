@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qkernels.graph import tables
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes, tables
 from qkernels.graph.formats import Formats, Role, stored
 from qkernels.graph.fuse import fuse, merge_linears, name_layers, ours
 from qkernels.graph.lower import Refused, build, left_to_torch, replace
@@ -31,7 +30,7 @@ def chain_on_cpu(
     graph: fx.GraphModule, model: nn.Module, exact: bool, max_batch: int | None
 ) -> tuple[fx.GraphModule, ChainReport]:
     """The graph with programs in it."""
-    rows = _prepared(graph, model)
+    rows = _prepared(graph, model, activations=not exact)
     refused: dict[fx.Node, str] = {}
 
     def row_of(node: fx.Node) -> Row | None:
@@ -57,7 +56,7 @@ def chain_on_device(
     graph: fx.GraphModule, model: nn.Module, exact: bool
 ) -> tuple[fx.GraphModule, ChainReport]:
     """The graph of operators, which torch's stream runs one after the other."""
-    rows = _prepared(graph, model)
+    rows = _prepared(graph, model, activations=False)
 
     def role(node: fx.Node) -> Role | None:
         found = role_of(row(node, exact))
@@ -73,10 +72,12 @@ def chain_on_device(
     return graph, report
 
 
-def _prepared(graph: fx.GraphModule, model: nn.Module) -> dict[fx.Node, LayerChain]:
+def _prepared(
+    graph: fx.GraphModule, model: nn.Module, *, activations: bool
+) -> dict[fx.Node, LayerChain]:
     name_layers(graph)
     merge_linears(graph, model)
-    fused = fuse(graph)
+    fused = fuse(graph, activations=activations)
     if not fused:
         raise ValueError(f"{type(model).__name__} has no int8 layer to chain; quantize it first")
     return fused

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx
 
-from qkernels.graph import tables
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes, tables
+from qkernels.graph.fuse import ours
 from qkernels.graph.tables import QParams
 
 Format = QParams | None  # int8 of this scale, or float32
@@ -36,6 +36,10 @@ def stored(node: fx.Node) -> Format:
 
 class Formats:
     """What the readers of every value want, from the last value to the first.
+
+    What a linear layer adds is float32: a layer of tokens that reads the same value quantizes its rows as it takes
+    them, nearly for nothing, while int8 would cost a transformer 12 dB. A convolution adds int8 where another
+    convolution reads that; an image is large beside its layers' work.
 
     ``role``: of the steps that are ours; torch computes the others, in float32. ``exact``: an operand that the model
     reads as float32 is not read as int8. ``rescales``: a reader may have another scale than the value.
@@ -65,7 +69,7 @@ class Formats:
         if role is Role.LAYER:
             given = nodes.arguments(user)
             if given["residual"] is node and (self.exact or given["x"] is not node):
-                return None if self.exact else ANY
+                return None if self.exact or user.target is ours.linear.default else ANY
             return input_of(user)
         if role is Role.MOVES:
             joins = len(data_of(user)) > 1

@@ -1,16 +1,17 @@
-"""Adds and clamps move into the epilogue of the int8 layer before them; layers that read one value become one."""
+"""Adds, functions and clamps move into the epilogue of the int8 layer before; layers that read one value become one."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 import qkernels.ops  # noqa: F401  (the operators)
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes, tables
 from qkernels.graph.report import LayerChain
 from qkernels.nn import QuantLinear
 
@@ -40,35 +41,61 @@ def name_layers(graph: fx.GraphModule) -> None:
 # ---- epilogues
 
 
-def fuse(graph: fx.GraphModule) -> dict[fx.Node, LayerChain]:
+@dataclass
+class Epilogue:
+    """What a layer takes in of the steps behind it, in the order in which it does them."""
+
+    taken: list[fx.Node]  # the layer and the steps
+    residual: fx.Node | None = None
+    activation: tuple[str, float] | None = None  # a function and its parameter
+    clamp: tuple[float, float] | None = None
+
+    def takes(self, user: fx.Node, activations: bool) -> bool:
+        """Whether the next step is one more of its parts."""
+        if self.clamp is not None:
+            return False
+        if self.activation is None:
+            if self.residual is None:
+                self.residual = added_to(user, self.taken[-1])
+                if self.residual is not None:
+                    return True
+            self.activation = tables.name_of(user) if activations else None
+            if self.activation is not None:
+                return True
+        self.clamp = clamp_of(user)
+        return self.clamp is not None
+
+
+def fuse(graph: fx.GraphModule, *, activations: bool) -> dict[fx.Node, LayerChain]:
     """Every int8 layer, in order, with what it took in. Where two layers meet in an add, the later one takes it, since
-    its other operand is then known."""
+    its other operand is then known.
+
+    ``activations``: functions such as SiLU too, computed in float32 before the value is rounded.
+    """
     fused = {}
     for node in reversed(list(graph.graph.nodes)):
         if is_layer(node):
-            new, row = _fuse_one(graph.graph, node)
+            new, row = _fuse_one(graph.graph, node, activations)
             fused[new] = row
     return dict(reversed(fused.items()))
 
 
-def _fuse_one(graph: fx.Graph, node: fx.Node) -> tuple[fx.Node, LayerChain]:
-    taken, residual, clamp = [node], None, None
-    while clamp is None and len(taken[-1].users) == 1:
+def _fuse_one(graph: fx.Graph, node: fx.Node, activations: bool) -> tuple[fx.Node, LayerChain]:
+    ends = Epilogue([node])
+    taken = ends.taken
+    while len(taken[-1].users) == 1:
         user = next(iter(taken[-1].users))
-        clamp = clamp_of(user)
-        other = added_to(user, taken[-1]) if residual is None else None
-        if clamp is None and other is None:
+        if not ends.takes(user, activations):
             break
-        residual = residual or other
         taken.append(user)
     row = LayerChain(str(node.meta["layer"]), "float32", tuple(nodes.where(n) for n in taken[1:]))
     if len(taken) == 1:
         return node, row
     with graph.inserting_after(taken[-1]):
         new = graph.create_node("call_function", node.target, node.args, node.kwargs)
-    new.meta = dict(node.meta)
-    low, high = clamp or (None, None)
-    nodes.set_arguments(new, residual=residual, clamp_min=low, clamp_max=high)
+    new.meta = dict(node.meta) | {"activation": ends.activation}
+    low, high = ends.clamp or (None, None)
+    nodes.set_arguments(new, residual=ends.residual, clamp_min=low, clamp_max=high)
     taken[-1].replace_all_uses_with(new)
     for old in reversed(taken):
         graph.erase_node(old)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes
 from qkernels.graph.builder import Builder, LeftToTorch
 from qkernels.graph.formats import Role
 from qkernels.graph.program import TorchProgram
@@ -118,11 +118,13 @@ def _replace(
     now: dict[fx.Node, fx.Node],
 ) -> dict[fx.Node, fx.Node]:
     outputs = [builder.results[n] for n in builder.outputs]
-    inputs = [builder.place(n).value for n in builder.inputs]
+    in_order = {n: i for i, n in enumerate(graph.graph.nodes)}
+    read = sorted(builder.inputs, key=lambda n: in_order[now.get(n, n)])
+    inputs = [builder.place(n).value for n in read]
     data = assemble(builder.values, builder.steps, inputs, outputs, max_batch)
     graph.add_submodule(name, TorchProgram(torch.from_numpy(data)))
     with graph.graph.inserting_after(builder.run[-1]):
-        call = graph.graph.call_module(name, tuple(now.get(n, n) for n in builder.inputs))
+        call = graph.graph.call_module(name, tuple(now.get(n, n) for n in read))
     parts: dict[fx.Node, fx.Node] = {}
     if len(outputs) == 1:
         call.meta = dict(builder.outputs[0].meta)

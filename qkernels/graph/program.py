@@ -42,6 +42,7 @@ class TorchProgram(nn.Module):
     @torch.compiler.disable
     def run(self, inputs: tuple[Tensor, ...], seconds: Tensor | None = None) -> list[Tensor]:
         """``seconds``: float64, one a step, receives their times."""
+        inputs = tuple(x.long() if x.dtype == torch.bool else x for x in inputs)
         key = (torch.get_num_threads(), *(x.shape for x in inputs))
         need = self._needs.get(key)
         if need is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from qkernels import reference
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes
 
 QParams = tuple[float, int]  # scale and zero point of an int8 tensor
 

@@ -14,11 +14,23 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx, nn
+from torch._guards import detect_fake_mode
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import Max
 
 from qkernels.calling import Call
 from qkernels.capture import CaptureError, exported
+from qkernels.graph.identities import simplify
+from qkernels.graph.nodes import (
+    alike,
+    arguments,
+    expression,
+    hint,
+    is_fixed,
+    put_constant,
+    tensor_of,
+    value,
+)
 
 aten = torch.ops.aten
 
@@ -96,6 +108,7 @@ def _inputs(program: torch.export.ExportedProgram) -> list[fx.Node]:
 
 
 def _normalized(program: torch.export.ExportedProgram, call: Call) -> Traced:
+    _share_batch(program)
     graph = _flat(program)
     if not _make_functional(graph):
         program = program.run_decompositions({})
@@ -104,12 +117,15 @@ def _normalized(program: torch.export.ExportedProgram, call: Call) -> Traced:
             raise CaptureError("it writes into its own tensors")
     _part_splits(graph)
     _fold_constants(graph)
+    while simplify(graph):
+        _fold_constants(graph)
     graph.graph.eliminate_dead_code()
     for node in graph.graph.find_nodes(op="placeholder"):
         if value(node) is None:
             if node.users:
                 raise CaptureError(f"its argument {node.name!r} is a number that may change")
             graph.graph.erase_node(node)
+    _note_ranges(graph, call)
     known = _sizes(program)
     for node, needed in zip(graph.graph.find_nodes(op="placeholder"), known, strict=True):
         node.meta["sizes"] = needed
@@ -118,6 +134,31 @@ def _normalized(program: torch.export.ExportedProgram, call: Call) -> Traced:
     output = program.call_spec.out_spec
     assert output is not None
     return Traced(graph, spec, output, known)
+
+
+def _share_batch(program: torch.export.ExportedProgram) -> None:
+    """Words and their masks, integers of one shape, are of one batch: a compiled model is called with no other."""
+    first: dict[Any, Any] = {}
+    for node in _inputs(program):
+        x = value(node)
+        if (
+            x is not None
+            and not x.is_floating_point()
+            and x.dim() == 2
+            and not is_fixed(x.shape[0])
+        ):
+            batch = first.setdefault(hint(x.shape[0]), x.shape[0])
+            assert batch == x.shape[0]  # asked of symbols, this makes them one
+
+
+def _note_ranges(graph: fx.GraphModule, call: Call) -> None:
+    """Keep the least and the largest of the example's integers."""
+    tensors = [x for x in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(x, Tensor)]
+    if detect_fake_mode(tensors) is not None:
+        return
+    for node, x in zip(graph.graph.find_nodes(op="placeholder"), tensors, strict=True):
+        if not x.is_floating_point() and x.numel():
+            node.meta["range"] = int(x.min()), int(x.max())
 
 
 def _flat(program: torch.export.ExportedProgram) -> fx.GraphModule:
@@ -168,19 +209,6 @@ def _is_no_op(node: fx.Node) -> bool:
         x, y = value(node.args[0]), value(node)
         return x is not None and y is not None and alike(x, y)
     return False
-
-
-def alike(x: Tensor, y: Tensor) -> bool:
-    """Whether dtype, device and every size are the same, for any input."""
-    same = x.dtype == y.dtype and x.device == y.device and x.dim() == y.dim()
-    return same and all(same_size(a, b) for a, b in zip(x.shape, y.shape, strict=True))
-
-
-def same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    """Whether two sizes are the same for any input."""
-    if is_fixed(a) and is_fixed(b):
-        return hint(a) == hint(b)
-    return not (is_fixed(a) or is_fixed(b)) and bool(_expr(a) == _expr(b))
 
 
 def _is_inlined(node: fx.Node) -> bool:
@@ -315,32 +343,6 @@ def _fold_constants(graph: fx.GraphModule) -> None:
             known.add(put_constant(graph, node, result))
 
 
-def put_constant(graph: fx.GraphModule, node: fx.Node, tensor: Tensor) -> fx.Node:
-    """Put a tensor in the place of a node."""
-    with graph.graph.inserting_before(node):
-        new = constant(graph, f"constant_{node.name}", tensor)
-    new.meta["val"] = node.meta.get("val", tensor)
-    node.replace_all_uses_with(new)
-    graph.graph.erase_node(node)
-    return new
-
-
-def constant(graph: fx.GraphModule, name: str, tensor: Tensor) -> fx.Node:
-    """A node of that tensor, where the graph's insertion point is."""
-    graph.register_buffer(name, tensor.detach())
-    node = graph.graph.get_attr(name)
-    node.meta["val"] = tensor
-    return node
-
-
-def tensor_of(graph: fx.GraphModule, node: fx.Node) -> Tensor:
-    """The tensor that a get_attr node is."""
-    found: Any = graph
-    for name in str(node.target).split("."):
-        found = getattr(found, name)
-    return found
-
-
 def _follows_from_sizes(node: fx.Node) -> bool:
     """Whether it is a tensor made of sizes of the inputs other than their batch."""
     if node.op != "call_function" or value(node) is None:
@@ -365,7 +367,7 @@ def _sizes(program: torch.export.ExportedProgram) -> list[tuple[int | None, ...]
     def size(given: int | torch.SymInt) -> int | None:
         if is_fixed(given):
             return hint(given)
-        expr = _expr(given)
+        expr = expression(given)
         free = expr.is_symbol and expr not in asked and expr not in bounded
         return None if free else hint(given)
 
@@ -380,63 +382,3 @@ def _guards(program: torch.export.ExportedProgram) -> Iterator[Any]:
             if isinstance(s, torch.SymInt):
                 yield from (guard.expr for guard in s.node.shape_env.guards)
                 return
-
-
-# ---- nodes
-
-
-def value(node: Any) -> Tensor | None:
-    """The tensor without values that a node is for the example; None for anything else."""
-    found = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return found if isinstance(found, Tensor) else None
-
-
-def shape(node: Any) -> tuple[int, ...] | None:
-    """The sizes of a float32 tensor for the example; None for any other node."""
-    x = value(node)
-    return None if x is None or x.dtype != torch.float32 else sizes(x)
-
-
-def sizes(x: Tensor) -> tuple[int, ...]:
-    """The sizes of a tensor for the example."""
-    return tuple(hint(s) for s in x.shape)
-
-
-def hint(size: Any) -> int:
-    """What a size is for the example."""
-    if isinstance(size, torch.SymInt):
-        known = size.node.maybe_as_int()
-        return int(size.node.hint if known is None else known)
-    return int(size)
-
-
-def _expr(size: Any) -> Any:
-    return size.node.expr
-
-
-def is_fixed(size: Any) -> bool:
-    """Whether a size is the model's, not the input's."""
-    return isinstance(size, int) or size.node.maybe_as_int() is not None
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an operator by name, with defaults."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given = dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
-    return {a.name: given.get(a.name, a.default_value) for a in schema}
-
-
-def set_arguments(node: fx.Node, **new: Any) -> None:
-    """Change arguments of an operator by name."""
-    given = arguments(node) | new
-    node.args = tuple(given[a.name] for a in node.target._schema.arguments)  # type: ignore[union-attr]
-    node.kwargs = {}
-
-
-def where(node: fx.Node) -> str:
-    """The place in the model of a step: the name of the module in whose call it is computed, then the operator."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    name = stack[-1][0].rpartition("L['self'].")[2] if stack else ""
-    packet = getattr(node.target, "overloadpacket", None)
-    step = packet.__name__ if packet is not None else node.name
-    return f"{name} ({step})" if name else step

@@ -156,7 +156,7 @@ def _train_all(
 
 
 def _teacher(config: PipelineConfig, data: ImageData) -> nn.Module:
-    """With its weights; a checkpoint, such as a pruned one, names its model itself."""
+    """The teacher with its weights; a checkpoint, such as a pruned one, names its model itself."""
     if config.teacher_weights is None:
         return _seeded(config, data, config.teacher_choice)
     if names_its_model(config.teacher_weights):

@@ -35,7 +35,7 @@ class Program:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], threads: int = 1) -> Program:
-        """From a file that `save` has written; ``threads``: those that one call may use.
+        """Open a file that `save` has written; ``threads`` are those that one call may use.
 
         Raises ValueError for a file that is cut off, altered, from another version, or no program at all.
         """
@@ -61,7 +61,7 @@ class Program:
             aside.replace(target)
 
     def __call__(self, *inputs: NDArray[Any]) -> Any:
-        outputs = self._program.run(list(inputs), self.threads)
+        outputs = self._program.run(list(map(_words, inputs)), self.threads)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def profile(self, *inputs: NDArray[Any], runs: int = 20) -> Profile:
@@ -69,7 +69,7 @@ class Program:
         seconds: list[list[float]] = []
         for _ in range(runs + 2):
             seconds.append([])
-            self._program.run(list(inputs), self.threads, True, seconds[-1])
+            self._program.run(list(map(_words, inputs)), self.threads, True, seconds[-1])
         peak = kernel_core.peak_gops(threads=self.threads)
         return Profile.of(self.steps(*(x.shape for x in inputs)), seconds[2:], peak, self.threads)
 
@@ -107,6 +107,11 @@ class Program:
         return list(self._program.input_dtypes)
 
     @property
+    def id_counts(self) -> list[int | None]:
+        """How many ids each input may hold, which are 0 .. count - 1; None for one of float32."""
+        return list(self._program.id_counts)
+
+    @property
     def outputs(self) -> list[tuple[int, int]]:
         """(axes, channels) of each output; 0 channels: they follow from the sizes of a call."""
         return list(self._program.signature(False))
@@ -130,3 +135,8 @@ class Program:
 
         size = f"{self.data.nbytes / 1e6:.2f} MB"
         return f"Program({shown(self.inputs)} -> {shown(self.outputs)}, {size})"
+
+
+def _words(x: NDArray[Any]) -> NDArray[Any]:
+    """Truth values are the integers 1 and 0 to a program."""
+    return x.astype(np.int64) if getattr(x, "dtype", None) == np.bool_ else x

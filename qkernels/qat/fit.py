@@ -49,6 +49,7 @@ def fit_qat(
 
     Args:
         model: trained float weights; not changed.
+        data: with validation images, which decide.
         config: an lr of 1e-4 and a temperature of 1 are a good start, see docs/quantization.md.
         calibration: as for `prepare_qat`.
         quant: as `config` of `prepare_qat`.

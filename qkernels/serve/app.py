@@ -143,10 +143,9 @@ class _Server:
 
     def _addressed(self, url: bytes) -> Served | None:
         """The model that requests at this address are for, if it is one of those that are loaded."""
-        for base in (b"/v2/models/", b"/classify/"):
-            if url.startswith(base):
-                name = url[len(base) :].partition(b"/")[0]
-                return self._repository.get(unquote(name.decode("latin-1")))
+        name = _addressed_name(url)
+        if name is not None:
+            return self._repository.get(name)
         return self._only() if url.startswith(b"/classify") else None
 
     def _only(self) -> Served | None:
@@ -365,6 +364,15 @@ class _Server:
         served = self._repository.find(request.path_params["name"])
         version = served.find(request.path_params.get("version"))
         return served, version, version.loaded
+
+
+@functools.lru_cache(256)
+def _addressed_name(url: bytes) -> str | None:
+    """The name of a model in the address of an inference."""
+    for base in (b"/v2/models/", b"/classify/"):
+        if url.startswith(base):
+            return unquote(url[len(base) :].partition(b"/")[0].decode("latin-1"))
+    return None
 
 
 def _image_input(model: Model) -> ImageInput:

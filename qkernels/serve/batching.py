@@ -40,6 +40,11 @@ class _Waiting:
     def rows(self) -> int:
         return len(self.inputs[0])
 
+    @property
+    def sizes(self) -> list[tuple[int, ...]]:
+        """Of one example; they differ between requests only where a model takes any number of ids."""
+        return [x.shape[1:] for x in self.inputs]
+
 
 @dataclass
 class _Ran:
@@ -132,11 +137,20 @@ class Batcher:
         self._workers.ask(self)
 
     def _next_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
-        rows = 0
-        while self._waiting and rows + self._waiting[0].rows <= self.model.max_batch:
-            batch.append(self._waiting.popleft())
-            rows += batch[-1].rows
+        """The oldest request, and those behind it of the same sizes, in their order, that fit."""
+        batch, others = list[_Waiting](), list[_Waiting]()
+        rows, sizes = 0, self._waiting[0].sizes
+        while self._waiting and rows < self.model.max_batch:
+            waiting = self._waiting.popleft()
+            if waiting.sizes != sizes:
+                others.append(waiting)
+            elif rows + waiting.rows <= self.model.max_batch:
+                batch.append(waiting)
+                rows += waiting.rows
+            else:
+                others.append(waiting)
+                break
+        self._waiting.extendleft(reversed(others))
         self._count(-rows)
         return batch
 

@@ -8,6 +8,7 @@ of the application costs three times as much as one from here, before anything i
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import re
 import socket
@@ -34,9 +35,11 @@ _PIECE_OF_HEADS, _PIECE_OF_BODY = (
 )  # bytes that are parsed before it is seen what they were
 _MOST_THROWN = 256 << 20  # bytes that are still read behind the last answer
 
+_MOST_PLAIN = 4 << 10  # bytes of a head that is refused without being parsed
+
 # A head that llhttp would take, of a POST; and what in it the door leaves to the parser.
 _PLAIN_POST = re.compile(
-    rb"POST (/[!-~]{,4096}) HTTP/1\.1\r\n(?:[A-Za-z0-9-]+:[^\r\n\0]*\r\n){1,64}\r\n"
+    rb"POST (/[!-~]{,2048}) HTTP/1\.1\r\n(?:[A-Za-z0-9-]+:[^\r\n\0]*\r\n){1,64}\r\n"
 )
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
 _TELLING = re.compile(
@@ -76,7 +79,8 @@ class _Last:
     at once would be a reset, which takes the answer with it."""
 
     def __init__(self, transport: Any, door: Door) -> None:
-        self._transport, self._door = transport, door
+        self._transport = transport
+        self._door: Door | None = door
         self.pause_reading, self.get_extra_info = (
             transport.pause_reading,
             transport.get_extra_info,
@@ -98,7 +102,13 @@ class _Last:
     def is_closing(self) -> bool:
         return self._is_over or bool(self._transport.is_closing())
 
+    def forget(self) -> None:
+        """The door, which holds this: what ends shall not wait for the garbage collector."""
+        self._door = None
+
     def close(self) -> None:
+        if self._door is None:
+            return
         if self._is_over or not self._door.is_in_body or self._transport.is_closing():
             self._transport.close()
             if self._transport.get_write_buffer_size():
@@ -160,6 +170,9 @@ class Door(HttpToolsProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._connections.forget(self)
         super().connection_lost(error)
+        self.transport.forget()  # type: ignore[attr-defined]
+        self.pipeline.clear()
+        self.cycle = self.flow = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         if self._thrown is not None:
@@ -180,17 +193,14 @@ class Door(HttpToolsProtocol):
         is_fresh = self._is_in_head and not self._quiet and not self.is_behind
         if not (is_fresh and (self.cycle is None or self.cycle.response_complete)):
             return False
-        found = _PLAIN_POST.match(data)
-        if found is None or not self._inside.refuses(found[1]) or self.transport.is_closing():
+        end = data.find(b"\r\n\r\n", 0, _MOST_PLAIN) + 4
+        plain = _plain_post(data[:end]) if end > 3 else None
+        if plain is None or self.transport.is_closing():
             return False
-        lengths = _LENGTH.findall(found[0])
-        if (
-            len(lengths) != 1
-            or len(data) != found.end() + int(lengths[0])
-            or _TELLING.search(found[0])
-        ):
+        url, length = plain
+        if len(data) != end + length or not self._inside.refuses(url):
             return False
-        self._inside.count_refused(found[1])
+        self._inside.count_refused(url)
         if self._refuse(is_last=False):
             self.transport.close()
         else:
@@ -377,6 +387,15 @@ class Door(HttpToolsProtocol):
             lines.append(b"connection: close\r\n")
         rest = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
         return b"".join((STATUS_LINE[status], *lines, rest, body)), is_last or is_ending
+
+
+@functools.lru_cache(64)  # clients send the same headers again and again
+def _plain_post(head: bytes) -> tuple[bytes, int] | None:
+    """The address and the length of the body of a POST that says nothing about its connection; None: of another one."""
+    found, lengths = _PLAIN_POST.fullmatch(head), _LENGTH.findall(head)
+    if found is None or len(lengths) != 1 or _TELLING.search(head):
+        return None
+    return found[1], int(lengths[0])
 
 
 def _has_body(headers: Headers) -> bool:

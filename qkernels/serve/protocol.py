@@ -168,7 +168,7 @@ def encode(
 
 def metadata(name: str, versions: list[str], model: Model) -> dict[str, Any]:
     def described(ends: tuple[Tensor, ...]) -> list[dict[str, Any]]:
-        return [{"name": t.name, "datatype": "FP32", "shape": [-1, *t.size]} for t in ends]
+        return [{"name": t.name, "datatype": t.datatype, "shape": [-1, *t.dims]} for t in ends]
 
     return {
         "name": name,
@@ -211,10 +211,10 @@ def _raw(raw: bytes, model: Model) -> Request:
     if len(model.inputs) != 1:
         raise bad(f"raw bytes without JSON are for a model of one input, not {len(model.inputs)}")
     (tensor,) = model.inputs
-    row = tensors.raw_size("FP32", tensor.size)
+    row = tensors.raw_size(tensor.datatype, tensor.size)
     if len(raw) % row:
         raise bad(f"{len(raw)} bytes came; a row of input {tensor.name!r} has {row}")
-    given = Given(tensor.name, "FP32", [len(raw) // row, *tensor.size], raw)
+    given = Given(tensor.name, tensor.datatype, [len(raw) // row, *tensor.size], raw)
     outputs = [Wanted(i, is_binary=True) for i in range(len(model.outputs))]
     return Request(None, tensors.arrays([given], model), outputs, None)
 

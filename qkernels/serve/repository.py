@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ logger = logging.getLogger("qkernels.serve")
 PROGRAM, OWN = "model.qkp", "settings.json"
 _MOST_CHANGES = 16  # that wait for each other
 
+_WORTH_WAITING = 1.1  # times that a row must be cheaper in a full batch for any to wait for it
+_TRIM_AFTER = 2.0  # seconds
 _LOOK_SECONDS = 5.0  # for the file system to answer
 
 Stamp = tuple[int, ...]
@@ -133,6 +136,7 @@ class Repository:
         self._workers, self._background = Workers(settings.workers), Background()
         self._changing, self._changes = asyncio.Lock(), 0
         self._looking: asyncio.Future[Seen] | None = None
+        self._trimming: asyncio.Task[None] | None = None
         self._said: dict[str, str] = {}  # what is wrong, by where: once for each change
         self.is_ready = False
         if not settings.is_folder:
@@ -223,6 +227,8 @@ class Repository:
         return [row for row in rows if row["state"] == "READY" or not only_ready]
 
     def close(self) -> None:
+        if self._trimming is not None:
+            self._trimming.cancel()
         self._workers.close()
 
     def put(self, name: str, number: str, batcher: Batcher) -> None:
@@ -334,6 +340,15 @@ class Repository:
             open_model, source.path, settings.sizes, settings.threads
         )
         model = await self._workers.run(opened.warm_up, settings.max_batch)
+        if settings.max_delay > 0:
+            gain = await self._workers.run(model.batch_gain)
+            if gain < _WORTH_WAITING:
+                logger.info(
+                    "%s: a row of a full batch costs %.2f of one alone, so that none waits for others",
+                    _label(served, version),
+                    1 / gain,
+                )
+                settings = replace(settings, max_delay=0.0)
         self._retire(served, version)
         version.batcher = Batcher(model, settings, self._workers, served.metrics)
         if not self._settings.is_folder:
@@ -366,6 +381,15 @@ class Repository:
         served.metrics.retired(version.number, version.batcher.model.version)
         version.batcher = None
         served.choose()
+        self._trimming = self._trimming or asyncio.ensure_future(self._trim())
+
+    async def _trim(self) -> None:
+        """Give the memory of models that were let go back to the system, once for all of a moment: the C library keeps
+        what lies below something that is still in use."""
+        await asyncio.sleep(_TRIM_AFTER)  # what waited for them has been answered
+        self._trimming = None
+        if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+            await self._background.run(trim, 0)
 
     def _say(self, where: str, trouble: str) -> None:
         if self._said.get(where, "") != trouble:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from qkernels import ops, reference
 from qkernels.nn import QuantLinear, quantize_weight
 from qkernels.nn.embedding import QuantEmbedding, QuantEmbeddingBag
-from qkernels.nn.rows import packed_rows
+from qkernels.ops import packed_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -159,3 +160,38 @@ def test_lookups_are_captured_by_export_with_their_bits_at_any_size(layer: nn.Mo
     example, index = torch.tensor([[3, 36, 5], [0, 1, 2]]), torch.randint(0, 37, (4, 7))
     program = torch.export.export(layer, (example,), strict=False, dynamic_shapes=free)
     assert torch.equal(program.module()(index), layer(index))
+
+
+def test_a_lookup_is_one_operator_that_torch_can_trace() -> None:
+    layer = QuantEmbedding.from_float(nn.Embedding(37, 20))
+    given = (torch.tensor([[1, 36], [0, 5]]), layer.packed_weight, layer.weight_scale, 20)
+    for dtype in DTYPES:
+        torch.library.opcheck(torch.ops.qkernels.embedding.default, (*given, dtype))
+    rows = reference.embedding(given[0], layer.int8_weight, layer.weight_scale)
+    assert torch.equal(ops.embedding(*given, torch.float32), rows)
+    program = torch.export.export(layer, (given[0],), strict=False)
+    called = [n.target for n in program.graph.nodes if n.op == "call_function"]
+    assert called == [torch.ops.qkernels.embedding.default]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"dtype": torch.int8}, "dtype is torch.int8; a float one is needed"),
+        ({"columns": 900}, r"weight is torch.int8 \[\d+\]; a table of 37 rows of 900 is int8 \[\d+\]"),
+        ({"weight_scale": torch.ones(37, 1)}, r"weight_scale is torch.float32 \[37, 1\]; float32 \[N\]"),
+        ({"weight": torch.ones(37, 20)}, r"weight is torch.float32 \[37, 20\]; a table of 37 rows"),
+    ],
+)  # fmt: skip
+def test_a_table_that_is_none_is_refused_with_what_is_wrong(
+    change: dict[str, Any], sentence: str
+) -> None:
+    layer = QuantEmbedding.from_float(nn.Embedding(37, 20))
+    given = {
+        "weight": layer.packed_weight,
+        "weight_scale": layer.weight_scale,
+        "columns": 20,
+        "dtype": torch.float32,
+    }
+    with pytest.raises(RuntimeError, match=sentence):
+        ops.embedding(torch.tensor([1]), **(given | change))

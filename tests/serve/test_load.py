@@ -23,7 +23,7 @@ import served  # noqa: E402
 import serving  # noqa: E402
 import soak  # noqa: E402
 
-SMALL = served.Model("small", (3, 8, 8), 8, 64, 1000.0)
+SMALL = served.Model("small", ((3, 8, 8),), 8, 64, 1000.0)
 
 
 @pytest.fixture
@@ -32,11 +32,15 @@ def results(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
     monkeypatch.setattr(served, "FILES", tmp_path)
     shutil.copy(program, SMALL.file("qkp"))
     cores = sorted(os.sched_getaffinity(0))
-    machine = {"cpu": "c", "isa": "i", "versions": {}, "contenders": {}}
+    machine = {"cpu": "c", "isa": "i", "versions": {}, "contenders": {}, "left_out": {}}
     return {
         "machine": machine, "command": "x", "threads": 1, "seconds": 0.3, "server_cores": cores[:1],
         "client_cores": cores[-1:], "models": {"small": vars(SMALL)}, "rows": [],
     }  # fmt: skip
+
+
+def server(name: str) -> served.Server:
+    return next(one for one in served.SERVERS if one.name == name)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +53,7 @@ def same_cores() -> Any:
 def test_every_run_is_measured_once_and_every_request_answered(
     results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = served.SERVERS[0]
+    ours = server(served.OURS)
     here = served.Server(**{**vars(ours), "models": ("small",)})
     monkeypatch.setattr(served, "SERVERS", (here,))
     monkeypatch.setattr(serving, "STEPS", 2)
@@ -75,13 +79,13 @@ def test_onnx_runtime_answers_behind_the_same_layer(results: dict[str, Any]) -> 
         pool (float[N, 3, 8, 8] x) => (float[N, 3, 1, 1] y) { y = GlobalAveragePool(x) }
     """)
     onnx.save(graph, SMALL.file("onnx"))
-    row = serving.measure(SMALL, served.SERVERS[1], served.BATCHED, results)
+    row = serving.measure(SMALL, server(served.PEER), served.BATCHED, results)
     assert row["answered_per_second"] > 0 and not row["unanswered"] and not row["refused_per_second"]  # fmt: skip
 
 
 def test_litserve_answers_with_the_same_program(results: dict[str, Any]) -> None:
     pytest.importorskip("litserve")
-    row = serving.measure(SMALL, served.SERVERS[2], served.ALONE, results)
+    row = serving.measure(SMALL, server(served.LITSERVE), served.ALONE, results)
     assert row["answered_per_second"] > 0 and not row["unanswered"] and not row["refused_per_second"]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 from qkernels.program import Program
 from qkernels.serve import repository
 from qkernels.serve.metrics import Metrics
+from qkernels.serve.model import Arrays, Model, Tensor
 from qkernels.serve.settings import Settings, own_settings
 from qkernels.serve.workers import Workers
 
@@ -232,6 +233,31 @@ def test_limits_are_each_models_own(folder: Path) -> None:
         with pytest.raises(InferenceServerException, match="N from 1 to 1"):
             asked(server, "b")
         assert len(asked(server, "a")) == 2
+
+
+@pytest.mark.parametrize(("gain", "waits"), [(1.0, False), (2.0, True)])
+def test_requests_wait_for_others_only_where_rows_are_cheaper_together(
+    program: Path, monkeypatch: pytest.MonkeyPatch, gain: float, waits: bool
+) -> None:
+    monkeypatch.setattr(Model, "batch_gain", lambda self: gain)
+
+    async def use() -> float:
+        settings = Settings(program, "small", ((1, 3, 8, 8),), max_delay=0.5, control="explicit")
+        models = repository.Repository(settings, Metrics())
+        await models.watch()
+        models.close()
+        return models.find("small").find(None).loaded.settings.max_delay
+
+    assert asyncio.run(use()) == (0.5 if waits else 0.0)
+
+
+def test_a_batch_that_costs_less_than_its_rows_alone_gains() -> None:
+    def run(inputs: Arrays) -> Arrays:
+        time.sleep(0.004 + 0.001 * len(inputs[0]))
+        return inputs
+
+    one = (Tensor("x", (1,)),)
+    assert Model("v", "p", one, one, 8, run).batch_gain() > 1.5
 
 
 @pytest.mark.parametrize(

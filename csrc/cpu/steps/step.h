@@ -109,6 +109,8 @@ struct StepType {
   const char* (*way)(const void* plan) = nullptr;
   // Bytes of another form of its weight, which it may keep from call to call (kept.h); null: there is none.
   int64_t (*kept_bytes)(const Program& program, const ProgramStep& step) = nullptr;
+  // How many ids there are for it: those of x are from 0 on and below this; null: it reads none.
+  int64_t (*id_count)(const void* payload) = nullptr;
   // Multiply-adds of one of y's n; null: none. A double, since sizes are not checked before it.
   double (*macs)(const StepCall& call) = nullptr;
   // Why it may not run on the values of the call's inputs, looked at before any step runs; null: it may on any.

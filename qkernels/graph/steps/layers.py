@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes
 from qkernels.graph.builder import Builder, LeftToTorch, output_fields
 from qkernels.graph.formats import Format, Role, input_of, stored
 from qkernels.graph.fuse import ours
@@ -65,6 +65,8 @@ def _finish(b: Builder, node: fx.Node, made: Any, given: dict[str, Any]) -> None
         "lo": -math.inf if low is None else low,
         "hi": math.inf if high is None else high,
     }
+    if node.meta.get("activation") is not None:
+        made.fields["activation"], made.fields["parameter"] = node.meta["activation"]
     if (scale := input_of(node)) is not None:
         made.fields["x_scale"], made.fields["x_zero"] = scale
     else:

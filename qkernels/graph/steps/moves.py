@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes
 from qkernels.graph.builder import Builder, LeftToTorch
 from qkernels.graph.formats import Role, stored
 from qkernels.graph.places import Atom, Place, Tangled
@@ -21,7 +21,11 @@ _END = 2**31  # and beyond: where a slice ends that takes all
 # ---- views, which move nothing
 
 
+VIEWS: list[Any] = []  # the operators of this section
+
+
 def _view(*operators: Any) -> Any:
+    VIEWS.extend(operators)
     return step(*operators, role=Role.MOVES, exact=True)
 
 

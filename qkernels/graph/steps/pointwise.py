@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from qkernels.graph import tables
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes, tables
 from qkernels.graph.builder import Builder, LeftToTorch, output_fields
 from qkernels.graph.formats import Format, Role, stored
 from qkernels.graph.fuse import clamp_of
-from qkernels.graph.places import Place
+from qkernels.graph.places import Atom, Place
 from qkernels.graph.steps.table import step
+from qkernels.graph.words import numbers
 
 aten = torch.ops.aten
 
@@ -94,55 +94,114 @@ def reversed_sub(b: Builder, node: fx.Node) -> None:
 
 
 def join(b: Builder, node: fx.Node, op: str, left: Any, right: Any) -> None:
-    """``op`` of two operands, of which one may be a number or a tensor of the model, or repeat along axes."""
-    for tensor, operand, reverse in (
-        (_of_model(b, left), right, 1),
-        (_of_model(b, right), left, 0),
-    ):
-        if tensor is not None:
-            _with_constant(b, node, op, operand, tensor, reverse)
-            return
-    x, y, shape = b.place(left), b.place(right), nodes.shape(node)
-    assert shape is not None
-    reverse = int(x.repeats(shape) and not y.repeats(shape))
-    whole, other = (y, x) if reverse else (x, y)
+    """``op`` of two operands, numbers, places or nodes, of which one may be of the model, or repeat along axes."""
+    left, right = _operand(b, left), _operand(b, right)
+    shape = nodes.sizes(nodes.value(node))  # type: ignore[arg-type]
+    b.put(node, joined(b, op, left, right, shape, stored(node)))
+
+
+def joined(
+    b: Builder,
+    op: str,
+    left: Place | Tensor,
+    right: Place | Tensor,
+    shape: tuple[int, ...],
+    format: Format,
+) -> Place:
+    """``op`` of two operands as a new value; a tensor is the model's, the same for each of the batch."""
+    for tensor, operand, reverse in ((left, right, 1), (right, left, 0)):
+        if isinstance(tensor, Tensor):
+            if isinstance(operand, Tensor):
+                raise LeftToTorch("it joins constants")
+            if operand.repeats(shape):
+                return _both_repeated(b, op, left, right, shape, format)
+            x = b.compact(operand)
+            sizes = [1] * (len(x.axes) - tensor.dim()) + list(tensor.shape)
+            x = b.by_runs(x, [sizes[x.axis_of(a)] != 1 for a in range(len(x.atoms))])
+            return with_constant(b, op, x, tensor, format, reverse)
+    assert isinstance(left, Place) and isinstance(right, Place)
+    reverse = int(left.repeats(shape) and not right.repeats(shape))
+    whole, other = (right, left) if reverse else (left, right)
     if whole.repeats(shape):
-        raise LeftToTorch("both its operands repeat")
+        return _both_repeated(b, op, left, right, shape, format)
     whole = b.compact(whole)
     parts, homes = b.parts(other, whole)
     whole = b.by_runs(whole, [bool(parts.axes[homes[i]]) for i in range(len(whole.atoms))])
     other = b.like(other, whole)
-    out = b.write_like(whole, stored(node))
+    out = b.write_like(whole, format)
     fields = b.input_fields(whole.value, "a") | b.input_fields(other.value, "b")
-    fields |= {"op": op, "reverse": reverse} | output_fields(stored(node))
+    fields |= {"op": op, "reverse": reverse} | output_fields(format)
     b.add("binary", "", b.read(whole), out.value, b.read(other), **fields)
-    b.put(node, out)
+    return out
 
 
-def _of_model(b: Builder, operand: Any) -> torch.Tensor | None:
+def _operand(b: Builder, operand: Any) -> Place | Tensor:
     if isinstance(operand, int | float):
         return torch.tensor(float(operand))
     tensor = b.constant(operand)
-    if tensor is not None and not tensor.is_floating_point():
-        raise LeftToTorch(f"it reads {tensor.dtype}")
-    return None if tensor is None else tensor.float()
+    if tensor is None:
+        return numbers(b, operand)
+    if not torch.equal(tensor.float().to(tensor.dtype), tensor):
+        raise LeftToTorch(f"it reads {tensor.dtype} values that float32 does not have")
+    return tensor.float()
 
 
-def _with_constant(
-    b: Builder, node: fx.Node, op: str, operand: Any, tensor: torch.Tensor, reverse: int
-) -> None:
-    x, shape = b.place(operand), nodes.shape(node)
-    assert shape is not None
-    if x.repeats(shape):
-        raise LeftToTorch("it repeats what it joins with a constant")
-    x = b.compact(x)
-    sizes = [1] * (len(x.axes) - tensor.dim()) + list(tensor.shape)
-    x = b.by_runs(x, [sizes[x.axis_of(a)] != 1 for a in range(len(x.atoms))])
-    b.put(node, with_constant(b, op, x, tensor, stored(node), reverse))
+_AXES = {
+    2: (0, 3),
+    3: (0, 1, 3),
+    4: (0, 1, 2, 3),
+}  # of a box, by the dimensions of a tensor that lies in order
+
+
+def _both_repeated(
+    b: Builder,
+    op: str,
+    left: Place | Tensor,
+    right: Place | Tensor,
+    shape: tuple[int, ...],
+    format: Format,
+) -> Place:
+    """``op`` of two operands that repeat along axes of each other."""
+    rank = len(shape)
+    if rank not in _AXES:
+        raise LeftToTorch("both its operands repeat, in other than two to four dimensions")
+    boxes = [_in_order(b, x, rank) for x in (left, right) if isinstance(x, Place)]
+    atoms: list[Atom] = []
+    axes: list[tuple[int, ...]] = []
+    for i, (size, axis) in enumerate(zip(shape, _AXES[rank], strict=True)):
+        box = next((box for box in boxes if box.axes[i]), None)
+        if box is not None:
+            own = [box.atoms[a] for a in box.axes[i]]
+        else:
+            own = [Atom(axis, size, True)] if size > 1 else []
+        axes.append(tuple(range(len(atoms), len(atoms) + len(own))))
+        atoms += own
+    y = b.write(Place(-1, tuple(atoms), tuple(axes)), rank, format)
+    reverse = int(isinstance(left, Tensor))
+    fields = {"op": op, "reverse": reverse} | output_fields(format)
+    for name, box in zip("ab", boxes, strict=False):
+        fields |= b.input_fields(box.value, name)
+    made = b.add("binary", "", b.read(boxes[0]), y.value, *map(b.read, boxes[1:]), **fields)
+    for tensor in (left, right):
+        if isinstance(tensor, Tensor):
+            sizes = [1] * (rank - tensor.dim()) + list(tensor.shape)
+            h, w, c = ([1] * (4 - rank) + sizes[1:]) if rank != 3 else (sizes[1], 1, sizes[2])
+            made.fields |= {"data_h": h, "data_w": w, "data_c": c}
+            made.constants["data"] = b.array(tensor.reshape(h, w, c))
+    return y
+
+
+def _in_order(b: Builder, x: Place, rank: int) -> Place:
+    """A box whose axes are those of a tensor of that many dimensions."""
+    x = Place(x.value, x.atoms, (*[()] * (rank - len(x.axes)), *x.axes))
+    groups: list[tuple[int, ...]] = [(), (), (), ()]
+    for own, axis in zip(x.axes, _AXES[rank], strict=True):
+        groups[axis] = own
+    return b.arranged(x, tuple(groups), rank)  # type: ignore[arg-type]
 
 
 def with_constant(
-    b: Builder, op: str, x: Place, tensor: torch.Tensor, format: Format, reverse: int = 0
+    b: Builder, op: str, x: Place, tensor: Tensor, format: Format, reverse: int = 0
 ) -> Place:
     """``op`` of a value and a tensor of the model, which its box holds or repeats along whole axes."""
     out, data = b.write_like(x, format), b.boxed(tensor, x)

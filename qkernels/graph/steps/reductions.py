@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes
 from qkernels.graph.builder import Builder, LeftToTorch
 from qkernels.graph.formats import Role, stored
 from qkernels.graph.fuse import ours

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes
 from qkernels.graph.builder import Builder
 from qkernels.graph.formats import Role
 
@@ -30,15 +31,18 @@ class Row:
     lower: Lowering
 
 
-TABLE: dict[Any, Row] = {}
+TABLE: dict[Any, Row] = {}  # of operators that give float32
+INTEGERS: dict[Any, Row] = {}  # of operators that give integers or truth values
 
 
-def step(*operators: Any, role: Role, exact: bool = False) -> Callable[[Lowering], Lowering]:
+def step(
+    *operators: Any, role: Role, exact: bool = False, table: dict[Any, Row] = TABLE
+) -> Callable[[Lowering], Lowering]:
     """Enter a lowering into the table for these operators."""
 
     def enter(lower: Lowering) -> Lowering:
         for operator in operators:
-            TABLE[operator] = Row(role, exact, lower)
+            table[operator] = Row(role, exact, lower)
         return lower
 
     return enter
@@ -51,7 +55,12 @@ def role_of(found: Row | None) -> Role | None:
 
 def row(node: fx.Node, exact: bool) -> Row | None:
     """The row of a node; None where torch computes it."""
-    found = TABLE.get(node.target) if node.op == "call_function" else None
-    if found is None or (exact and not found.exact):
+    x = nodes.value(node)
+    if node.op != "call_function" or x is None:
         return None
-    return found if nodes.shape(node) is not None else None
+    table = _TABLES.get(x.dtype, {})
+    found = table.get(node.target)
+    return None if found is None or (exact and not found.exact) else found
+
+
+_TABLES = {torch.float32: TABLE, torch.int64: INTEGERS, torch.bool: INTEGERS}

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from qkernels.graph import trace as nodes
+from qkernels.graph import nodes
 from qkernels.graph.builder import Builder, LeftToTorch, output_fields
 from qkernels.graph.formats import Role, stored
 from qkernels.graph.places import Atom, Place
-from qkernels.graph.steps.table import step
+from qkernels.graph.steps.table import INTEGERS, role_of, step
+from qkernels.graph.words import looked_up, table_of
 
 aten = torch.ops.aten
 
@@ -114,30 +115,65 @@ def _bias(b: Builder, mask: Any, keys: Any) -> tuple[list[int], dict[str, Any], 
             {"bias_n": n, "bias_heads": h, "bias_q": q, "bias_k": k},
             {"bias": b.array(tensor)},
         )
-    x = b.as_format(b.place(mask), None)
-    if nodes.value(mask).dtype != torch.float32 or len(x.axes) != 4:  # type: ignore[union-attr]
-        raise LeftToTorch("its mask is no float32 tensor of four dimensions")
-    x = b.compact(x)
+    x = b.compact(b.as_format(_summand(b, mask), None))
+    if len(x.axes) != 4:
+        raise LeftToTorch("its mask has other than four dimensions")
     return [b.read(b.arranged(x, (x.axes[0], x.axes[1], x.axes[2], x.axes[3]), 4))], {}, {}
 
 
-@step(aten.embedding.default, role=Role.COMPUTES)
+def _summand(b: Builder, mask: fx.Node) -> Place:
+    """A mask as what is added to scores: -inf where truth values are false."""
+    if nodes.value(mask).dtype != torch.bool:  # type: ignore[union-attr]
+        return b.place(mask)
+    table = table_of(b, mask)
+    if table is not None:
+        return looked_up(b, mask, torch.where(table, 0.0, -math.inf), None)
+    x = b.compact(b.place(mask))
+    y = b.write_like(x, None)
+    b.compute("unary", x, y, function="log")  # of 1 and 0
+    return y
+
+
+@step(aten.embedding.default, role=Role.COMPUTES, exact=True)
 def embedding(b: Builder, node: fx.Node) -> None:
     given = nodes.arguments(node)
     table = b.constant(given["weight"])
-    ids = nodes.value(given["indices"])
-    if table is None or ids is None or ids.dim() != 2 or ids.dtype != torch.int64:
-        raise LeftToTorch("its ids are no int64 [N, T], or its table is computed")
-    x = b.place(given["indices"])
+    if table is None:
+        raise LeftToTorch("its table is computed")
+    _rows(b, node, given["indices"], {"table": b.array(table.float())})
+
+
+@step(torch.ops.qkernels.embedding.default, role=Role.COMPUTES, exact=True)
+def int8_embedding(b: Builder, node: fx.Node) -> None:
+    given = nodes.arguments(node)
+    packed, scale = b.constant(given["weight"]), b.constant(given["weight_scale"])
+    if packed is None or scale is None:
+        raise LeftToTorch("its table is computed")
+    codes = b.unpacked(packed, [len(scale), given["columns"]])
+    _rows(b, node, given["ids"], {"table": b.array(codes), "scale": b.array(scale)})
+
+
+def _rows(b: Builder, node: fx.Node, ids: Any, constants: dict[str, Any]) -> None:
+    """The rows of a table that int64 [N, T] name."""
+    given = nodes.value(ids)
+    if given is None or given.dim() != 2 or given.dtype != torch.int64 or not _is_input(ids):
+        raise LeftToTorch("its ids are no int64 [N, T] of the caller's")
+    x = b.place(ids)
     x = b.arranged(x, (x.axes[0], (), (), x.axes[1]), 2)
+    rows, columns = constants["table"].shape
     atoms = (
         *(x.atoms[a] for a in x.axes[0]),
         *(Atom(1, x.atoms[a].size, x.atoms[a].fixed) for a in x.axes[1]),
-        Atom(3, table.shape[1], True),
+        Atom(3, columns, True),
     )
     y = b.write(Place(-1, atoms, (*x.axes, (len(atoms) - 1,))), 3, stored(node))
-    made = b.add(
-        "embedding", "", b.read(x), y.value, rows=len(table), **output_fields(stored(node))
-    )
-    made.constants["table"] = b.array(table.float())
+    made = b.add("embedding", "", b.read(x), y.value, rows=rows, **output_fields(stored(node)))
+    made.constants |= constants
     b.put(node, y)
+
+
+def _is_input(node: Any) -> bool:
+    """Whether the words are those of an input, in some view, and no function of them."""
+    while isinstance(node, fx.Node) and role_of(INTEGERS.get(node.target)) is Role.MOVES:
+        node = node.args[0]
+    return isinstance(node, fx.Node) and node.op == "placeholder"

@@ -14,7 +14,12 @@ from qkernels.serve.model import Model
 from qkernels.serve.protocol import Request, Wanted
 from qkernels.serve.tensors import Given, arrays
 
-_CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
+_CONTENTS = {
+    "FP32": "fp32_contents",
+    "UINT8": "uint_contents",
+    "INT64": "int64_contents",
+    "INT32": "int_contents",
+}
 
 
 def decode(message: Any, model: Model) -> Request:

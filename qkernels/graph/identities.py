@@ -1,0 +1,172 @@
+"""Steps that are something simpler: lookups by positions in order, masks of which a part is always true.
+
+They are what transformers make masks and segment ids of; without them a mask is a view of what the caller gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from qkernels.graph import nodes
+
+aten = torch.ops.aten
+
+
+def simplify(graph: fx.GraphModule) -> bool:
+    """Put a simpler step in the place of what is one; whether there was any."""
+    found = False
+    for node in list(graph.graph.nodes):
+        rule = _RULES.get(node.target) if node.op == "call_function" else None
+        with graph.graph.inserting_before(node):
+            new = rule(graph, node) if rule is not None else None
+        if new is not None:
+            node.replace_all_uses_with(new)
+            graph.graph.erase_node(node)
+            found = True
+    return found
+
+
+def _call(node: fx.Node, operator: Any, *args: Any) -> fx.Node:
+    """A step that gives what ``node`` gave."""
+    new = node.graph.call_function(operator, args)
+    new.meta = dict(node.meta)
+    return new
+
+
+# ---- x[positions in order, ...] is a view of x
+
+
+def _index(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    x, indices = node.args[0], node.args[1]
+    source, result = nodes.value(x), nodes.value(node)
+    if source is None or result is None or len(indices) != source.dim():  # type: ignore[arg-type]
+        return None
+    homes = [
+        _axis_in_order(graph, index, source.shape[i], result.dim())
+        for i, index in enumerate(indices)  # type: ignore[arg-type]
+    ]
+    if None in homes or sorted(set(homes)) != homes:  # type: ignore[type-var]
+        return None
+    assert isinstance(x, fx.Node)
+    new = x
+    for axis in range(result.dim()):
+        if axis not in homes:
+            new = _unsqueezed(new, axis)
+    new.meta = dict(node.meta)
+    return new
+
+
+def _unsqueezed(x: fx.Node, axis: int) -> fx.Node:
+    new = x.graph.call_function(aten.unsqueeze.default, (x, axis))
+    new.meta = {"val": nodes.value(x).unsqueeze(axis)}  # type: ignore[union-attr]
+    return new
+
+
+def _axis_in_order(graph: fx.GraphModule, index: Any, size: Any, rank: int) -> int | None:
+    """The axis of the result along which an index counts 0, 1, ... to ``size``; None where it does not."""
+    given = nodes.value(index)
+    if given is None or given.dtype != torch.int64:
+        return None
+    axes = [i for i, n in enumerate(given.shape) if not (nodes.is_fixed(n) and nodes.hint(n) == 1)]
+    if len(axes) != 1 or not nodes.same_size(given.shape[axes[0]], size):
+        return None
+    if index.op == "get_attr":
+        counted = nodes.tensor_of(graph, index).flatten()
+        in_order = torch.equal(counted, torch.arange(len(counted)))
+    else:
+        in_order = _counts(index)
+    return axes[0] + rank - given.dim() if in_order else None
+
+
+def _counts(index: Any) -> bool:
+    """Whether it is a view of an arange from 0 on."""
+    while isinstance(index, fx.Node) and index.target in _VIEWS:
+        if index.target is aten.slice.Tensor and not _takes_all(index):
+            return False
+        index = index.args[0]
+    return isinstance(index, fx.Node) and index.target is aten.arange.default
+
+
+_VIEWS = (aten.unsqueeze.default, aten.reshape.default, aten.slice.Tensor)
+
+
+def _takes_all(node: fx.Node) -> bool:
+    x, y = nodes.value(node.args[0]), nodes.value(node)
+    return x is not None and y is not None and nodes.alike(x, y)
+
+
+def _pad(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    x, widths = node.args[:2]
+    return None if any(widths) else x  # type: ignore[arg-type, return-value]
+
+
+# ---- x & True is x, x | False is x
+
+
+def _joined_with(value: bool) -> Callable[[fx.GraphModule, fx.Node], fx.Node | None]:
+    def rule(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+        for known, other in (node.args[:2], node.args[1::-1]):
+            if _is_all(graph, known, value) and nodes.value(other) is not None:
+                return _expanded(node, other)
+        return None
+
+    return rule
+
+
+def _is_all(graph: fx.GraphModule, node: Any, value: bool) -> bool:
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return False
+    tensor = nodes.tensor_of(graph, node)
+    return tensor.dtype == torch.bool and bool((tensor == value).all())
+
+
+def _expanded(node: fx.Node, x: Any) -> fx.Node:
+    """``x`` repeated to the sizes of ``node``."""
+    source, result = nodes.value(x), nodes.value(node)
+    assert source is not None and result is not None
+    if nodes.alike(source, result):
+        return x
+    sizes = [-1] * result.dim()
+    for i, (size, wanted) in enumerate(
+        zip(reversed(source.shape), reversed(result.shape), strict=False)
+    ):
+        if not nodes.same_size(size, wanted):
+            sizes[-1 - i] = nodes.hint(wanted)
+    for i in range(result.dim() - source.dim()):
+        sizes[i] = nodes.hint(result.shape[i])
+    return _call(node, aten.expand.default, x, sizes)
+
+
+# ---- rows of a table for ids of the model that repeat are rows that repeat
+
+
+def _embedding(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    given = nodes.arguments(node)
+    at = "indices" if "indices" in given else "ids"
+    repeated = given[at]
+    if not isinstance(repeated, fx.Node) or repeated.target is not aten.expand.default:
+        return None
+    ids = repeated.args[0]
+    if not isinstance(ids, fx.Node) or ids.op != "get_attr":
+        return None
+    few = node.graph.call_function(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+    nodes.set_arguments(few, **{at: ids})
+    x, result = nodes.value(ids), nodes.value(node)
+    assert x is not None and result is not None
+    few.meta = {**node.meta, "val": result.new_empty((*x.shape, result.shape[-1]))}
+    return _call(node, aten.expand.default, few, [*repeated.args[1], -1])  # type: ignore[misc]
+
+
+_RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], fx.Node | None]] = {
+    aten.index.Tensor: _index,
+    aten.pad.default: _pad,
+    aten.constant_pad_nd.default: _pad,
+    **dict.fromkeys((aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default), _joined_with(True)),
+    **dict.fromkeys((aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default), _joined_with(False)),
+    aten.embedding.default: _embedding,
+    torch.ops.qkernels.embedding.default: _embedding,
+}  # fmt: skip

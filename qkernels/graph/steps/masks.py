@@ -1,0 +1,167 @@
+"""Integers, truth values, and what they choose: masks of attention that follow from what the caller gives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qkernels.graph import nodes
+from qkernels.graph.builder import Builder, LeftToTorch
+from qkernels.graph.formats import Role, stored
+from qkernels.graph.places import Place
+from qkernels.graph.steps import moves
+from qkernels.graph.steps.pointwise import join, joined
+from qkernels.graph.steps.table import INTEGERS, TABLE, Lowering, Row, step
+from qkernels.graph.words import looked_up, numbers, table_of
+
+aten = torch.ops.aten
+
+
+# ---- views of integers
+
+
+def _moved(view: Lowering) -> Lowering:
+    def lower(b: Builder, node: fx.Node) -> None:
+        view(b, node)
+        table = table_of(b, node.args[0])  # type: ignore[arg-type]
+        if table is not None:
+            b.tables[node] = table
+
+    return lower
+
+
+for _operator in moves.VIEWS:
+    INTEGERS[_operator] = Row(Role.MOVES, True, _moved(TABLE[_operator].lower))
+
+
+# ---- functions of integers
+
+_CASTS = (
+    aten.to.device, aten.to.dtype, aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.type_as.default,
+)  # fmt: skip
+_COMPARED = tuple(
+    getattr(getattr(aten, name), kind)
+    for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    for kind in ("Scalar", "Tensor")
+)
+_NOT = (aten.logical_not.default, aten.bitwise_not.default)
+_JOINED: dict[Any, str] = {  # truth values, which are 1 and 0
+    aten.__and__.Tensor: "min", aten.bitwise_and.Tensor: "min", aten.logical_and.default: "min",
+    aten.__or__.Tensor: "max", aten.bitwise_or.Tensor: "max", aten.logical_or.default: "max",
+}  # fmt: skip
+_COUNTED = (
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar,
+    aten.rsub.Scalar,
+)  # fmt: skip
+
+
+@step(
+    *_CASTS, *_COMPARED, *_NOT, *_JOINED, *_COUNTED, role=Role.COMPUTES, exact=True, table=INTEGERS
+)
+def function_of_words(b: Builder, node: fx.Node) -> None:
+    found = _table(b, node)
+    if found is not None:
+        place, b.tables[node] = found
+        b.put(node, place)
+    elif any(nodes.value(x).dtype != torch.bool for x in (node, *node.all_input_nodes)):  # type: ignore[union-attr]
+        raise LeftToTorch("it computes integers of several inputs")
+    elif node.target in _JOINED:
+        join(b, node, _JOINED[node.target], node.args[0], node.args[1])
+    elif node.target in _NOT:
+        join(b, node, "sub", 1.0, node.args[0])
+    else:
+        raise LeftToTorch("it compares truth values")
+
+
+def _table(b: Builder, node: fx.Node) -> tuple[Place, Tensor] | None:
+    """Where the words of a function of one word are, and its values; None where it is of several."""
+    known: dict[fx.Node, Tensor] = {}
+    places = []
+    for x in node.all_input_nodes:
+        table, tensor = table_of(b, x), b.constant(x)
+        if table is not None:
+            known[x] = table
+            places.append(b.place(x))
+        elif tensor is not None and tensor.numel() == 1:
+            known[x] = tensor.reshape(())
+        else:
+            return None
+    if not places or any(place != places[0] for place in places):
+        return None
+    args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+    result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    return places[0], result
+
+
+@step(*_CASTS, role=Role.COMPUTES, exact=True)
+def as_numbers(b: Builder, node: fx.Node) -> None:
+    x = node.args[0]
+    given = nodes.value(x)
+    if given is None or given.dtype not in (torch.bool, torch.int64):
+        raise LeftToTorch("it reads a dtype that no program has")
+    assert isinstance(x, fx.Node)
+    table = table_of(b, x)
+    b.put(node, numbers(b, x) if table is None else looked_up(b, x, table, stored(node)))
+
+
+# ---- choices
+
+
+@step(
+    aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, role=Role.COMPUTES, exact=True
+)  # fmt: skip
+def where(b: Builder, node: fx.Node) -> None:
+    given = nodes.arguments(node)
+    _choose(b, node, given["condition"], given["self"], given["other"])
+
+
+@step(aten.masked_fill.Scalar, aten.masked_fill.Tensor, role=Role.COMPUTES, exact=True)
+def masked_fill(b: Builder, node: fx.Node) -> None:
+    given = nodes.arguments(node)
+    _choose(b, node, given["mask"], given["value"], given["self"])
+
+
+def _choose(b: Builder, node: fx.Node, condition: Any, first: Any, second: Any) -> None:
+    """The first where the condition holds, else the second, of which one at least is a number."""
+    a, c = _number(b, first), _number(b, second)
+    table = table_of(b, condition)
+    if table is None:
+        raise LeftToTorch("what it chooses by follows from several inputs")
+    if a is not None and c is not None:
+        b.put(node, looked_up(b, condition, torch.where(table, a, c), stored(node)))
+        return
+    if a is None and c is None:
+        raise LeftToTorch("it chooses between two values")
+    number, other, taken = (a, second, table) if a is not None else (c, first, ~table)
+    assert number is not None
+    tensor = b.constant(other)
+    x: Place | Tensor = b.place(other) if tensor is None else tensor.float()
+    bounds = [
+        ("min", torch.where(taken, number, math.inf)),
+        ("max", torch.where(taken, number, -math.inf)),
+    ]
+    needed = [(op, bound) for op, bound in bounds if _bounds(op, bound, x)]
+    shape = nodes.sizes(nodes.value(node))  # type: ignore[arg-type]
+    for op, bound in needed:
+        format = stored(node) if op == needed[-1][0] else None
+        x = joined(b, op, x, looked_up(b, condition, bound, None), shape, format)
+    if isinstance(x, Tensor):
+        raise LeftToTorch("it chooses a constant")
+    b.put(node, x)
+
+
+def _bounds(op: str, bound: Tensor, x: Place | Tensor) -> bool:
+    """Whether any value can lie beyond a bound."""
+    if isinstance(x, Tensor):
+        return bool(x.max() > bound.min() if op == "min" else x.min() < bound.max())
+    return bool((bound != (math.inf if op == "min" else -math.inf)).any())
+
+
+def _number(b: Builder, operand: Any) -> float | None:
+    if isinstance(operand, int | float):
+        return float(operand)
+    tensor = b.constant(operand)
+    return float(tensor) if tensor is not None and tensor.numel() == 1 else None
