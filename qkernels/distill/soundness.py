@@ -25,6 +25,10 @@ def check_trainable(model: nn.Module) -> None:
             full = f"{name}.{key}".lstrip(".")
             if parameter is None:
                 continue
+            if is_lazy(parameter):
+                raise ValueError(
+                    f"{full} of {kind} has no shape yet: call the model once before training"
+                )
             if parameter.is_meta:
                 raise ValueError(
                     f"{full} of {kind} is on the meta device and holds no values: load its weights first"
@@ -33,10 +37,6 @@ def check_trainable(model: nn.Module) -> None:
                 raise ValueError(
                     f"{full} of {kind} was made in torch.inference_mode and can have no gradient: build and load the "
                     "model outside of it"
-                )
-            if is_lazy(parameter):
-                raise ValueError(
-                    f"{full} of {kind} has no shape yet: call the model once before training"
                 )
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 raise ValueError(
