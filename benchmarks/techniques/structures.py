@@ -1,15 +1,17 @@
 """Heads, MLPs and channels pruned from DeiT-tiny and MobileNetV2 -> docs/pruning-structures.md.
 
-    python benchmarks/techniques/structures.py
+    python benchmarks/techniques/structures.py            # times, some minutes on one core
+    python benchmarks/techniques/structures.py --train    # and accuracies, hours on one core; stopped, it goes on
 
 Times are of random weights at 224x224, on which they do not depend; accuracies of the same networks trained on
-scikit-learn's digits. Trainings are kept in runs/structures; stopped, it goes on. Some minutes on one core.
+scikit-learn's digits, kept in runs/structures.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,18 +46,21 @@ def mobilenet_v2(**settings: int) -> nn.Module:
     return models.create("mobilenet_v2", num_classes=10, **settings)
 
 
-# Name -> how it is made; settings that fit digits of 8x8; epochs of its training, and after pruning.
-MODELS: dict[str, tuple[Make, dict[str, int], tuple[int, int]]] = {
-    "DeiT-tiny": (deit_tiny, {"img_size": 8, "patch_size": 2, "in_chans": 1}, (4, 2)),
-    "MobileNetV2": (mobilenet_v2, {"in_channels": 1}, (8, 4)),
+# Name -> how it is made; settings that fit digits of 8x8.
+MODELS: dict[str, tuple[Make, dict[str, int]]] = {
+    "DeiT-tiny": (deit_tiny, {"img_size": 8, "patch_size": 2, "in_chans": 1}),
+    "MobileNetV2": (mobilenet_v2, {"in_channels": 1}),
 }
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    times = [row for name, (make, _, _) in MODELS.items() for row in timed(name, make)]
-    rows = [accuracies(name, *how) for name, how in MODELS.items()]
-    OUT.write_text("\n".join([*head(), *TIMES, *times, *ACCURACIES, *rows]) + "\n")
+    times = [row for name, (make, _) in MODELS.items() for row in timed(name, make)]
+    trained = (
+        [accuracies(name, *how) for name, how in MODELS.items()] if "--train" in sys.argv else []
+    )
+    rows = [*ACCURACIES, *trained] if trained else UNTRAINED
+    OUT.write_text("\n".join([*head(), *TIMES, *times, *rows]) + "\n")
 
 
 def head() -> list[str]:
@@ -81,11 +86,12 @@ TIMES = [
     "| model | | multiply-adds | parameters | ms |",
     "| --- | --- | ---: | ---: | ---: |",
 ]
+UNTRAINED = ["", "What it costs in accuracy is not measured yet (`--train`)."]
 ACCURACIES = [
     "",
     "## Accuracy on digits",
     "",
-    "The same networks trained on scikit-learn's 8x8 digits for a few epochs, one seed; fine-tuned with the whole one "
+    "The same networks trained on scikit-learn's 8x8 digits, one seed; fine-tuned with the whole one "
     "as teacher. On 359 test images, % with 95 % intervals.",
     "",
     "| model | whole | pruned, not trained | fine-tuned | int8 of that |",
@@ -112,19 +118,17 @@ def timed(name: str, make: Make) -> list[str]:
     ]
 
 
-def accuracies(name: str, make: Make, settings: dict[str, int], epochs: tuple[int, int]) -> str:
+def accuracies(name: str, make: Make, settings: dict[str, int]) -> str:
     """A row of the table of accuracies."""
     data = load("digits")
     example = torch.zeros(1, *data.image_shape)
     torch.manual_seed(SEED)
     whole = make(**settings)
     folder = RUN / name.lower()
-    train(
-        whole, data, suitable_config(data, whole, {"epochs": epochs[0]}), run_dir=folder / "whole"
-    )
+    train(whole, data, suitable_config(data, whole, {}), run_dir=folder / "whole")
     smaller = pruned(whole.eval(), example)
     found = [evaluate(whole, data), evaluate(smaller, data)]
-    config = suitable_config(data, smaller, {"epochs": epochs[1], "lr": 5e-4}, trained=True)
+    config = suitable_config(data, smaller, {}, trained=True)
     train(smaller, data, config, teacher=whole, run_dir=folder / "pruned")
     int8 = qkernels.quantize(smaller.eval(), "static", list(calibration_batches(data, 256, SEED)))
     found += [evaluate(smaller, data), evaluate(int8, data)]
