@@ -176,6 +176,34 @@ def test_an_input_that_is_no_number_is_no_fault_of_the_lr_or_the_model() -> None
     assert "inputs" in str(caught.value) and "lower the lr" not in str(caught.value)
 
 
+# ---- 6: what lies in a folder of images
+
+
+def folder_of_pictures(root: Path) -> Path:
+    image_module = pytest.importorskip("PIL.Image")
+    for name in ("cat", "dog"):
+        place = root / "train" / name
+        place.mkdir(parents=True)
+        for i in range(4):
+            image_module.fromarray(np.full((16, 16, 3), 40 * i, np.uint8)).save(place / f"{i}.png")
+    return root / "train"
+
+
+def test_a_stray_picture_does_not_take_the_labels_of_all_others(tmp_path: Path) -> None:
+    train_folder = folder_of_pictures(tmp_path)
+    (train_folder / "stray.png").write_bytes((train_folder / "cat" / "0.png").read_bytes())
+    found = load_data("imagefolder", tmp_path, val_fraction=0.25)
+    assert found.train.labels is not None and len(found.train) + len(found.val) == 8
+    assert any("kept 8 of 9 files (1 beside the class folders" in note for note in found.notes)
+
+
+def test_a_link_to_nothing_does_not_vanish_silently(tmp_path: Path) -> None:
+    train_folder = folder_of_pictures(tmp_path)
+    (train_folder / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    found = load_data("imagefolder", tmp_path, val_fraction=0.25)
+    assert any("kept 8 of 9 files (1 links to nothing" in note for note in found.notes)
+
+
 # ---- 7: a head of one output
 
 
