@@ -229,3 +229,21 @@ def test_multiply_adds_of_a_search_are_those_of_the_model_it_makes() -> None:
 def test_components_are_what_hangs_together() -> None:
     pairs = [torch.tensor([1, 2]), torch.tensor([2, 5]), torch.tensor([3, 4])]
     assert components(pairs, 7).tolist() == [0, 1, 1, 3, 3, 1, 6]
+
+
+def test_a_vision_transformer_of_timm_loses_heads_and_hidden_units_and_compiles() -> None:
+    timm = pytest.importorskip("timm")
+    small = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
+    torch.manual_seed(0)
+    model = timm.create_model("deit_tiny_patch16_224", num_classes=5, **small).eval()
+    x = torch.randn(2, 3, 16, 16)
+    smaller = halved(model, x)
+    block = smaller.blocks[0]
+    assert (block.attn.num_heads, block.attn.qkv.out_features, block.mlp.fc1.out_features) == (
+        2,
+        96,
+        96,
+    )
+    int8 = qk.quantize(smaller, "static", [x])
+    chained = qk.compile(int8, x)
+    assert chained.program is not None and chained(x).shape == (2, 5)
