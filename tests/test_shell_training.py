@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,83 @@ def test_what_an_option_would_leave_unused_is_refused(
         said = capsys.readouterr().err
         assert sentence in said and said.count("\n") == 1
     assert not Path("r").exists() and not Path("int8").exists()
+
+
+OWN_DATA = """
+import torch
+from torch.utils.data import TensorDataset
+
+def parts(y, x):
+    return TensorDataset(x[:192], y[:192]), TensorDataset(x[192:256], y[192:256]), TensorDataset(x[256:], y[256:])
+
+def images(count=320):
+    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+def several():
+    x = images()
+    return parts((x[:, 0, :3, 0] > 0.3).float(), x)
+
+def values():
+    x = images()
+    return parts(torch.stack([x[:, 0, 0, 0], x[:, 0, 1, 1] - x[:, 0, 2, 2]], 1), x)
+"""
+OWN_NETS = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes, width=32):
+        super().__init__(
+            nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * width, num_classes))
+"""
+
+
+@pytest.mark.parametrize(
+    ("data", "figure", "loss"),
+    [("several", "mAP", "focal"), ("values", "R2", "huber")],
+)
+def test_several_labels_and_values_go_all_the_way_from_the_shell(
+    data: str,
+    figure: str,
+    loss: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("torchmetrics")
+    Path("shell_data.py").write_text(OWN_DATA)
+    Path("shell_nets.py").write_text(OWN_NETS)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("shell_data", "shell_nets"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    own = ["--data", f"shell_data:{data}"]
+    net = ["--student", "shell_nets:Net", "--epochs", 6, "--batch-size", 32, "--lr", 0.005]
+    assert run("distill", *own, "--run", "t", *net, "--label-loss", loss) == 0
+    assert re.search(rf"test {figure} {figure} 0\.\d+", capsys.readouterr().out)
+    teacher = ["--teacher-weights", "t/student.safetensors", "--trust"]
+    assert run("distill", *own, "--run", "s", *net, "--student-width", 16, *teacher) == 0
+    pruned = [
+        "--run",
+        "p",
+        "--share",
+        0.3,
+        "--multiple",
+        1,
+        "--epochs",
+        1,
+        "--may-lose",
+        50,
+        "--trust",
+    ]
+    assert run("prune", "s/student.safetensors", "p.safetensors", *own, *pruned) == 0
+    qat = ["--qat-epochs", 1, "--images", 64, "--trust"]
+    assert run("quantize", "p.safetensors", "int8", *own, *qat) == 0
+    assert f"validation {figure}" in capsys.readouterr().out
+    assert run("evaluate", "int8", *own, "--trust") == 0
+    assert figure in capsys.readouterr().out
+    assert run("distill", *own, "--run", "x", *net, "--label-loss", "cross_entropy") == 2
+    assert "is none of" in capsys.readouterr().err
+    if (
+        data == "values"
+    ):  # answers that do not look at the input have an R2 of 0, fresh weights less
+        untrained = ["--epochs", 1, "--lr", 1e-9, "--warmup-epochs", 0]
+        assert run("distill", *own, "--run", "u", *net[:2], *untrained) == 2
+        assert "nothing was learned" in capsys.readouterr().err

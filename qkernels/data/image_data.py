@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -93,8 +94,9 @@ class ImageData:
         return Batches(self.split(split), batch_size, self.mean, self.std, **options)
 
     def digest(self) -> str:
-        """Hash of what a training reads: the images and labels of train and val, and their order."""
-        return f"{self.train.digest()}-{self.val.digest()}"
+        """Hash of what a training reads: images and labels of train and val, their order, scale and meaning."""
+        shown = hashlib.blake2b(repr((self.mean, self.std, self.meaning)).encode(), digest_size=4)
+        return f"{self.train.digest()}-{self.val.digest()}-{shown.hexdigest()}"
 
     def with_train(self, train: Split) -> ImageData:
         """The same data with other training images, such as new ones without labels."""

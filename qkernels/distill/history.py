@@ -30,6 +30,13 @@ class EpochRecord:
         """What epochs are compared by, the higher the better: accuracy, then loss; None where not evaluated."""
         return None if self.val_loss is None else (self.val_accuracy or 0.0, -self.val_loss)
 
+    @property
+    def progress(self) -> float | None:
+        """What has to rise: the accuracy, minus the loss where there is none; None where not evaluated."""
+        if self.val_accuracy is not None or self.val_loss is None:
+            return self.val_accuracy
+        return -self.val_loss
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -66,12 +73,7 @@ def is_over(config: TrainConfig, history: Sequence[EpochRecord]) -> bool:
     """Whether training stops here: a function of the history alone, so that a resumed run decides the same."""
     if len(history) == config.epochs:
         return True
-    # Equal accuracies are no progress; where there are none, losses decide.
-    scores = [
-        -r.val_loss if r.val_accuracy is None else r.val_accuracy
-        for r in history
-        if r.val_loss is not None
-    ]
+    scores = [r.progress for r in history if r.progress is not None]
     if not scores:
         return False
     if config.until is not None and scores[-1] >= config.until:

@@ -24,7 +24,7 @@ from qkernels.distill.history import EpochRecord, is_over
 from qkernels.distill.label_loss import plain_loss
 from qkernels.distill.objective import Objective
 from qkernels.distill.run_folder import RunFolder
-from qkernels.distill.soundness import check_finite, check_labels_of
+from qkernels.distill.soundness import check_finite, check_inputs, check_labels_of
 
 AfterStep = Callable[[nn.Module, float], object]  # model, lr
 
@@ -116,6 +116,7 @@ class Loop:
         self.model.eval()
         images, labels = next(self.batches.epoch(len(self.history)))
         few = images[:4]
+        check_inputs(images, "the first batch")
         with torch.no_grad(), self._autocast():
             if self.objective.of_classes:
                 for teacher in self.objective.teachers:
@@ -227,6 +228,8 @@ class Loop:
     @torch.no_grad()
     def _blame(self, images: Tensor) -> str:
         """What a loss that is no number comes from: the lr only where a step has been taken with it."""
+        if images.is_floating_point() and not images.isfinite().all():
+            return "the inputs of this batch are not finite, look at the data"
         for teacher in self.objective.teachers:
             if not logits_of(teacher, images).isfinite().all():
                 return "the teacher's answers to this batch are not finite"

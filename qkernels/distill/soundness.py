@@ -29,6 +29,15 @@ def check_trainable(model: nn.Module) -> None:
                 raise ValueError(
                     f"{full} of {kind} has no shape yet: call the model once before training"
                 )
+            if parameter.is_meta:
+                raise ValueError(
+                    f"{full} of {kind} is on the meta device and holds no values: load its weights first"
+                )
+            if parameter.is_inference():
+                raise ValueError(
+                    f"{full} of {kind} was made in torch.inference_mode and can have no gradient: build and load the "
+                    "model outside of it"
+                )
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 raise ValueError(
                     f"{full} of {kind} is {parameter.dtype}: train float32 weights, with precision='bf16' for speed"
@@ -54,6 +63,17 @@ def check_labels_of(data: ImageData, answers: Tensor) -> None:
                 raise ValueError(
                     f"{data.name} {split}: {error}".replace("the model's", whose)
                 ) from error
+
+
+def check_inputs(images: Tensor, where: str) -> None:
+    """Raise FloatingPointError for inputs that are not finite: the data is at fault, and no model."""
+    if not images.is_floating_point():
+        return
+    bad = ~images.isfinite().reshape(len(images), -1).all(1)
+    if bad.any():
+        raise FloatingPointError(
+            f"{int(bad.sum())} of {len(images)} inputs of {where} are not finite: look at the data and its std"
+        )
 
 
 def check_finite(who: str, model: nn.Module, images: Tensor) -> None:
