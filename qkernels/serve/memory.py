@@ -9,7 +9,19 @@ import time
 _EVERY = 10.0  # seconds
 _MOST = 1e-3  # of the time: what takes longer, as with torch's many objects, is done less often
 
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+_libc = ctypes.CDLL(None)
+_trim = getattr(_libc, "malloc_trim", None)  # of glibc
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+
+
+def keep_large_blocks_apart() -> None:
+    """Let blocks from 1 MB on lie by themselves, so that a model that goes leaves no hole between others.
+
+    glibc would put them among the small ones once the first was freed. `GivesBack` alone gives the heap's end back.
+    """
+    if _trim is not None:
+        _libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        _libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 class GivesBack:

@@ -21,7 +21,7 @@ import uvicorn
 
 from qkernels.serve.app import application
 from qkernels.serve.door import Door, Inside
-from qkernels.serve.memory import GivesBack
+from qkernels.serve.memory import GivesBack, keep_large_blocks_apart
 from qkernels.serve.settings import Settings
 
 logger = logging.getLogger("qkernels.serve")
@@ -105,6 +105,7 @@ def serve(settings: Settings, listening: socket.socket, **options: Any) -> None:
     gc.freeze()  # what is imported stays: under load the collector would go through it again and again
     gc.set_threshold(20_000)  # and a request leaves hardly a cycle
     restarts = outlive_children(listening)
+    keep_large_blocks_apart()
     failures: list[BaseException] = []
 
     def failed(error: BaseException) -> None:
