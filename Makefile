@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 BUILD_TOOLS := torch numpy ninja pybind11 setuptools wheel
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint docs sanitize bench bench-serving soak engines proto clean
+.PHONY: demo test lint docs sanitize bench bench-serving faults soak engines proto clean
 
 demo: $(STAMP)-train
 	$(BIN)/qkernels pipeline
@@ -41,10 +41,15 @@ bench: $(STAMP)-peers
 	$(BIN)/python benchmarks/models.py --out build/models.json
 	$(BIN)/python benchmarks/make_models_doc.py build/models.json
 
-# A served model under load, on an idle machine: eight minutes; goes on where it was stopped.
-bench-serving: $(STAMP)-peers
+# Served models under load, on an idle machine: ten minutes; goes on where it was stopped.
+bench-serving: $(STAMP)-peers $(STAMP)-bare
 	$(BIN)/python benchmarks/serving.py --out build/serving.json
 	$(BIN)/python benchmarks/make_serving_doc.py build/serving.json
+
+# What other clients get, and what is left, when something goes wrong: two minutes.
+faults: $(STAMP)-dev
+	$(BIN)/python benchmarks/faults.py --out build/faults.json
+	$(BIN)/python benchmarks/make_serving_doc.py build/faults.json
 
 # Mixed load on one server, whose memory must stay as it is.
 MINUTES ?= 30

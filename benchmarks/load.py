@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import json
 import re
+import ssl
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,8 +112,8 @@ class Connection(asyncio.Protocol):
 class Client:
     """Sends one request after the other, on a new connection where the last was closed."""
 
-    def __init__(self, address: Address, request: bytes) -> None:
-        self._address, self._request = address, request
+    def __init__(self, address: Address, request: bytes, tls: ssl.SSLContext | None = None) -> None:
+        self._address, self._request, self._tls = address, request, tls
         self._connection: Connection | None = None
 
     async def ask(self, load: Load) -> int:
@@ -128,28 +130,37 @@ class Client:
         return status
 
     async def connect(self) -> None:
-        self._connection = await connect(self._address)
+        self._connection = await connect(self._address, self._tls)
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.transport.close()
 
 
-async def connect(address: Address) -> Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, *address)
+async def connect(address: Address, tls: ssl.SSLContext | None = None) -> Connection:
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(Connection, *address, ssl=tls)
     return connection
 
 
-async def closed_loop(address: Address, request: bytes, clients: int, seconds: float) -> Load:
-    """Clients that each send their next request when they have the answer."""
+async def closed_loop(
+    address: Address,
+    request: bytes,
+    clients: int,
+    seconds: float,
+    pause: float = 0.0,
+    tls: ssl.SSLContext | None = None,
+) -> Load:
+    """Clients that each send their next request when they have the answer, ``pause`` seconds later."""
     load = _load(seconds)
 
     async def run(client: Client) -> None:
         while time.perf_counter() < load.ended:
-            if await client.ask(load) == CLOSED:
-                await asyncio.sleep(0.01)  # nobody there: do not spin
+            is_nobody_there = await client.ask(load) == CLOSED
+            if is_nobody_there or pause:
+                await asyncio.sleep(max(pause, 0.01 * is_nobody_there))  # without spinning
 
-    everyone = [Client(address, request) for _ in range(clients)]
+    everyone = [Client(address, request, tls) for _ in range(clients)]
     await _finish({asyncio.create_task(run(client)) for client in everyone}, load)
     for client in everyone:
         client.close()
@@ -210,10 +221,58 @@ def post(path: str, body: bytes, **headers: object) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def infer(x: np.ndarray, name: str = "m") -> bytes:
+DATATYPES = {"float32": "FP32", "int64": "INT64", "uint8": "UINT8"}
+
+
+def infer(*inputs: np.ndarray, name: str = "m") -> bytes:
     """A request of the Open Inference Protocol, raw bytes both ways."""
-    given = {"name": "input", "shape": x.shape, "datatype": "FP32"}
-    given["parameters"] = {"binary_data_size": x.nbytes}
-    head = json.dumps({"inputs": [given], "parameters": {"binary_data_output": True}}).encode()
-    body = head + x.tobytes()
+    given = [
+        {"name": input_name(i, inputs), "shape": x.shape, "datatype": DATATYPES[x.dtype.name]}
+        | {"parameters": {"binary_data_size": x.nbytes}}
+        for i, x in enumerate(inputs)
+    ]
+    head = json.dumps({"inputs": given, "parameters": {"binary_data_output": True}}).encode()
+    body = b"".join([head, *(x.tobytes() for x in inputs)])
     return post(f"/v2/models/{name}/infer", body, Inference_Header_Content_Length=len(head))
+
+
+def input_name(i: int, inputs: Sequence[np.ndarray]) -> str:
+    """As the server calls them."""
+    return "input" if len(inputs) == 1 else f"input_{i}"
+
+
+def infer_by_grpc(*inputs: np.ndarray, name: str = "m") -> bytes:
+    """A ModelInferRequest with raw contents."""
+    message = _message_class("inference.ModelInferRequest")(model_name=name)
+    for i, x in enumerate(inputs):
+        message.inputs.add(
+            name=input_name(i, inputs), datatype=DATATYPES[x.dtype.name], shape=x.shape
+        )
+        message.raw_input_contents.append(x.tobytes())
+    return bytes(message.SerializeToString())
+
+
+def _message_class(name: str) -> Any:
+    """Of the protocol's messages, whoever has declared them in this process: Triton's client has the same names."""
+    from google.protobuf import descriptor_pool, message_factory
+
+    pool = descriptor_pool.Default()
+    try:
+        found = pool.FindMessageTypeByName(name)
+    except KeyError:
+        importlib.import_module("qkernels.serve.grpc.inference_pb2")
+        found = pool.FindMessageTypeByName(name)
+    return message_factory.GetMessageClass(found)
+
+
+def grpc_loop(address: Address, request: bytes, seconds: float) -> Load:
+    """One client that sends its next request when it has the answer."""
+    import grpc
+
+    load = _load(seconds)
+    with grpc.insecure_channel("{}:{}".format(*address)) as channel:
+        ask = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        while (began := time.perf_counter()) < load.ended:
+            ask(request)
+            load.answers.append((began, time.perf_counter(), 200))
+    return load

@@ -1,6 +1,7 @@
 """Whole models, int8 and float, against every other library, in one process, in turns.
 
-python benchmarks/models.py [--out RESULTS.json] [--only REGEX] [--threads N ...] [--quick] [--fresh]
+python benchmarks/models.py [--out RESULTS.json] [--only REGEX] [--contenders REGEX] [--threads N ...] [--quick]
+    [--fresh]
 
 A row is named like "resnet50 batch 1". Rows are written as they come and a second run goes on where the first stopped;
 what peers make of a model (ONNX, IR) is kept in build/models until --fresh. `pip install '.[peers]'` brings the
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from peers import harness
-from peers.contenders import relative_error, values
+from peers.contenders import Contender, relative_error, values
 from peers.model_contenders import CONTENDERS, OURS, PEERS
 from peers.model_problem import FILES, ModelProblem, problems
 
@@ -55,13 +56,18 @@ def matches(arguments: argparse.Namespace, problem: ModelProblem) -> bool:
     return bool(re.search(arguments.only, f"{problem.model} batch {problem.batch}"))
 
 
+def chosen(arguments: argparse.Namespace) -> list[Contender]:
+    """Ours, and those that are asked for."""
+    return [c for c in CONTENDERS if c.name == OURS or re.search(arguments.contenders, c.name)]
+
+
 def measure(
     problem: ModelProblem, threads: int, arguments: argparse.Namespace, results: dict[str, Any]
 ) -> dict[str, Any]:
     """Times of all contenders for one model and batch; how far off the float model each is."""
     key = [problem.model, problem.batch, threads]
     calls, reasons = harness.prepare_all(
-        CONTENDERS, problem, threads, key, arguments.out, results["crashed"]
+        chosen(arguments), problem, threads, key, arguments.out, results["crashed"]
     )
     errors = {
         name: relative_error(values(call(), problem), problem) for name, call in calls.items()
@@ -104,7 +110,12 @@ def summary(row: dict[str, Any]) -> str:
     return f"{name}: {row['us'][OURS][0] / 1e3:.2f} ms, {', '.join(goals) or 'no target'}"
 
 
+def make_parser(out: str) -> argparse.ArgumentParser:
+    parser = harness.make_parser((__doc__ or "").splitlines()[0], out)
+    parser.add_argument("--contenders", default="", help="regular expression on their names")
+    return parser
+
+
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
-    parser = harness.make_parser((__doc__ or "").splitlines()[0], "build/models.json")
-    harness.in_a_child(parser.parse_args(), run)
+    harness.in_a_child(make_parser("build/models.json").parse_args(), run)

@@ -1,12 +1,12 @@
-"""Served models under load: what the server adds to a call, what batches gain, what happens at twice the capacity; and
-ONNX Runtime behind the same HTTP layer, and LitServe before the same program.
+"""Served models under load: what HTTP and gRPC add to a call, what batches gain, what happens at twice the capacity;
+and ONNX Runtime behind the same HTTP layer, and LitServe before the same program.
 
 python benchmarks/serving.py [--out RESULTS.json] [--only REGEX] [--seconds 6] [--threads 1] [--server-cores 0]
                              [--client-cores 1] [--fresh]
 
 A row is named like "resnet20, qkernels, 32 clients". Rows are written as they come and a second run goes on where the
-first stopped. The load generator runs in this process, on the loopback, on cores of its own. `pip install '.[peers]'`
-brings ONNX Runtime and LitServe.
+first stopped; none takes a minute. The load generator runs in this process, on the loopback, on cores of its own.
+`pip install '.[peers]'` brings ONNX Runtime and LitServe.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from served import (
     ALONE,
     BATCHED,
     BOUNDED,
+    BY_GRPC,
     CALL,
     CLIENTS,
     MODELS,
     OVERLOAD,
     ROOT,
+    ROWS,
     UNBATCHED,
     Model,
     Row,
@@ -48,27 +50,43 @@ STEPS = 5  # of the search for the highest rate within a bound
 FIELDS = ("model", "server", "run")
 
 
-def call(model: Model, x: np.ndarray, threads: int, seconds: float) -> Row:
+def call(program: Program, inputs: list[np.ndarray], seconds: float) -> Row:
     """One call after the other in this process, without a server."""
-    program, times = Program.load(model.file("qkp"), threads), list[float]()
-    program(x)
+    times = list[float]()
+    program(*inputs)
     until = time.perf_counter() + seconds
-    while (began := time.perf_counter()) < until:
-        program(x)
+    while (began := time.perf_counter()) < until or len(times) < 3:
+        program(*inputs)
         times.append(time.perf_counter() - began)
     return {"p50_ms": load.percentile(times, 50), "p99_ms": load.percentile(times, 99)}
+
+
+def rows_in_batches(program: Program, model: Model, seconds: float) -> Row:
+    """Milliseconds of a row, by the rows of its call."""
+    sizes = [1 << power for power in range(model.batch.bit_length())]
+    figures = {
+        str(rows): call(program, model.inputs(rows), seconds / len(sizes))["p50_ms"] / rows
+        for rows in sizes
+    }
+    return {"row_ms": figures}
 
 
 def measure(model: Model, server: Server, run: str, results: Row) -> Row:
     """The figures of one row."""
     threads, seconds = results["threads"], results["seconds"]
-    x = np.random.default_rng(0).standard_normal((1, *model.size)).astype(np.float32)
-    if run == CALL:
+    if run in (CALL, ROWS):
         os.sched_setaffinity(0, results["server_cores"])
-        return call(model, x, threads, seconds / 2)
+        program = Program.load(model.file("qkp"), threads)
+        if run == ROWS:
+            return rows_in_batches(program, model, seconds)
+        return call(program, model.inputs(), seconds / 2)
     os.sched_setaffinity(0, results["client_cores"])
-    port, request = served.free_port(), server.request(x)
-    command = server.command(model, port, threads, 1 if run in (ALONE, UNBATCHED) else model.batch)
+    port, request = served.free_port(), server.request(model)
+    one_by_one = run in (ALONE, BY_GRPC, UNBATCHED)
+    command = server.command(model, port, threads, 1 if one_by_one else model.batch)
+    if run == BY_GRPC:
+        by_grpc = served.free_port()
+        command.append(f"--grpc-port={by_grpc}")
     with served.running(command, port, server.ready, results["server_cores"]) as address:
         if run == BOUNDED:
             capacity = capacity_of(model, server, results)
@@ -76,6 +94,9 @@ def measure(model: Model, server: Server, run: str, results: Row) -> Row:
         if run == OVERLOAD:
             rate = 2 * capacity_of(model, server, results)
             return load.run(load.open_loop(address, request, rate, seconds)).row()
+        if run == BY_GRPC:
+            asked = load.infer_by_grpc(*model.inputs())
+            return load.grpc_loop((address[0], by_grpc), asked, seconds).row()
         clients = 1 if run == ALONE else CLIENTS
         row = load.run(load.closed_loop(address, request, clients, seconds)).row()
     if not row["answered_per_second"]:
@@ -124,7 +145,10 @@ def rows_of(models: tuple[Model, ...], only: str) -> list[tuple[Model, Server, s
 
 def measure_all(out: Path, only: str, models: tuple[Model, ...], results: Row) -> None:
     """The rows that the results do not hold yet."""
-    todo = rows_of(models, only)
+    for name, why in results["machine"]["left_out"].items():
+        print(f"{name} is left out: {why}", flush=True)
+    there = tuple(model for model in models if model.name not in results["machine"]["left_out"])
+    todo = rows_of(there, only)
     with progress("serving", len(todo)) as advance:
         for model, server, run in todo:
             key = {"model": model.name, "server": server.name, "run": run}
@@ -137,6 +161,8 @@ def measure_all(out: Path, only: str, models: tuple[Model, ...], results: Row) -
 
 def shown(row: Row) -> str:
     name = ", ".join(row[field] for field in FIELDS)
+    if "row_ms" in row:
+        return f"{name}: " + ", ".join(f"{n}: {ms:.3f} ms" for n, ms in row["row_ms"].items())
     rate = f"{row['answered_per_second']:,.0f}/s, " if "answered_per_second" in row else ""
     return f"{name}: {rate}p50 {row['p50_ms'] or 0:.2f} ms, p99 {row['p99_ms'] or 0:.2f} ms"
 

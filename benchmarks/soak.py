@@ -66,7 +66,7 @@ def kinds(size: tuple[int, ...]) -> list[Kind]:
     index = "/v2/repository/index"
     return [
         Kind("one image", 0.29, one, 200),
-        *(Kind(f"one image, model {m}", 0.05, load.infer(x[:1], m), 200) for m in OTHERS),
+        *(Kind(f"one image, model {m}", 0.05, load.infer(x[:1], name=m), 200) for m in OTHERS),
         Kind("JSON, gzip", 0.02, load.post(PATH, packed, Content_Encoding="gzip"), 200),
         Kind("index", 0.02, load.post(index, b"{}"), 200),
         Kind("statistics", 0.02, b"GET /v2/models/stats HTTP/1.1\r\nHost: soak\r\n\r\n", 200),
@@ -78,7 +78,7 @@ def kinds(size: tuple[int, ...]) -> list[Kind]:
         Kind("NaN", 0.05, load.infer(np.full_like(x[:1], np.nan)), 400),
         Kind("wrong shape", 0.05, load.post(PATH, short), 400),
         Kind("no JSON", 0.05, load.post(PATH, text[:-9]), 400),
-        Kind("no such model", 0.03, load.infer(x[:1], "other"), 404),
+        Kind("no such model", 0.03, load.infer(x[:1], name="other"), 404),
         Kind("too large", 0.02, head, 413),
     ]
 
@@ -176,10 +176,11 @@ def change(models: Path, turn: int) -> None:
 
 
 def growth(samples: list[tuple[float, float, int]]) -> float:
-    """MB from the second fifth of the samples to the last, by their medians."""
+    """MB from the second fifth of the samples to the last, by their means: each holds a time with and a time without
+    the version that comes and goes, between which a median would fall on either."""
     fifth = len(samples) // 5
     memory = [megabytes for _, megabytes, _ in samples]
-    return float(np.median(memory[-fifth:]) - np.median(memory[fifth : 2 * fifth]))
+    return float(np.mean(memory[-fifth:]) - np.mean(memory[fifth : 2 * fifth]))
 
 
 def report(soak: Soak, mixture: list[Kind], command: str) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import importlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "site-pages"
@@ -73,10 +75,7 @@ def reference(heading: str, modules: list[str], seen: set[str]) -> str:
     for module in modules:
         found = importlib.import_module(module)
         lines += ["", f"## {module}", "", (found.__doc__ or "").strip(), ""]
-        for name in getattr(found, "__all__", None) or _own(found):
-            value = getattr(found, name)
-            if not callable(value) or not str(value.__module__).startswith("qkernels"):
-                continue
+        for name, value in public(found):
             home = f"{value.__module__}.{value.__qualname__}"
             if home in seen:
                 lines += [f"- [`{module}.{name}`][{home}]", ""]
@@ -86,13 +85,17 @@ def reference(heading: str, modules: list[str], seen: set[str]) -> str:
     return "\n".join(lines)
 
 
-def _own(module: ModuleType) -> list[str]:
-    """Public names that a module defines itself."""
-    return [
+def public(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """The functions and classes of ours that a module offers: those of `__all__`, or those that it defines itself."""
+    own = [
         name
         for name, value in vars(module).items()
         if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
     ]
+    for name in getattr(module, "__all__", own):
+        value = getattr(module, name)
+        if callable(value) and str(value.__module__).startswith("qkernels"):
+            yield name, value
 
 
 if __name__ == "__main__":

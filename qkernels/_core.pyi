@@ -74,6 +74,8 @@ class Program:
     @property
     def input_dtypes(self) -> list[str]: ...
     @property
+    def id_counts(self) -> list[int | None]: ...
+    @property
     def kept_bytes(self) -> int: ...
     @property
     def kept(self) -> Any: ...
@@ -87,11 +89,6 @@ def cpu_features() -> dict[str, bool]:
 
 def kernels() -> list[dict[str, Any]]:
     """Return the kernel table, one dict an instruction set."""
-
-def chosen_kernel(
-    m: int, n: int, k: int, groups: int = 1, isa: str | None = None, threads: int = 1
-) -> dict[str, Any]:
-    """Return kernel and blocking for C[m, n] += x[m, k] * w[n, k]."""
 
 def pack_weight(weight: _Int8, groups: int = 1) -> _Int8:
     """Pack int8 [N, K] or [OC, C/groups, KH, KW]."""

@@ -120,10 +120,10 @@ def captures(model: nn.Module, call: Call) -> Iterator[Capture | str]:
         yield capture(model, call)
     except CaptureError as error:
         yield f"{type(model).__name__} cannot be captured ({error}); searched in its parts"
-        yield from _parts(model, "", _Watched(model, call))
+        yield from _parts(model, "", Watched(model, call))
 
 
-def _parts(module: nn.Module, prefix: str, watched: _Watched) -> Iterator[Capture]:
+def _parts(module: nn.Module, prefix: str, watched: Watched) -> Iterator[Capture]:
     if type(module) is nn.Sequential:
         yield from _stretches(module, prefix, watched)
         return
@@ -131,7 +131,7 @@ def _parts(module: nn.Module, prefix: str, watched: _Watched) -> Iterator[Captur
         yield from _part(child, f"{prefix}{name}", watched)
 
 
-def _part(module: nn.Module, name: str, watched: _Watched) -> Iterator[Capture]:
+def _part(module: nn.Module, name: str, watched: Watched) -> Iterator[Capture]:
     if not any(True for _ in module.children()):
         return
     try:
@@ -142,7 +142,7 @@ def _part(module: nn.Module, name: str, watched: _Watched) -> Iterator[Capture]:
         yield from _parts(module, f"{name}.", watched)
 
 
-def _stretches(module: nn.Sequential, prefix: str, watched: _Watched) -> Iterator[Capture]:
+def _stretches(module: nn.Sequential, prefix: str, watched: Watched) -> Iterator[Capture]:
     """Captures of the longest stretches of children, which an nn.Sequential calls one after the other."""
     stretch: OrderedDict[str, nn.Module] = OrderedDict()
     for name, child in [*module._modules.items(), ("", None)]:
@@ -162,7 +162,7 @@ def _stretches(module: nn.Sequential, prefix: str, watched: _Watched) -> Iterato
         stretch = OrderedDict()
 
 
-def _is_capturable(module: nn.Module, name: str, watched: _Watched) -> bool:
+def _is_capturable(module: nn.Module, name: str, watched: Watched) -> bool:
     try:
         capture(module, watched.calls[watched.name_of(module)], f"{name}.")
     except CaptureError:
@@ -170,8 +170,8 @@ def _is_capturable(module: nn.Module, name: str, watched: _Watched) -> bool:
     return True
 
 
-class _Watched(TorchFunctionMode):
-    """One run of a model: how each module was called, and within which modules each of its tensors was read."""
+class Watched(TorchFunctionMode):
+    """One run of a model: how each module was called (``calls``), and within which modules its tensors were read."""
 
     def __init__(self, model: nn.Module, call: Call) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[
 def rich_table(
     title: str, header: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]], below: list[str]
 ) -> Table:
-    """Of (cells, whether dim) rows, with lines below it."""
+    """A table of (cells, whether dim) rows, with lines below it."""
     from rich.table import Table
     from rich.text import Text
 

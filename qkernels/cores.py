@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """By affinity and by the CPU quota of the process's control groups, at least 1; ``root`` holds proc and sys."""
+    """The cores that affinity and the CPU quota of the control groups allow, at least 1; ``root`` has proc and sys."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:

@@ -1,4 +1,4 @@
-"""How good a classifier is on held-out images, and how sure that figure is."""
+"""How good a model is on held-out images, and how sure that figure is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,10 @@ from qkernels.answers import logits_of
 from qkernels.data.batches import Batch
 from qkernels.data.image_data import ImageData
 from qkernels.data.progress import progress as progress_bar
+from qkernels.data.task import Labels, check_labels
+from qkernels.distill.label_loss import plain_loss
 from qkernels.eval_mode import eval_mode
+from qkernels.metrics import metrics
 
 Classifier = Callable[[Tensor], Tensor]  # images [B, C, H, W] -> logits [B, K]
 
@@ -29,10 +33,17 @@ class Evaluation:
     count: int
     loss: float
 
+    metric = "accuracy"
+
     @property
     def accuracy(self) -> float:
         """Share of right answers, 0..1."""
         return self.correct / self.count
+
+    @property
+    def value(self) -> float:
+        """What models are compared by: the accuracy."""
+        return self.accuracy
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -42,6 +53,37 @@ class Evaluation:
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.accuracy:.2%} [{low:.2%}, {high:.2%}] of {self.count}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How good answers to labels are that are not one class each; `loss` is binary cross-entropy or the squared error.
+
+    Attributes:
+        metrics: name -> value, those of `qkernels.metrics`; models are compared by the first.
+        unlearned: the value of the first that answering without looking at the input reaches.
+    """
+
+    metrics: dict[str, float]
+    unlearned: float
+    count: int
+    loss: float
+
+    @property
+    def metric(self) -> str:
+        """The name of what models are compared by."""
+        return next(iter(self.metrics))
+
+    @property
+    def value(self) -> float:
+        """What models are compared by."""
+        return self.metrics[self.metric]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{k} {v:.4f}" for k, v in self.metrics.items()) + f" of {self.count}"
+
+
+Quality = Evaluation | Measured
 
 
 @torch.no_grad()
@@ -67,10 +109,10 @@ def evaluate(
     device: torch.device | str = "cpu",
     channels_last: bool = False,
     progress: bool = False,
-) -> Evaluation:
-    """Top-1 accuracy of any classifier on one split (its first `limit` images).
+) -> Quality:
+    """How good a model is on one split (its first `limit` images): top-1 accuracy, and `Measured` of other labels.
 
-    Raises ValueError if the split is empty or has no labels.
+    Raises ValueError if the split is empty or has no labels, ImportError where metrics need torchmetrics.
     """
     batches = data.batches(split, batch_size, device=device, channels_last=channels_last)
     if limit is not None:
@@ -85,7 +127,39 @@ def evaluate(
                 yield batch
                 advance()
 
-        return score(predict(model, watched()), labels)
+        return judge(predict(model, watched()), labels, data.meaning)
+
+
+def accuracy_of(model: Classifier, data: ImageData, split: str = "test", **how: Any) -> Evaluation:
+    """`evaluate` where labels are classes; ValueError where they are not."""
+    check_of_classes(data)
+    found = evaluate(model, data, split, **how)
+    assert isinstance(found, Evaluation)
+    return found
+
+
+def check_of_classes(data: ImageData) -> None:
+    """Raise ValueError for data that has no accuracy of one class an image."""
+    if data.meaning.task != "multiclass":
+        raise ValueError(
+            f"this compares accuracies of one class an image, and {data.name} has {data.meaning.task} labels: distil, "
+            "prune, quantize and evaluate take them one by one"
+        )
+
+
+def judge(answers: Tensor, labels: Tensor, meaning: Labels) -> Quality:
+    """What answers [N, K] are worth against labels of that meaning; those that say nothing are left out.
+
+    Raises ValueError for answers that do not fit the labels, and for labels that are none of that meaning.
+    """
+    if meaning.task == "multiclass":
+        known = meaning.known(labels)
+        return score(answers[known], labels[known])
+    meaning.check_fit(answers, labels)
+    check_labels(labels, meaning, answers.shape[1])
+    found, unlearned = metrics(answers, labels, meaning)
+    loss = float(plain_loss(meaning)(answers, labels))
+    return Measured(found, unlearned, len(labels), loss)
 
 
 def score(logits: Tensor, labels: Tensor) -> Evaluation:
@@ -93,23 +167,17 @@ def score(logits: Tensor, labels: Tensor) -> Evaluation:
 
     Raises ValueError for logits of fewer than two classes, which are always right, and labels outside 0..K-1.
     """
+    if labels.is_floating_point():
+        raise ValueError(
+            f"an accuracy needs labels int64 [N], not {labels.dtype} {list(labels.shape)}"
+        )
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
             f"an accuracy needs logits [N, K] of two classes or more, not {list(logits.shape)}"
         )
-    check_labels(labels, logits.shape[1])
+    check_labels(labels, Labels(), logits.shape[1])
     correct = int((logits.argmax(1) == labels).sum())
     return Evaluation(correct, len(labels), float(cross_entropy(logits, labels)))
-
-
-def check_labels(labels: Tensor, classes: int) -> None:
-    """Raise ValueError for the first label int64 [N] that is none of 0..classes-1."""
-    wrong = (labels < 0) | (labels >= classes)
-    if wrong.any():
-        at = int(wrong.nonzero()[0, 0])
-        raise ValueError(
-            f"label {int(labels[at])} of image {at} is none of 0..{classes - 1}, the model's classes"
-        )
 
 
 def agreement(first: Tensor, second: Tensor) -> float:

@@ -200,7 +200,7 @@ def _verdict(row: Row) -> str:
 
 
 def _count(number: int) -> str:
-    """3,658 or 172.5 K or 26.4 M"""
+    """A number as a reader wants it: 3,658 or 172.5 K or 26.4 M."""
     if number < 10_000:
         return f"{number:,}"
     return f"{number / 1e3:.1f} K" if number < 1_000_000 else f"{number / 1e6:,.1f} M"

@@ -10,7 +10,7 @@ Size = tuple[int, ...]
 
 
 def parse_size(text: str) -> Size:
-    """Of "1,3,224,224". Raises ValueError."""
+    """The numbers of a text such as "1,3,224,224". Raises ValueError."""
     try:
         size = tuple(int(part) for part in text.split(","))
     except ValueError:

@@ -50,11 +50,12 @@ def paired_change(before: Tensor, after: Tensor, labels: Tensor) -> PairedChange
     return PairedChange(gain, (centre - half, centre + half), changed, count)
 
 
-def count_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply-adds of a float model for one example of this shape, as [C, H, W]."""
+def count_macs(model: nn.Module, example: tuple[int, ...] | Tensor) -> int:
+    """Multiply-adds of a float model for one example: one as a batch, or the shape of floats, as [C, H, W]."""
+    x = example if isinstance(example, Tensor) else torch.zeros(1, *example)
     counter = FlopCounterMode(display=False)
     with counter, eval_mode(model), torch.no_grad():
-        model(torch.zeros(1, *shape))
+        model(x)
     return counter.get_total_flops() // 2
 
 

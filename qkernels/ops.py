@@ -132,10 +132,15 @@ def linear(
         input_scale: float32, one value or one a row. None: each row's own range (dynamic), symmetric or asymmetric by
             ``symmetric``.
         input_zero_point: int32, as many values as ``input_scale``, and None where that is.
+        symmetric: where the range is the row's own, whether its zero point is 0.
         residual: [..., N] float or int8, added before the clamp.
+        residual_scale: of an int8 residual.
+        residual_zero_point: of an int8 residual, in [-128, 127].
         clamp_min: the lower end of a fused activation; ReLU is ``clamp_min=0``.
         clamp_max: its upper end.
         out_dtype: float, or int8 by ``output_scale`` and ``output_zero_point``; None: x's own, float32 for int8 x.
+        output_scale: of an int8 output.
+        output_zero_point: of an int8 output, in [-128, 127].
     """
     y = _ops.linear(
         x, weight, weight_scale, bias, input_scale, input_zero_point, symmetric, residual, residual_scale,

@@ -112,12 +112,14 @@ def _curves(result: PipelineResult) -> str:
         for name, history in result.curves.items():
             color = LINES[name]
             epochs = [record.epoch for record in history]
-            train = [100 * record.accuracy for record in history]
+            train = [100 * (record.accuracy or 0.0) for record in history]
             axes.plot(epochs, train, color=color, linewidth=1, linestyle=":")
             seen = [(r.epoch, 100 * r.val_accuracy) for r in history if r.val_accuracy is not None]
             if seen:
                 axes.plot(*zip(*seen, strict=True), color=color, linewidth=2, label=name)
-        low = min(100 * r.accuracy for h in result.curves.values() for r in h[len(h) // 10 :])
+        low = min(
+            100 * (r.accuracy or 0.0) for h in result.curves.values() for r in h[len(h) // 10 :]
+        )
         axes.set_ylim(bottom=max(0, low - 3))  # the first steps up would flatten the rest
         axes.set_xlabel("epoch")
         axes.set_ylabel("% right")

@@ -85,7 +85,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Epilogue:
-    """From sums to the output; defaults leave a step out."""
+    """The steps from sums to the output; defaults leave a step out."""
 
     bias: Tensor | None = None
     residual: Tensor | None = None
@@ -248,8 +248,10 @@ def resize_bilinear(
     *,
     align_corners: bool = False,
 ) -> Tensor:
-    """``x`` [N, C, H, W], float32 or int8, to ``size``: four pixels times their weights, added in rows, then in
-    columns, in float32; int8 rounds half to even. ``scales``: of the sizes; 0: their ratio."""
+    """``x`` [N, C, H, W], float32 or int8, to ``size``: four pixels times their weights, in float32.
+
+    They are added in rows, then in columns; int8 rounds half to even. ``scales``: of the sizes; 0: their ratio.
+    """
     up, down, below = _taps(x.shape[2], size[0], scales[0], align_corners)
     left, right, behind = _taps(x.shape[3], size[1], scales[1], align_corners)
     below, values = below[:, None], x.float()
@@ -296,13 +298,16 @@ def avg_pool2d(x: Tensor, zero_point: int, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def row_sums(x: Tensor) -> Tensor:
-    """Of the last axis, which becomes 1: sixteen partial sums by index mod 16, each in increasing index, then the upper
-    half added to the lower until one is left."""
+    """The sums of the last axis, which becomes 1.
+
+    Sixteen partial sums by index mod 16, each in increasing index; then the upper half is added to the lower until one
+    is left.
+    """
     return _halved(x, lambda total, part: total + part)
 
 
 def square_sums(x: Tensor) -> Tensor:
-    """As `row_sums`, of squares: each partial sum is a chain of `fma`."""
+    """The `row_sums` of squares: each partial sum is a chain of `fma`."""
     return _halved(x, lambda total, part: fma(part, part, total))
 
 
@@ -413,8 +418,10 @@ def minimum(a: Tensor, b: Tensor | float) -> Tensor:
 
 
 def exp2(t: Tensor) -> Tensor:
-    """2^t for t <= 0; 0 below -126.5 and for NaN. 2^f, f in [-0.5, 0.5], by the polynomial of Cephes' exp2f, times
-    2^n."""
+    """2^t for t <= 0; 0 below -126.5 and for NaN.
+
+    2^f, f in [-0.5, 0.5], is the polynomial of Cephes' exp2f, and is multiplied by 2^n.
+    """
     t = maximum(t, -127.0)
     n = torch.round(t)
     return polynomial(_EXP2, t - n) * _power_of_two(n)
@@ -542,6 +549,11 @@ def binary(a: Operand, b: Operand, op: str, epilogue: Epilogue) -> Tensor:
     return epilogue.store(OPERATIONS[op](a.floats(), b.floats()))
 
 
+def affine(x: Tensor, weight: Tensor, bias: Tensor, epilogue: Epilogue) -> Tensor:
+    """x [..., C] float32 times a factor, plus a summand, of each channel; weight and bias [C]."""
+    return epilogue.store(Epilogue().store(x * weight) + bias)
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a [..., M, K] by b [..., K, N] in float32, each sum one chain of `fma` in increasing k."""
     total = torch.zeros(*a.shape[:-1], b.shape[-1])
@@ -551,7 +563,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def softmax(x: Operand, epilogue: Epilogue, *, logarithm: bool = False) -> Tensor:
-    """Over the last axis, as the weights of `attention`, or their logarithm."""
+    """Softmax over the last axis, as the weights of `attention`, or their logarithm."""
     v = x.floats()
     away = v - _largest(v)
     weights = exp2(away * _float32(math.log2(math.e)))
@@ -573,7 +585,8 @@ def attention(
     query: Tensor, key: Tensor, value: Tensor, exponent: float, epilogue: Epilogue,
     *, bias: Tensor | None = None, causal: bool = False,
 ) -> Tensor:  # fmt: skip
-    """query [N, heads, T, d], key [N, kv heads, S, d] and value [N, kv heads, S, e], float32, to [N, T, heads * e];
+    """query [N, heads, T, d], key [N, kv heads, S, d] and value [N, kv heads, S, e], float32, to [N, T, heads * e].
+
     ``exponent``: log2(e) times the scale of scores; ``bias`` broadcasts to [N, heads, T, S]; ``causal``: token i reads
     keys 0 to i.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import subprocess
 import sys
@@ -19,8 +20,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import make_docs  # noqa: E402
 import make_models_doc  # noqa: E402
+import make_zoo_doc  # noqa: E402
 import models  # noqa: E402
-from peers import contenders, harness, model_contenders, model_problem  # noqa: E402
+import zoo  # noqa: E402
+from peers import contenders, harness, model_contenders, model_problem, real_models  # noqa: E402
 from peers.model_problem import ModelProblem  # noqa: E402
 from peers.problem import Problem, Unsupported  # noqa: E402
 from peers.targets import TARGETS, problems  # noqa: E402
@@ -123,9 +126,41 @@ def test_batch_norms_have_the_statistics_of_what_they_see() -> None:
 def test_every_model_of_the_targets_is_there_at_both_batches() -> None:
     found = {(p.model, p.batch) for p in model_problem.problems()}
     images = {"resnet50", "resnet18", "mobilenet_v2", "resnet20", "tutorial_cnn"}
+    images |= model_problem.WATCHED
     assert found == {(m, b) for m in images for b in (1, 16)} | {("encoder", 1), ("encoder", 8)}
     over = {name for p in model_problem.problems() for g in p.goals for name in g.over}
     assert over <= set(model_contenders.PEERS)
+
+
+def test_the_table_of_real_models_shows_those_that_fail_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def images(batch: int, random: torch.Generator) -> torch.Tensor:
+        return torch.randn(batch, 3, 16, 16, generator=random)
+
+    def small() -> torch.nn.Module:
+        layers = (torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+        return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(8 * 14 * 14, 4))
+
+    def missing() -> torch.nn.Module:
+        raise ModuleNotFoundError("No module named 'x'")
+
+    table = [real_models.RealModel("small", "here", small, images)]
+    table += [real_models.RealModel("absent", "x", missing, images)]
+    monkeypatch.setattr(zoo, "real_models", lambda: iter(table))
+    monkeypatch.setattr(make_docs, "DOCS", tmp_path)
+    monkeypatch.setattr(harness, "use_threads", lambda threads: None)
+    out = tmp_path / "zoo.json"
+    arguments = harness.make_parser("", str(out)).parse_args(["--threads", "1", "--quick"])
+    for _ in range(2):  # the second run finds its rows done
+        zoo.run(arguments)
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["model"] for row in rows] == ["small", "absent"]
+    assert rows[0]["is_one"] and rows[0]["int8_layers"] == 2 and rows[0]["exact_db"] == math.inf
+    make_zoo_doc.main(out)
+    text = (tmp_path / "zoo.md").read_text()
+    assert "| small | 2 of 2 | one |" in text
+    assert "absent: ModuleNotFoundError: No module named 'x'" in text
 
 
 def test_a_crash_costs_one_contender_of_one_row(tmp_path: Path) -> None:
@@ -180,7 +215,7 @@ def test_a_row_of_a_model_is_kept_and_the_document_shows_it(
     monkeypatch.setattr(harness, "use_threads", lambda threads: None)  # other tests go on
     out = tmp_path / "rows.json"
     words = ["--only", "tutorial_cnn batch 1$|encoder batch 1", "--threads", "1", "--quick"]
-    arguments = harness.make_parser("", str(out)).parse_args(words)
+    arguments = models.make_parser(str(out)).parse_args(words)
     models.run(arguments)
     results = json.loads(out.read_text())
     models.run(arguments)  # finds its rows done

@@ -100,9 +100,12 @@ RUN = {
     "docs/quantization.md": PLAIN,
     "docs/serving.md": Page({"size=(224, 224)": "size=(32, 32)"}, server),
 }
-ELSEWHERE = {  # tests/distill/test_guide.py, tests/test_own_models.py
+ELSEWHERE = {  # tests/distill/test_guide.py, tests/test_own_models.py, tests/test_tutorials.py
     "docs/distilling.md",
     "docs/own.md",
+    "docs/five-minutes.md",
+    "docs/torchvision.md",
+    "docs/transformers.md",
 }
 NEEDS_GPU = {("docs/cuda.md", 1)}
 

@@ -55,7 +55,8 @@ def torch_fp32(problem: ModelProblem, threads: int) -> Call:
 
 def torch_bf16(problem: ModelProblem, threads: int) -> Call:
     model = _fast_layout(copy.deepcopy(problem.net)).bfloat16()
-    x = _fast_layout(problem.x).bfloat16()
+    x = _fast_layout(problem.x)
+    x = x.bfloat16() if x.is_floating_point() else x
     return lambda: model(x)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -11,7 +12,7 @@ import onnxruntime
 
 from qkernels.input_size import Size
 from qkernels.serve.__main__ import main
-from qkernels.serve.model import Arrays, Opened
+from qkernels.serve.model import Arrays, Opened, named
 
 
 def open_onnx(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
@@ -19,11 +20,18 @@ def open_onnx(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
 
+    given = session.get_inputs()
+
     def run(inputs: Arrays) -> Arrays:
-        outputs: Arrays = session.run(None, {"x": inputs[0]})
+        feed = {one.name: x for one, x in zip(given, inputs, strict=True)}
+        outputs: Arrays = session.run(None, feed)
         return outputs
 
-    return Opened("1", "onnxruntime", tuple(size[1:] for size in sizes), None, run)
+    inputs = tuple(
+        replace(tensor, id_count=1 << 31) if one.type == "tensor(int64)" else tensor
+        for one, tensor in zip(given, named("input", [size[1:] for size in sizes]), strict=True)
+    )
+    return Opened("1", "onnxruntime", inputs, None, run)
 
 
 if __name__ == "__main__":

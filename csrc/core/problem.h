@@ -1,5 +1,5 @@
 // What a kernel is asked to do: plain structs, every field with its shape and unit.
-// Nothing here knows torch, CUDA or threads, so that a chained model can be a list of these.
+// Nothing here knows torch, CUDA or threads, so that an operator and a step of a program can ask for the same.
 // A mask of -128 turns int8 into unsigned bytes, 128 higher: what some kernels read, so that within a model nobody has
 // to turn them at every step.
 #pragma once
@@ -169,6 +169,15 @@ struct BinaryProblem {
   Operand a, b;
   int64_t a_strides[4] = {}, b_strides[4] = {};  // elements; 0 along an axis that is repeated; along the last one 0 or 1
   void* y = nullptr;
+  Epilogue epilogue;                    // clamp, the output's type and scale
+};
+
+// y[r,c] = x[r,c] * weight[c] + bias[c], in two roundings: the product and the sum of a binary step.
+struct AffineProblem {
+  int64_t rows = 0, c = 0;
+  Operand x;                            // [rows,c]
+  const float *weight = nullptr, *bias = nullptr;  // [c]
+  void* y = nullptr;                    // [rows,c]
   Epilogue epilogue;                    // clamp, the output's type and scale
 };
 

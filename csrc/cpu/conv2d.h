@@ -1,4 +1,4 @@
-// Convolution as a GEMM over output pixels, and depthwise convolution as its own kernel.
+// Convolution: as a GEMM over output pixels, by a depthwise kernel, or by an exact Winograd.
 #pragma once
 #include "conv_plan.h"
 #include "isa.h"

@@ -1,6 +1,7 @@
 // Depthwise convolution: lines of output pixels, all channels, by kernels/depthwise.h.
 #include <algorithm>
 
+#include "channels.h"
 #include "conv_steps.h"
 
 namespace qk {

@@ -1,5 +1,5 @@
 // What comes before and after a path: dynamic scales, x as int8 NHWC with its border written out (the zero point, or mirrored
-// values), so that no path asks where an image ends; and the border of y, where the step after wants one.
+// values), so that no path asks where an image ends; staged outputs to planes; y's border, where the step after wants one.
 #include <algorithm>
 #include <cstring>
 
@@ -83,12 +83,10 @@ void write_sides(const Conv2dProblem& p, int64_t c, int8_t zero, int8_t* inside)
 void write_image_rows(const Conv2dProblem& p, const ConvPlan& plan, const Scales& s, Share share, int8_t* line, int8_t* out) {
   const Kernels& k = *plan.kernels;
   const int64_t times = plan.repeat, c = p.c * times, row_bytes = plan.row;
-  const int8_t mask = plan.mask;
-  const bool flip = mask != p.x_mask;  // floats: x_mask is 0
   for (int64_t i = share.begin, run; i < share.end; i += run) {
     const int64_t image = i / p.padded_h(), y = i % p.padded_h() - p.pad_top;
     const int64_t h = source_index(y, p.h, p.pad_mode);
-    const int8_t zero = int8_t(s.zero[image / s.images_per_scale]) ^ mask;
+    const int8_t zero = int8_t(s.zero[image / s.images_per_scale]) ^ plan.mask;
     int8_t* row = out + i * row_bytes;
     run = 1;
     if (h < 0) {
@@ -97,18 +95,17 @@ void write_image_rows(const Conv2dProblem& p, const ConvPlan& plan, const Scales
     }
     int8_t* inside = row + p.pad_left * c;
     if (times > 1) {
-      quantize_rows(p, k, image, h, 1, s, flip, line, 0);
+      quantize_rows(p, k, image, h, 1, s, plan.flip_written, line, 0);
       repeat_channels(line, p.w * p.c, times, inside);
     } else {
       if (y == h) run = std::min(p.h - h, share.end - i);
-      quantize_rows(p, k, image, h, run, s, flip, inside, row_bytes);
+      quantize_rows(p, k, image, h, run, s, plan.flip_written, inside, row_bytes);
     }
     for (int64_t r = 0; r < run; ++r) write_sides(p, c, zero, inside + r * row_bytes);
   }
 }
 
-}  // namespace
-
+// Dynamic scales: one an image.
 void find_scales(const Conv2dProblem& p, const Kernels& k, const Parallel& parallel, float* scale, int32_t* zero) {
   parallel(p.batch, [&](int64_t image) {
     Extremes ends{0.0f, 0.0f};
@@ -129,6 +126,39 @@ void write_image(const Conv2dProblem& p, const ConvPlan& plan, const Scales& s, 
   parallel(workers, [&](int64_t worker) {
     write_image_rows(p, plan, s, share(rows, workers, worker), lines + worker * round_up(p.w * p.c, 64), out);
   });
+}
+
+}  // namespace
+
+Prepared prepare(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part, const Parallel& parallel, char* workspace) {
+  Prepared x{{p.epilogue.x_scale, p.epilogue.x_zero, p.epilogue.rows_per_scale == p.oh() * p.ow() ? 1 : p.batch},
+             {nullptr, plan.image, plan.row, p.c * plan.repeat}};
+  if (p.range != Range::given) {
+    float* scale = reinterpret_cast<float*>(workspace + part.scale);
+    int32_t* zero = reinterpret_cast<int32_t*>(workspace + part.zero);
+    find_scales(p, *plan.kernels, parallel, scale, zero);
+    x.scales = {scale, zero, 1};
+  }
+  if (plan.writes_image) {
+    int8_t* image = reinterpret_cast<int8_t*>(workspace + part.image);
+    write_image(p, plan, x.scales, parallel, reinterpret_cast<int8_t*>(workspace + part.lines), image);
+    x.image.data = image;
+  } else {
+    const int64_t border = p.x_padded ? p.pad_top * p.x_strides[2] + p.pad_left * p.x_strides[3] : 0;
+    x.image.data = static_cast<const int8_t*>(p.x) - border;
+  }
+  return x;
+}
+
+void scatter(const Conv2dProblem& p, const Kernels& k, int64_t m0, int64_t rows, int64_t first, int64_t channels,
+             const char* block, int64_t stride) {
+  const int64_t pixels = p.oh() * p.ow(), item = size_of(p.epilogue.out_type);
+  for (int64_t r = 0, run; r < rows; r += run) {
+    const int64_t image = (m0 + r) / pixels, begin = (m0 + r) % pixels;
+    run = std::min(rows - r, pixels - begin);
+    char* y = static_cast<char*>(p.y) + ((image * p.oc + first) * pixels + begin) * item;
+    k.deinterleave({block + r * stride * item, stride, item, run, channels, y, pixels});
+  }
 }
 
 // The border is, in memory, one piece before an image's first line, one between two lines, one behind the last.

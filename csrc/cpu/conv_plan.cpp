@@ -1,9 +1,14 @@
-#include "conv_steps.h"
+#include "conv_plan.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
+
+#include "channels.h"
+#include "dispatch.h"
+#include "parallel.h"
 
 namespace qk {
 namespace {
@@ -31,35 +36,37 @@ void plan_image(const Conv2dProblem& p, bool reads_on, ConvPlan& plan) {
   plan.image = plan.writes_image ? p.padded_h() * plan.row : p.x_strides[0];
 }
 
-// An image is read in place where the kernel's pieces allow it. A kernel that wants offset bytes needs them so, or an image written so.
-bool reads_in_place(const Conv2dProblem& p, const ConvPlan& plan, int8_t wanted_mask) {
+// An image is read in place where the kernel's pieces allow it, and its bytes are turned as the kernel reads them or will be written so.
+bool reads_in_place(const Conv2dProblem& p, const ConvPlan& plan) {
   const Kernels& k = *plan.kernels;
-  const int64_t piece = plan.together ? p.kw * plan.channels : plan.channels;
-  const bool padded = piece % k.piece != 0;  // a piece reads on into the next pixels, against weights of zero
+  const bool padded = plan.piece % k.piece != 0;  // a piece reads on into the next pixels, against weights of zero
   const bool pieces_fit = !padded || (k.piece == 4 && plan.together && plan.slack);
   const bool lines_fit = 5 * p.ow() >= 4 * round_up(p.ow(), k.piece_rows);
   const bool rows_fit = k.piece_rows == 1 || plan.slack;  // its last tile reads rows behind the image
-  return pieces_fit && lines_fit && rows_fit && (p.x_mask == wanted_mask || plan.writes_image);
+  return pieces_fit && lines_fit && rows_fit && (p.x_mask == k.x_mask || plan.writes_image);
 }
 
 // Whether the sums stay within what Winograd's are exact for, and whether it is asked for or pays.
 bool takes_winograd(const Conv2dProblem& p, const ConvPlan& plan, ConvWay way) {
   const int64_t most = 127 * 9 * (p.c / p.groups);  // whatever the weights
-  if (way == ConvWay::direct || !has_winograd(p) || !winograd_is_exact(p.weight_sum ? p.weight_sum : most)) return false;
+  if (way == ConvWay::direct || !is_3x3_stride_1(p) || !winograd_is_exact(p.weight_sum ? p.weight_sum : most)) return false;
   return way == ConvWay::winograd || winograd_pays(p, plan.layout, plan.kernels->isa);
 }
 
 void plan_path(const Conv2dProblem& p, ConvPlan& plan, ConvWay way) {
   plan.together = plan.layout.groups == 1 && p.dilation_w == 1;
   plan.channels = p.c / plan.layout.groups;
+  plan.piece = plan.together ? p.kw * plan.channels : plan.channels;
+  plan.piece_columns = plan.together ? 1 : p.kw;
   if (is_depthwise(p.c / p.groups, p.groups)) plan.path = ConvPath::depthwise;
   else if (takes_winograd(p, plan, way)) plan.path = ConvPath::winograd;
   // The depthwise kernel reads on behind the last tap, Winograd behind a pixel's last vector.
   plan_image(p, plan.depthwise() || (plan.winograd() && plan.channels % WinogradInput::kReadOn), plan);
   const Kernels& k = *plan.kernels;
-  const int8_t wanted = k.x_offset ? -128 : 0;
-  if (plan.path == ConvPath::packed && reads_in_place(p, plan, wanted)) plan.path = ConvPath::in_place;
-  plan.mask = !plan.writes_image ? p.x_mask : plan.path == ConvPath::in_place ? wanted : int8_t(0);
+  if (plan.path == ConvPath::packed && reads_in_place(p, plan)) plan.path = ConvPath::in_place;
+  plan.mask = !plan.writes_image ? p.x_mask : plan.path == ConvPath::in_place ? k.x_mask : int8_t(0);
+  plan.flip_written = plan.mask != p.x_mask;  // floats: x_mask is 0
+  plan.flip_gathered = plan.mask != k.x_mask;
   const int64_t rows = (k.piece_rows - 1) * p.stride_w;
   const int64_t windows = DepthwiseShape::kReadOn * std::max<int64_t>(p.stride_w, 2) + (p.kw + 4) * p.dilation_w;
   plan.read_on = 64 + (plan.depthwise() ? windows * plan.repeat : rows) * p.c;

@@ -1,10 +1,11 @@
 // How a convolution is taken: the path, what of x is written as int8 before it, how the batch and the output are cut, and
-// where everything lies in the workspace. A pure function of sizes, types and strides; no pointer is looked at.
+// where everything lies in the workspace. It follows from sizes, types and strides, from what is given or known besides x (bias,
+// winograd, weight_sum) and from QKERNELS_CONV_PATH; no value is looked at.
 #pragma once
 #include <string>
 #include <vector>
 
-#include "gemm_blocks.h"
+#include "gemm_plan.h"
 #include "winograd_plan.h"
 
 namespace qk {
@@ -48,6 +49,8 @@ struct ConvPlan {
   // The int8 image that the path reads: x itself, or a copy with its border written out.
   bool writes_image = false;
   int8_t mask = 0;               // what its bytes are XORed with
+  bool flip_written = false;     // from x's own mask to that, where it is written
+  bool flip_gathered = false;    // from that to the matrix kernel's, where rows are gathered
   int64_t repeat = 1;            // depthwise with a multiplier: how often each channel of x is written
   int64_t row = 0, image = 0;    // bytes from one line, and one image, to the next
   bool slack = false;            // bytes behind the last pixel may be read
@@ -56,6 +59,8 @@ struct ConvPlan {
   // K of a GEMM: pieces are whole kernel rows (`together`), or single taps.
   bool together = false;
   int64_t channels = 0;          // of one of the layout's groups
+  int64_t piece = 0;             // bytes
+  int64_t piece_columns = 0;     // pieces of a kernel row
 
   // The batch: `each` images for every worker alone, then the rest for all together; at most `at_once` at a time, so that
   // there is a part of that many, and one of what is left.

@@ -17,8 +17,6 @@ struct Image {
   int64_t image, row, pixel;  // bytes from one to the next
 };
 
-constexpr int64_t kElementsPerThread = 1 << 15;  // copied or scanned, below which another thread does not pay
-
 // The first byte of x at a pixel.
 inline const char* pixel(const Conv2dProblem& p, int64_t image, int64_t h, int64_t w) {
   return static_cast<const char*>(p.x) + (image * p.x_strides[0] + h * p.x_strides[2] + w * p.x_strides[3]) * size_of(p.x_type);
@@ -34,9 +32,15 @@ inline char* line_of(const Conv2dProblem& p, int64_t line) {
   return static_cast<char*>(p.y) + (line / p.oh() * p.y_image() + line % p.oh() * p.y_row()) * size_of(p.epilogue.out_type);
 }
 
-// conv_image.cpp: dynamic scales, one an image; x as int8 with its border written out; y's own border
-void find_scales(const Conv2dProblem& p, const Kernels& k, const Parallel& parallel, float* scale, int32_t* zero);
-void write_image(const Conv2dProblem& p, const ConvPlan& plan, const Scales& s, const Parallel& parallel, int8_t* lines, int8_t* out);
+// conv_image.cpp: what the path reads, dynamic scales found and x written as int8 where it does not lie so; a staged block
+// [rows][stride] of outputs from channel `first` on, to its planes; y's own border.
+struct Prepared {
+  Scales scales;
+  Image image;
+};
+Prepared prepare(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part, const Parallel& parallel, char* workspace);
+void scatter(const Conv2dProblem& p, const Kernels& k, int64_t m0, int64_t rows, int64_t first, int64_t channels, const char* block,
+             int64_t stride);
 void write_border(const Conv2dProblem& p, const Parallel& parallel);
 
 // conv_gemm.cpp, conv_depthwise.cpp, conv_winograd.cpp: the paths
@@ -46,9 +50,5 @@ void convolve_depthwise(const Conv2dProblem& p, const ConvPlan& plan, const Conv
                         const Parallel& parallel, char* workspace);
 void convolve_winograd(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part, const Image& x, const Scales& s, const Parallel& parallel,
                        const int16_t* u, char* workspace);
-
-// A staged block [rows][stride] of outputs from channel `first` on, to its planes.
-void scatter(const Conv2dProblem& p, const Kernels& k, int64_t m0, int64_t rows, int64_t first, int64_t channels, const char* block,
-             int64_t stride);
 
 }  // namespace qk

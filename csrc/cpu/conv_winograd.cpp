@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../core/epilogue.h"
+#include "channels.h"
 #include "conv2d.h"
 #include "conv_steps.h"
 
@@ -40,29 +41,29 @@ Block block_of(const WinogradPlan& plan, int64_t task) {
   return b;
 }
 
-void transform_tiles(const Conv2dProblem& p, const ConvPlan& how, const WinogradPlan& plan, const Image& x, const Block& b, const OwnMemory& own) {
-  const int64_t an_image = plan.lines * plan.columns;
+void transform_tiles(const Conv2dProblem& p, const ConvPlan& plan, const WinogradPlan& winograd, const Image& x, const Block& b, const OwnMemory& own) {
+  const int64_t an_image = winograd.lines * winograd.columns;
   for (int64_t i = 0; i < b.tiles; ++i) {
-    const int64_t t = b.tile + i, y = t % an_image / plan.columns * 4, column = t % plan.columns * 4;
-    const int8_t* first = window(p, x, t / an_image, y, column, b.group * plan.weight.channels);
+    const int64_t t = b.tile + i, y = t % an_image / winograd.columns * 4, column = t % winograd.columns * 4;
+    const int8_t* first = window(p, x, t / an_image, y, column, b.group * winograd.weight.channels);
     const auto exist = [](int64_t outputs) { return int32_t(std::min<int64_t>(outputs, 4) + 2); };
     own.tile[i] = {first, exist(p.oh() - y), exist(p.ow() - column), t / an_image, y, column};
   }
-  how.kernels->winograd_input({own.tile, b.tiles, x.row, x.pixel, plan.weight.channels, how.mask, own.v, plan.v_point, plan.v_tile});
+  plan.kernels->winograd_input({own.tile, b.tiles, x.row, x.pixel, winograd.weight.channels, plan.mask, own.v, winograd.v_point, winograd.v_tile});
 }
 
 // M of two panels to C, as many tiles at a time as lie side by side.
-void write_outputs(const Conv2dProblem& p, const ConvPlan& how, const WinogradPlan& plan, const Scales& s, const Epilogue& e, const Block& b,
+void write_outputs(const Conv2dProblem& p, const ConvPlan& plan, const WinogradPlan& winograd, const Scales& s, const Epilogue& e, const Block& b,
                    int64_t panel, const OwnMemory& own) {
-  const int64_t item = size_of(p.epilogue.out_type), n0 = panel * kPanel, channel = b.group * plan.layout.n + n0;
+  const int64_t item = size_of(p.epilogue.out_type), n0 = panel * kPanel, channel = b.group * winograd.layout.n + n0;
   WinogradOutput out;
-  out.m_point = plan.m_point, out.line_rows = p.ow();
+  out.m_point = winograd.m_point, out.line_rows = p.ow();
   GemmBlock& block = out.block;
-  block.cols = std::min(WinogradProducts::kColumns, plan.layout.n - n0);
+  block.cols = std::min(WinogradProducts::kColumns, winograd.layout.n - n0);
   block.n0 = n0, block.one_scale = true, block.epilogue = &e;
   for (int64_t i = 0; i < b.tiles; i += out.tiles) {
     const WinogradTile& tile = own.tile[i];
-    out.tiles = std::min({WinogradOutput::kTiles, b.tiles - i, plan.columns - tile.column / 4});
+    out.tiles = std::min({WinogradOutput::kTiles, b.tiles - i, winograd.columns - tile.column / 4});
     out.m = own.m + i * WinogradProducts::kColumns;
     out.lines = std::min<int64_t>(4, p.oh() - tile.y);
     out.pixels = std::min(4 * out.tiles, p.ow() - tile.column);
@@ -75,47 +76,47 @@ void write_outputs(const Conv2dProblem& p, const ConvPlan& how, const WinogradPl
       block.c_stride = p.oc, block.c_gap = 2 * p.y_border * p.oc;
       block.c_line = p.ow(), block.c_column = tile.column;
     }
-    how.kernels->winograd_output(out);
+    plan.kernels->winograd_output(out);
     for (int64_t line = 0; line < out.lines && !p.y_nhwc; ++line)
-      scatter(p, *how.kernels, block.m0 + line * p.ow(), out.pixels, channel, block.cols,
+      scatter(p, *plan.kernels, block.m0 + line * p.ow(), out.pixels, channel, block.cols,
               own.staged + line * p.ow() * WinogradProducts::kColumns * item, WinogradProducts::kColumns);
   }
 }
 
 }  // namespace
 
-void transform_weight(const Conv2dProblem& p, const ConvPlan& how, const Parallel& parallel, int16_t* u) {
-  const WinogradWeight w = winograd_weight(p, how.layout);
+void transform_weight(const Conv2dProblem& p, const ConvPlan& plan, const Parallel& parallel, int16_t* u) {
+  const WinogradWeight w = winograd_weight(p, plan.layout);
   const int64_t panels = w.groups * w.panels();
   const int workers = workers_for(panels * w.panel(), kElementsPerThread, parallel.threads);
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(panels, workers, worker);
     for (int64_t i = mine.begin; i < mine.end; ++i) {
-      const int8_t* panel = how.layout.values(p.weight, i / w.panels()) + i % w.panels() * how.layout.panel_bytes();
-      how.kernels->winograd_weights(panel, w.channels, kernel_row(w.channels, p.kw), w.point(), u + i * w.panel());
+      const int8_t* panel = plan.layout.values(p.weight, i / w.panels()) + i % w.panels() * plan.layout.panel_bytes();
+      plan.kernels->winograd_weights(panel, w.channels, kernel_row(w.channels, p.kw), w.point(), u + i * w.panel());
     }
   });
 }
 
-void convolve_winograd(const Conv2dProblem& p, const ConvPlan& how, const ConvPart& part, const Image& x, const Scales& s, const Parallel& parallel,
+void convolve_winograd(const Conv2dProblem& p, const ConvPlan& plan, const ConvPart& part, const Image& x, const Scales& s, const Parallel& parallel,
                        const int16_t* u, char* workspace) {
-  const WinogradPlan& plan = part.winograd;
-  const WinogradWeight& w = plan.weight;
+  const WinogradPlan& winograd = part.winograd;
+  const WinogradWeight& w = winograd.weight;
   char* memory = workspace + part.rest;
-  Workspace panels(memory + plan.panels);
-  const Epilogue whole = to_whole_panels(panels, p.epilogue, plan.layout);
-  parallel(plan.workers, [&](int64_t worker) {
-    const OwnMemory own(plan, memory, worker);
-    const Share tasks = share(plan.tasks(), plan.workers, worker);
+  Workspace panels(memory + winograd.panels);
+  const Epilogue whole = to_whole_panels(panels, p.epilogue, winograd.layout);
+  parallel(winograd.workers, [&](int64_t worker) {
+    const OwnMemory own(winograd, memory, worker);
+    const Share tasks = share(winograd.tasks(), winograd.workers, worker);
     for (int64_t task = tasks.begin; task < tasks.end; ++task) {
-      const Block b = block_of(plan, task);
-      if (task == tasks.begin || b.panel == 0) transform_tiles(p, how, plan, x, b, own);
-      const Epilogue e = epilogue_of_group(whole, plan.layout, p.weight, b.group);
+      const Block b = block_of(winograd, task);
+      if (task == tasks.begin || b.panel == 0) transform_tiles(p, plan, winograd, x, b, own);
+      const Epilogue e = epilogue_of_group(whole, winograd.layout, p.weight, b.group);
       for (int64_t panel = b.panel; panel < b.panel + b.panels; panel += 2) {
         const int64_t together = std::min<int64_t>(2, b.panel + b.panels - panel);
-        how.kernels->winograd_products({own.v, plan.v_point, plan.v_tile, u + (b.group * w.panels() + panel) * w.panel(), w.panel(), w.point(),
-                                        together, w.pairs(), b.tiles, own.m, plan.m_point});
-        write_outputs(p, how, plan, s, e, b, panel, own);
+        plan.kernels->winograd_products({own.v, winograd.v_point, winograd.v_tile, u + (b.group * w.panels() + panel) * w.panel(), w.panel(), w.point(),
+                                        together, w.pairs(), b.tiles, own.m, winograd.m_point});
+        write_outputs(p, plan, winograd, s, e, b, panel, own);
       }
     }
   });

@@ -7,7 +7,6 @@
 namespace qk {
 namespace {
 
-constexpr int64_t kElementsPerThread = 1 << 15;
 constexpr int64_t kTablePays = 1 << 11;  // elements, from which a table of all 256 results is quicker
 
 // Axes of y that both operands cross alike are one.
@@ -27,6 +26,8 @@ struct Axes {
     if (count == 0) size[0] = 1, a[0] = b[0] = 0, count = 1;
   }
 };
+
+constexpr int64_t kProducts = 1 << 12;  // of an affine step, that stay in L1 until they are summed
 
 const void* moved(const Operand& o, int64_t elements) { return static_cast<const char*>(o.data) + elements * size_of(o.type); }
 
@@ -82,6 +83,28 @@ void binary(const BinaryProblem& p, Isa isa, const Parallel& parallel) {
   parallel(workers, [&](int64_t worker) {
     const Share mine = share(units, workers, worker);
     if (mine.begin < mine.end) binary_share(p, axes, mine.begin, mine.end, kernels_of(isa).binary);
+  });
+}
+
+void affine(const AffineProblem& p, Isa isa, const Parallel& parallel) {
+  if (p.rows == 0 || p.c == 0) return;
+  const Kernels& kernels = kernels_of(isa);
+  const int workers = int(std::min<int64_t>(p.rows, workers_for(p.rows * p.c, kElementsPerThread, parallel.threads)));
+  const int64_t columns = std::min(p.c, kProducts), rows = std::max<int64_t>(1, kProducts / p.c);
+  const Epilogue as_it_is;
+  parallel(workers, [&](int64_t worker) {
+    const Share mine = share(p.rows, workers, worker);
+    alignas(64) float products[kProducts];
+    for (int64_t row = mine.begin; row < mine.end; row += rows) {
+      for (int64_t c = 0; c < p.c; c += columns) {
+        const int64_t at = row * p.c + c, many = std::min(rows, mine.end - row), wide = std::min(columns, p.c - c);
+        Operand x = p.x;
+        x.data = moved(p.x, at);
+        kernels.binary({BinaryOp::mul, x, {p.weight + c}, p.c, 0, 1, 1, many, wide, products, &as_it_is});
+        void* y = static_cast<char*>(p.y) + at * size_of(p.epilogue.out_type);
+        kernels.binary({BinaryOp::add, {products}, {p.bias + c}, wide, 0, 1, 1, many, wide, y, &p.epilogue});
+      }
+    }
   });
 }
 

@@ -1,4 +1,4 @@
-// Functions of one value, and of two that are as large or repeated along axes.
+// Functions of one value, of two that are as large or repeated along axes, and a factor and a summand a channel.
 #pragma once
 #include "isa.h"
 #include "parallel.h"
@@ -8,5 +8,6 @@ namespace qk {
 
 void unary(const UnaryProblem& p, Isa isa, const Parallel& parallel);
 void binary(const BinaryProblem& p, Isa isa, const Parallel& parallel);
+void affine(const AffineProblem& p, Isa isa, const Parallel& parallel);
 
 }  // namespace qk

@@ -1,20 +1,16 @@
 #include "gemm.h"
 
 #include "../core/epilogue.h"
+#include "dispatch.h"
 #include "gemm_blocks.h"
 
 namespace qk {
 namespace {
 
-constexpr int64_t kBlockBytes = 256 * 1024;   // of packed x: a part of L2 that leaves room for weights and C
-constexpr int64_t kHalfL1 = 24 * 1024;        // of weights; and of x and C beside them
-constexpr int64_t kWorkPerThread = 1 << 19;   // multiply-adds below which another thread costs more than it gives
-constexpr int64_t kFewRows = 48;              // a worker, up to which they share the rows and split the channels
-
 // int8 rows that lie as the kernel reads packed ones: nothing to turn, no padding of K or of the last rows, and not so far
 // apart that they share few cache sets.
 bool lie_packed(const GemmProblem& p, const Kernels& k) {
-  return p.x_type == DType::s8 && (k.x_offset != 0) == (p.x_mask != 0) && p.k % k.piece == 0 && p.m % k.piece_rows == 0 &&
+  return p.x_type == DType::s8 && p.x_mask == k.x_mask && p.k % k.piece == 0 && p.m % k.piece_rows == 0 &&
          p.x_stride % 1024 != 0;
 }
 
@@ -33,10 +29,9 @@ void pack_rows(const GemmProblem& p, const GemmPlan& plan, const BlockPosition& 
       const Extremes ends = k.extremes(x, p.x_type, p.k);
       sz = dynamic_scale(ends.lo, ends.hi, p.range == Range::dynamic_symmetric);
     }
-    const bool flip = (k.x_offset != 0) != (p.x_mask != 0);
-    if (!in_place) k.quantize(x, p.x_type, p.k, 1.0f / sz.scale, sz.zero, flip, out.a + r * plan.lda);
+    if (!in_place) k.quantize(x, p.x_type, p.k, 1.0f / sz.scale, sz.zero, p.x_mask != k.x_mask, out.a + r * plan.lda);
     out.scale[r] = sz.scale;
-    out.offset[r] = sz.zero + k.x_offset;
+    out.offset[r] = sz.zero - k.x_mask;
   }
   read_packed(plan, out, at.rows, block);
   if (in_place) block.a = static_cast<const int8_t*>(p.x) + at.m0 * p.x_stride, block.lda = p.x_stride;
@@ -45,68 +40,22 @@ void pack_rows(const GemmProblem& p, const GemmPlan& plan, const BlockPosition& 
 
 }  // namespace
 
-static void plan_memory(const Epilogue& e, int64_t staged_item, GemmPlan& plan) {
-  Workspace w(nullptr), own(nullptr);
-  plan.panels = w.used();
-  to_whole_panels(w, e, plan.layout);
-  own.place(plan.block_rows * plan.lda);
-  plan.row_scale = own.place(plan.block_rows * int64_t(sizeof(float)));
-  plan.row_offset = own.place(plan.block_rows * int64_t(sizeof(int32_t)));
-  plan.staged = own.place(plan.block_rows * plan.block_cols * staged_item);
-  plan.rows_each = own.used();
-  plan.rows = w.place(plan.workers * plan.rows_each);
-  plan.bytes = w.used();
-}
-
-GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kernels& kernels, int threads, const Epilogue& e,
-                   int64_t staged_item) {
-  GemmPlan plan;
-  plan.kernels = &kernels;
-  plan.layout = layout;
-  plan.parts = rows.parts;
-  plan.part_rows = rows.part_rows;
-  const int64_t m = rows.parts * rows.part_rows, work = m * layout.groups * layout.n * layout.k;
-  plan.workers = int(std::clamp<int64_t>(ceil_div(work, kWorkPerThread), 1, std::clamp(threads, 1, kMaxThreads)));
-  plan.lda = layout.k_padded();
-  if (plan.lda % 1024 == 0) plan.lda += 64;  // rows a power of two apart would share few cache sets
-  // As few blocks as fit, all alike, and in a multiple of the workers where one more or less would tell. Few rows are
-  // not split: every worker would read all weights.
-  const int64_t units = ceil_div(rows.part_rows, rows.unit), sources = std::max<int64_t>(rows.parts * layout.groups, 1);
-  const bool weights_stay = layout.group_bytes() <= kHalfL1;  // in L1, and so can a few rows of x and C
-  const int64_t row_bytes = std::max<int64_t>(1, weights_stay ? rows.x_bytes + rows.c_bytes : rows.x_bytes);
-  const int64_t fit = std::max<int64_t>(1, (weights_stay ? kHalfL1 : kBlockBytes) / (row_bytes * rows.unit));
-  int64_t blocks = std::max<int64_t>(1, ceil_div(units, fit));
-  if (m * layout.groups > kFewRows * plan.workers && sources * blocks % plan.workers && sources * blocks < 8 * plan.workers)
-    blocks = ceil_div(round_up(sources * blocks, plan.workers), sources);
-  plan.block_rows = std::max<int64_t>(1, ceil_div(units, blocks)) * rows.unit;
-  plan.row_blocks = ceil_div(rows.part_rows, plan.block_rows);
-  // Fewer row blocks than workers: split the channels too, so that every worker has a block.
-  const int64_t splits = ceil_div(plan.workers, std::max<int64_t>(plan.row_blocks * sources, 1));
-  plan.block_cols = round_up(ceil_div(layout.n, splits), 32);
-  plan.col_blocks = ceil_div(layout.n, plan.block_cols);
-  plan.workers = int(std::clamp<int64_t>(plan.tasks(), 1, plan.workers));
-  plan_memory(e, staged_item, plan);
-  return plan;
-}
-
-GemmPlan plan_packed_gemm(int64_t m, const PackedLayout& layout, const Kernels& kernels, int threads, const Epilogue& e) {
-  const int64_t c_bytes = layout.n * size_of(e.out_type);
-  return plan_gemm({1, m, kernels.piece_rows, layout.k_padded(), c_bytes}, layout, kernels, threads, e, 0);
-}
-
 GemmPlan plan_linear(const GemmProblem& p, Isa isa, int threads) {
-  return plan_packed_gemm(p.m, {1, p.n, p.k}, kernels_for(isa, p.m), threads, p.epilogue);
+  const PackedLayout layout{1, p.n, p.k};
+  const Kernels& kernels = kernels_for(isa, p.m);
+  const RowParts rows{1, p.m, kernels.piece_rows, layout.k_padded(), p.n * size_of(p.epilogue.out_type)};
+  return plan_gemm(rows, layout, kernels, threads, p.epilogue, 0);
 }
 
 void gemm(const GemmProblem& p, const GemmPlan& plan, const Parallel& parallel, void* workspace) {
   const int64_t item = size_of(p.epilogue.out_type);
-  gemm_blocks(
-      plan, p.weight, p.epilogue, parallel, workspace,
-      [&](const BlockPosition& at, const PackedRows& out, GemmBlock& block) { pack_rows(p, plan, at, out, block); },
-      [&](const BlockPosition& at, const PackedRows&) -> Destination {
-        return {static_cast<char*>(p.c) + (at.m0 * p.c_stride + at.n0) * item, p.c_stride};
-      },
-      [](const BlockPosition&, const PackedRows&) {});
+  char* memory = static_cast<char*>(workspace);
+  Workspace panels(memory + plan.panels);
+  const Epilogue whole = to_whole_panels(panels, p.epilogue, plan.layout);
+  for_blocks(plan, parallel, memory, [&](const BlockPosition& at, const PackedRows& rows, GemmBlock& block) {
+    if (at.new_rows) pack_rows(p, plan, at, rows, block);
+    multiply(plan, p.weight, whole, at, {static_cast<char*>(p.c) + (at.m0 * p.c_stride + at.n0) * item, p.c_stride}, block);
+  });
 }
 
 namespace {
@@ -119,8 +68,8 @@ struct WeightOnlyPlan {
 WeightOnlyPlan plan_weight_only(const WeightOnlyProblem& p, int threads) {
   WeightOnlyPlan plan;
   plan.lda = round_up(p.k, 16);
-  plan.workers = int(std::clamp<int64_t>(ceil_div(p.m * p.n * p.k, kWorkPerThread), 1, std::clamp(threads, 1, kMaxThreads)));
-  plan.block_rows = std::clamp<int64_t>(kBlockBytes / (plan.lda * 4) / 4 * 4, 4, round_up(std::max<int64_t>(p.m, 1), 4));
+  plan.workers = int(std::clamp<int64_t>(ceil_div(p.m * p.n * p.k, kProductsPerThread), 1, std::clamp(threads, 1, kMaxThreads)));
+  plan.block_rows = std::clamp<int64_t>(kPackedBytes / (plan.lda * 4) / 4 * 4, 4, round_up(std::max<int64_t>(p.m, 1), 4));
   plan.row_blocks = ceil_div(p.m, plan.block_rows);
   plan.block_cols = std::max<int64_t>(kPanel, round_up(ceil_div(p.n, plan.workers), kPanel));
   plan.col_blocks = ceil_div(p.n, plan.block_cols);

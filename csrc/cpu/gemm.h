@@ -1,6 +1,6 @@
 // Linear layers: int8 by int8, and float by int8 (weight only). The fronts have checked the problem.
 #pragma once
-#include "gemm_blocks.h"
+#include "gemm_plan.h"
 #include "isa.h"
 #include "parallel.h"
 #include "../core/problem.h"

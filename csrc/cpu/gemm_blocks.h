@@ -1,55 +1,26 @@
-// The one loop of every int8 GEMM here, linear or convolution: cut C into blocks, let the caller pack the rows of a
-// block right before their use (or say where they lie), run the micro-kernel, let the caller take the block where it
-// belongs.
+// The one loop of every int8 GEMM here, linear or convolution: for each block of C, the caller packs its rows of x right before
+// their use (or says where they lie), multiplies, and takes the block where it belongs.
 #pragma once
 #include <algorithm>
-#include <cstring>
 
-#include "dispatch.h"
+#include "channels.h"
+#include "gemm_plan.h"
 #include "parallel.h"
-#include "../core/workspace.h"
 
 namespace qk {
-
-// How C is cut into tasks. Every field follows from shapes, ISA and threads; results do not depend on it.
-struct GemmPlan {
-  const Kernels* kernels;
-  PackedLayout layout;
-  int64_t parts, part_rows;  // C has parts * part_rows rows; no block crosses from one part to the next
-  int64_t block_rows;        // a multiple of the unit; their x fits a part of L2, or x, C and all weights fit L1
-  int64_t block_cols;        // a multiple of 32
-  int64_t row_blocks, col_blocks;  // of a part
-  int64_t lda;               // bytes between packed rows
-  int workers;
-  // The workspace: per-channel values to whole panels, then for each worker its packed rows, their scales and offsets, and a
-  // staged block of C. Offsets are bytes from its start, and from a worker's.
-  int64_t panels, rows, rows_each, row_scale, row_offset, staged, bytes;
-
-  int64_t tasks() const { return layout.groups * parts * row_blocks * col_blocks; }
-};
-
-// Rows in units that stay together, with the bytes of x that a row reads and of C that it writes.
-struct RowParts {
-  int64_t parts, part_rows, unit, x_bytes, c_bytes;
-};
-
-// `staged_item`: bytes of an element of C where blocks of it are staged, else 0.
-GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kernels& kernels, int threads, const Epilogue& e,
-                   int64_t staged_item);
-// Rows that are packed, C [m, N] in place.
-GemmPlan plan_packed_gemm(int64_t m, const PackedLayout& layout, const Kernels& kernels, int threads, const Epilogue& e);
 
 // Rows of x as the kernel reads them, with what turns their sums back into floats.
 struct PackedRows {
   int8_t* a;               // [block_rows][lda]
   float* scale;            // [block_rows]
-  int32_t* offset;         // [block_rows], zero point + Kernels::x_offset
+  int32_t* offset;         // [block_rows], zero point - Kernels::x_mask
   char* c;                 // [block_rows][block_cols] of output where the caller asked for a staging block
 };
 
 // Which part of C: rows [m0, m0 + rows) by columns [n0, n0 + cols) of one group.
 struct BlockPosition {
   int64_t group, m0, rows, n0, cols;
+  bool new_rows;           // other rows of x than the worker's block before
 };
 
 // Elements between rows, and more of them after each `line` rows, the first of which is `column` of its line.
@@ -65,36 +36,6 @@ inline PackedRows packed_rows(const GemmPlan& plan, char* memory, int64_t worker
           own + plan.staged};
 }
 
-// Per-channel values readable to whole panels from the start of every group: copied only where they are not.
-template <class T>
-const T* to_whole_panels(Workspace& w, const T* values, const PackedLayout& layout) {
-  if (!values || layout.n % kPanel == 0) return values;
-  const int64_t n = layout.groups * layout.n;
-  T* copy = w.take<T>(n + kPanel);
-  if (copy) {
-    std::memcpy(copy, values, size_t(n) * sizeof(T));
-    std::fill(copy + n, copy + n + kPanel, T(0));
-  }
-  return copy;
-}
-
-inline Epilogue to_whole_panels(Workspace& w, const Epilogue& e, const PackedLayout& layout) {
-  Epilogue out = e;
-  out.w_scale = to_whole_panels(w, e.w_scale, layout);
-  out.bias = to_whole_panels(w, e.bias, layout);
-  return out;
-}
-
-inline Epilogue epilogue_of_group(const Epilogue& e, const PackedLayout& layout, const int8_t* weight, int64_t group) {
-  Epilogue out = e;
-  const int64_t first = group * layout.n;
-  out.w_scale += first;
-  if (out.bias) out.bias += first;
-  if (out.residual) out.residual = static_cast<const char*>(out.residual) + first * size_of(e.residual_type);
-  out.w_sum = layout.sums(weight, group);
-  return out;
-}
-
 // The rows of x as a micro-kernel reads packed ones.
 inline void read_packed(const GemmPlan& plan, const PackedRows& from, int64_t rows, GemmBlock& block) {
   block.a = from.a;
@@ -105,19 +46,17 @@ inline void read_packed(const GemmPlan& plan, const PackedRows& from, int64_t ro
   block.k4 = ceil_div(plan.layout.k, 4);
 }
 
-// pack(BlockPosition, PackedRows, GemmBlock) fills in the block's rows of x;
-// where(BlockPosition, PackedRows) -> Destination, done(BlockPosition, PackedRows).
-template <class Pack, class Where, class Done>
-void gemm_blocks(const GemmPlan& plan, const int8_t* weight, const Epilogue& channel_epilogue, const Parallel& parallel,
-                 void* workspace, Pack pack, Where where, Done done) {
-  char* memory = static_cast<char*>(workspace);
-  Workspace panels(memory + plan.panels);
-  const Epilogue whole = to_whole_panels(panels, channel_epilogue, plan.layout);
+// body(at, rows, block) for every block of C, each worker's one after the other. `block` stays a worker's: it reads the rows
+// that body fills in where they are new, and what `rows` has of their scales.
+template <class Body>
+void for_blocks(const GemmPlan& plan, const Parallel& parallel, char* memory, Body body) {
   parallel(plan.workers, [&](int64_t worker) {
     const PackedRows rows = packed_rows(plan, memory, worker);
     const Share tasks = share(plan.tasks(), plan.workers, worker);
     GemmBlock block;
-    int64_t packed = -1;  // the (group, row block) that `block` reads
+    block.row_scale = rows.scale;
+    block.row_offset = rows.offset;
+    int64_t before = -1;                     // the (group, row block) of the last task
     for (int64_t task = tasks.begin; task < tasks.end; ++task) {
       const int64_t source = task / plan.col_blocks;
       BlockPosition at;
@@ -127,27 +66,29 @@ void gemm_blocks(const GemmPlan& plan, const int8_t* weight, const Epilogue& cha
       at.rows = std::min(plan.block_rows, plan.part_rows - first);
       at.n0 = task % plan.col_blocks * plan.block_cols;
       at.cols = std::min(plan.block_cols, plan.layout.n - at.n0);
-      if (source != packed) pack(at, rows, block);
-      packed = source;
-      const Epilogue epilogue = epilogue_of_group(whole, plan.layout, weight, at.group);
-      const Destination to = where(at, rows);
-      block.panel_bytes = plan.layout.panel_bytes();
-      block.b = plan.layout.values(weight, at.group) + at.n0 / kPanel * block.panel_bytes;
-      block.cols = at.cols;
-      block.m0 = at.m0;
-      block.n0 = at.n0;
-      block.row_scale = rows.scale;
-      block.row_offset = rows.offset;
-      block.c = to.c;
-      block.c_stride = to.stride;
-      block.c_gap = to.gap;
-      block.c_line = to.line;
-      block.c_column = to.column;
-      block.epilogue = &epilogue;
-      plan.kernels->gemm(block);
-      done(at, rows);
+      at.new_rows = source != before;
+      before = source;
+      body(at, rows, block);
     }
   });
+}
+
+// The rows that `block` reads by the weights at hand, to where they belong. `whole`: per-channel values to whole panels.
+inline void multiply(const GemmPlan& plan, const int8_t* weight, const Epilogue& whole, const BlockPosition& at, const Destination& to,
+                     GemmBlock& block) {
+  const Epilogue epilogue = epilogue_of_group(whole, plan.layout, weight, at.group);
+  block.panel_bytes = plan.layout.panel_bytes();
+  block.b = plan.layout.values(weight, at.group) + at.n0 / kPanel * block.panel_bytes;
+  block.cols = at.cols;
+  block.m0 = at.m0;
+  block.n0 = at.n0;
+  block.c = to.c;
+  block.c_stride = to.stride;
+  block.c_gap = to.gap;
+  block.c_line = to.line;
+  block.c_column = to.column;
+  block.epilogue = &epilogue;
+  plan.kernels->gemm(block);
 }
 
 }  // namespace qk

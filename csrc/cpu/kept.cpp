@@ -16,7 +16,7 @@ int64_t for_places(const Program& program, Place place) {
   int64_t at = round_up(steps * int64_t(sizeof(KeptPlace)), 64);
   for (int32_t i = 0; i < steps; ++i) {
     const StepType& type = type_of(program.steps[i]);
-    const int64_t bytes = type.kept_bytes ? type.kept_bytes(program, program.steps[i]) : 0;
+    const int64_t bytes = type.kept_room ? type.kept_room(program, program.steps[i]) : 0;
     place(i, bytes, bytes ? at : 0);
     at += round_up(bytes, 64);
   }
@@ -32,7 +32,7 @@ bool keeps_weights() {
   return name == "1";
 }
 
-int64_t kept_bytes(const Program& program) {
+int64_t kept_room(const Program& program) {
   return for_places(program, [](int32_t, int64_t, int64_t) {});
 }
 
@@ -48,7 +48,7 @@ bool holds_kept(const Program& program, const void* kept, int64_t bytes) {
   return same && end == bytes;
 }
 
-int64_t filled_bytes(const Program& program) {
+int64_t kept_bytes(const Program& program) {
   int64_t bytes = 0;
   KeptPlace* places = reinterpret_cast<KeptPlace*>(program.kept);
   for (int32_t i = 0; places && i < program.header->steps; ++i)

@@ -19,9 +19,9 @@ struct KeptPlace {
 
 bool keeps_weights();          // unless QKERNELS_KEEP_WEIGHTS is 0; throws std::invalid_argument where it is neither 0 nor 1
 
-int64_t kept_bytes(const Program& program);               // of it all; memory that is never touched where nothing is filled
+int64_t kept_room(const Program& program);                // of it all; memory that is never touched where nothing is filled
 void begin_kept(const Program& program, void* kept);      // with nothing filled
 bool holds_kept(const Program& program, const void* kept, int64_t bytes);  // whether begin_kept has made them for this program
-int64_t filled_bytes(const Program& program);             // of the places that hold something
+int64_t kept_bytes(const Program& program);               // of the places that hold something
 
 }  // namespace qk

@@ -12,7 +12,7 @@ namespace qk {
 // A block of C: lines * rows by cols at (m0, n0). Rows of x are packed (one line, one piece), or read from an image
 // in place: a line is a row of output pixels, and K lies in pieces, one a kernel row or a tap.
 struct GemmBlock {
-  const int8_t* a;            // x of the first row, offset by Kernels::x_offset; readable up to a multiple of Kernels::piece_rows
+  const int8_t* a;            // x of the first row ^ Kernels::x_mask; readable up to a multiple of Kernels::piece_rows
   int64_t lda;                // bytes between rows
   int64_t lines, line_stride; // bytes between lines
   int64_t piece_rows, piece_row_stride, piece_columns, piece_column_stride;  // bytes
@@ -21,7 +21,7 @@ struct GemmBlock {
   int64_t panel_bytes;
   int64_t rows, cols, m0, n0; // rows of a line
   const float* row_scale;     // [lines * rows]
-  const int32_t* row_offset;  // [lines * rows], zero point + Kernels::x_offset
+  const int32_t* row_offset;  // [lines * rows], zero point - Kernels::x_mask
   bool one_scale;             // all rows have the first one's
   void* c;                    // element (m0, n0)
   int64_t c_stride;           // elements between rows
@@ -226,7 +226,7 @@ struct Kernels {
   Isa isa;
   const char* gemm_name;
   int64_t mr;                 // rows of `gemm`'s largest tile
-  int32_t x_offset;           // 0, or 128 where x is stored as x ^ 0x80 (unsigned)
+  int8_t x_mask;              // what x is XORed with: -128 where the kernel reads unsigned bytes, else 0
   int64_t piece, piece_rows;  // of x, that the kernel reads at a time: bytes of K and rows
   void (*gemm)(const GemmBlock&);
   int64_t (*peak)(int64_t rounds);  // runs `gemm`'s multiply instruction on registers alone; returns its operations

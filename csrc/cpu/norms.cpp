@@ -7,7 +7,6 @@
 namespace qk {
 namespace {
 
-constexpr int64_t kElementsPerThread = 1 << 15;
 constexpr int64_t kRowsAtOnce = 4;     // of layer normalization
 constexpr int64_t kStatistics = 3;     // a channel, of group normalization
 

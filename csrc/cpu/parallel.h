@@ -6,6 +6,7 @@
 namespace qk {
 
 constexpr int kMaxThreads = 256;  // of one call
+constexpr int64_t kElementsPerThread = 1 << 15;  // copied or scanned, below which another thread does not pay
 
 // Threads for so much work, where each needs at least `each` to pay.
 inline int workers_for(int64_t work, int64_t each, int threads) {
@@ -32,5 +33,9 @@ struct Share {
   int64_t begin, end;
 };
 constexpr Share share(int64_t count, int64_t parts, int64_t i) { return {count * i / parts, count * (i + 1) / parts}; }
+
+// Images are run some at a time, and what is left: of the plans of these two, that of so many.
+template <class Part>
+const Part& part_of(const Part* parts, int64_t images) { return parts[images != parts[0].images]; }
 
 }  // namespace qk

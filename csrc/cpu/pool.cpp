@@ -7,8 +7,6 @@
 namespace qk {
 namespace {
 
-constexpr int64_t kElementsPerThread = 1 << 15;
-
 // One output row of f32; a NaN stays one.
 void max_row(const Pool2dProblem& p, int64_t image, int64_t row) {
   const float* x = static_cast<const float*>(p.x) + image * p.h * p.w * p.c;

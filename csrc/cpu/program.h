@@ -58,7 +58,7 @@ constexpr int axis_of(int rank, int axis) { return rank == 3 && axis ? 3 - axis 
 
 // Sizes, memory and the plan of every step for so many images at a time.
 struct ProgramPart {
-  int64_t images = 0;
+  int64_t images = 0;                // 0: there is no such part
   int threads = 1;
   std::vector<ProgramShape> shapes;  // of every value
   std::vector<int64_t> slots;        // their offsets in the arena
@@ -70,23 +70,26 @@ struct ProgramPart {
 // images of its own, as many at a time as stay in cache from layer to layer; what does not divide is done together.
 struct ProgramPlan {
   std::string error;                 // why the program does not take them, else empty
-  std::vector<ProgramShape> shapes;  // of every value, whole batch
-  int64_t batch = 0, each = 0;       // images; of a thread of its own
-  int64_t at_once = 1;
+  ProgramPart whole;                 // the batch: sizes alone
+  Isa isa = Isa::scalar;
+  int8_t mask = 0;                   // of int8 values between steps: as the matrix kernel reads them
   int threads = 1;
-  std::vector<ProgramPart> parts;    // one a (images, threads) that occurs
+  int64_t batch = 0, each = 0;       // images; of a thread of its own
+  ProgramPart alone[2], shared[2];   // as many images at a time as stay in cache, and what is left
+  bool looks_at_values = false;      // the values of inputs may be refused: check_values
   int64_t bytes_each = 0, arena_bytes = 0;
-
-  const ProgramPart& part(int64_t images, int of_threads) const;
 };
 
 ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa isa, int threads);
 
-// Why a call with these values of its inputs may not run; empty if it may. What depends on sizes alone is the plan's.
+// How many ids an int64 input may hold, 0 .. count - 1, by the steps that read it; INT64_MAX where none asks.
+int64_t id_count(const Program& program, int32_t input);
+
+// Why a call with these values of its inputs may not run; empty if it may. Asked where plan.looks_at_values.
 std::string check_values(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs);
 
 // `arena` has plan.arena_bytes, aligned to 64; `seconds`, where given, receives one figure a step.
-void run_program(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, void* const* outputs, Isa isa,
+void run_program(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, void* const* outputs,
                  const Parallel& parallel, void* arena, double* seconds = nullptr);
 
 // Multiply-adds of a step, and the bytes that it reads and writes where every one moves once.

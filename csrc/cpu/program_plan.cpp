@@ -1,4 +1,5 @@
-// What follows from the sizes of a call's inputs: the sizes of every value, memory, and how the batch is cut.
+// What follows from the sizes of a call's inputs: the sizes of every value, memory, and how the batch is cut; what a step of it
+// costs, and whether the inputs' values may run.
 #include <algorithm>
 
 #include "dispatch.h"
@@ -45,9 +46,9 @@ std::string check_input(const Program& program, int32_t i, const ProgramInput& i
   return {};
 }
 
-// A step of a call that is being planned.
-StepCall planned(const Program& program, const ProgramStep& step, const ProgramPart& part, const ProgramInput* inputs, Isa isa) {
-  return {program, step, part, inputs, nullptr, nullptr, isa, mask_of(isa)};
+// A step whose sizes are asked for.
+StepCall sized(const Program& program, const ProgramStep& step, const ProgramPart& part, const ProgramInput* inputs) {
+  return {program, step, part, inputs, nullptr, nullptr, Isa::scalar, 0};
 }
 
 // The sizes of a step's y, or why it does not take x.
@@ -75,7 +76,7 @@ std::string set_shapes(const Program& program, const ProgramInput* inputs, int64
   }
   double bytes = 0;
   for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) {
-    const std::string why = set_shape(planned(program, *s, part, inputs, Isa::scalar), part);
+    const std::string why = set_shape(sized(program, *s, part, inputs), part);
     if (!why.empty()) return sentence("step ", program.name(*s), ": ", why);
     bytes += double(bytes_of(program.values[s->y], part.shapes[size_t(s->y)]));
     if (bytes > kMaxBytes) return sentence("step ", program.name(*s), ": the values up to it have ", bytes, " bytes, too many");
@@ -85,14 +86,13 @@ std::string set_shapes(const Program& program, const ProgramInput* inputs, int64
   return {};
 }
 
-void set_memory(const Program& program, const ProgramInput* inputs, Isa isa, int threads, ProgramPart& part) {
+void set_memory(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, ProgramPart& part) {
   const ProgramHeader& h = *program.header;
-  part.threads = threads;
   part.slots.assign(size_t(h.slots), 0);
   int64_t workspace = 0, room = 1;  // workspace: and what steps may read behind their values
   for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) room += type_of(*s).plan_room();
   part.plans.reset(new char[size_t(room)]);
-  char* plan = part.plans.get();
+  char* step_plan = part.plans.get();
   for (const ProgramStep* s = program.steps; s != program.steps + h.steps; ++s) {
     const ProgramValue& value = program.values[s->y];
     if (value.slot >= 0) {
@@ -100,8 +100,9 @@ void set_memory(const Program& program, const ProgramInput* inputs, Isa isa, int
       slot = std::max(slot, bytes_of(value, part.shapes[size_t(s->y)]));
     }
     const StepType& type = type_of(*s);
-    if (type.plan) workspace = std::max(workspace, type.plan(planned(program, *s, part, inputs, isa), threads, plan));
-    plan += type.plan_room();
+    const StepCall call{program, *s, part, inputs, nullptr, nullptr, plan.isa, plan.mask};
+    if (type.plan) workspace = std::max(workspace, type.plan(call, part.threads, step_plan));
+    step_plan += type.plan_room();
   }
   for (int64_t& slot : part.slots) {
     const int64_t bytes = round_up(slot + kReadOn, 64);
@@ -126,55 +127,97 @@ ImageWork image_work(const Program& program, const ProgramInput* inputs, const P
     const ProgramValue& value = program.values[s.y];
     if (value.slot >= 0) slots[size_t(value.slot)] = std::max(slots[size_t(value.slot)], bytes_of(value, y) / whole.images);
     if (const StepType& type = type_of(s); type.macs)
-      work.macs += double(y.n / whole.images) * type.macs(planned(program, s, whole, inputs, Isa::scalar));
+      work.macs += double(y.n / whole.images) * type.macs(sized(program, s, whole, inputs));
   }
   for (int64_t bytes : slots) work.bytes += bytes;
   return work;
 }
 
-}  // namespace
-
-int8_t mask_of(Isa isa) { return kernels_of(isa).x_offset ? -128 : 0; }
-
-const ProgramPart& ProgramPlan::part(int64_t images, int of_threads) const {
-  return *std::find_if(parts.begin(), parts.end(), [&](const ProgramPart& p) { return p.images == images && p.threads == of_threads; });
+void plan_part(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, int64_t images, int threads, ProgramPart& part) {
+  part.threads = threads;
+  set_shapes(program, inputs, images, part);
+  set_memory(program, plan, inputs, part);
 }
+
+// A run of images: as many at a time as stay in cache, and what is left. Returns the memory that it takes.
+int64_t plan_run(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, int64_t images, int64_t at_once, int threads,
+                 ProgramPart* parts) {
+  at_once = std::min(at_once, images);
+  if (at_once == 0) return 0;
+  plan_part(program, plan, inputs, at_once, threads, parts[0]);
+  if (images % at_once) plan_part(program, plan, inputs, images % at_once, threads, parts[1]);
+  return std::max(parts[0].bytes, parts[1].bytes);
+}
+
+}  // namespace
 
 ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa isa, int threads) {
   ProgramPlan plan;
-  plan.batch = inputs[0].sizes[0];
+  plan.isa = isa, plan.mask = kernels_of(isa).x_mask;
   plan.threads = threads;
+  plan.batch = inputs[0].sizes[0];
   for (int32_t i = 0; i < program.header->inputs; ++i) {
     plan.error = check_input(program, i, inputs[i], plan.batch);
     if (!plan.error.empty()) return plan;
   }
-  ProgramPart whole;
-  plan.error = set_shapes(program, inputs, plan.batch, whole);
-  plan.shapes = whole.shapes;
+  plan.error = set_shapes(program, inputs, plan.batch, plan.whole);
   if (!plan.error.empty() || plan.batch == 0) return plan;
-  plan.at_once = plan.batch;
+  plan.looks_at_values = std::any_of(program.steps, program.steps + program.header->steps, [](const ProgramStep& s) { return type_of(s).check_values != nullptr; });
+  int64_t at_once = plan.batch;
   const auto is_row = [](const ProgramValue& v) { return v.rank == 2; };
   if (!std::all_of(program.values, program.values + program.header->values, is_row)) {  // rows alone would read all weights once more
-    const ImageWork image = image_work(program, inputs, whole);
-    plan.at_once = std::clamp<int64_t>(kCacheBytes / std::max<int64_t>(image.bytes, 1), 1, plan.batch);
+    const ImageWork image = image_work(program, inputs, plan.whole);
+    at_once = std::clamp<int64_t>(kCacheBytes / std::max<int64_t>(image.bytes, 1), 1, plan.batch);
     if (threads > 1 && double(plan.batch / threads) * image.macs >= double(kWorkPerThread)) plan.each = plan.batch / threads;
   }
-  const auto add = [&](int64_t images, int of_threads) {
-    for (int64_t n : {std::min(images, plan.at_once), images % plan.at_once}) {
-      const bool known = std::any_of(plan.parts.begin(), plan.parts.end(), [&](const ProgramPart& p) { return p.images == n && p.threads == of_threads; });
-      if (n == 0 || known) continue;
-      ProgramPart part;
-      set_shapes(program, inputs, n, part);
-      set_memory(program, inputs, isa, of_threads, part);
-      int64_t& bytes = of_threads == 1 && plan.each ? plan.bytes_each : plan.arena_bytes;
-      bytes = std::max(bytes, part.bytes);
-      plan.parts.push_back(std::move(part));
-    }
-  };
-  add(plan.each, 1);
-  add(plan.batch - plan.each * threads, threads);
-  plan.arena_bytes = std::max(plan.arena_bytes, plan.each ? plan.bytes_each * threads : 0);
+  plan.bytes_each = plan_run(program, plan, inputs, plan.each, at_once, 1, plan.alone);
+  const int64_t rest = plan_run(program, plan, inputs, plan.batch - plan.each * threads, at_once, threads, plan.shared);
+  plan.arena_bytes = std::max(plan.bytes_each * threads, rest);
   return plan;
+}
+
+int64_t id_count(const Program& program, int32_t input) {
+  int64_t count = INT64_MAX;
+  for (int32_t i = 0; i < program.header->steps; ++i) {
+    const ProgramStep& step = program.steps[i];
+    const StepType& type = type_of(step);
+    if (type.id_count && step.reads[0] == program.inputs[input]) count = std::min(count, type.id_count(program.base + step.payload));
+  }
+  return count;
+}
+
+std::string check_values(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs) {
+  for (int32_t i = 0; i < program.header->steps; ++i) {
+    const ProgramStep& step = program.steps[i];
+    const StepType& type = type_of(step);
+    if (!type.check_values) continue;
+    const std::string why = type.check_values({program, step, plan.whole, inputs, nullptr, nullptr, plan.isa, plan.mask});
+    if (!why.empty()) return sentence("step ", program.name(step), ": ", why);
+  }
+  return {};
+}
+
+StepWork work_of(const Program& program, const ProgramPlan& plan, const ProgramStep& s) {
+  const auto bytes = [&](int32_t v) {
+    return plan.whole.shapes[size_t(v)].count() * size_of(program.values[v].type);
+  };
+  StepWork work{0, bytes(s.y)};
+  for (int i = 0; i < StepReads::kMost && s.reads[i] >= 0; ++i) work.bytes += bytes(s.reads[i]);
+  const StepType& type = type_of(s);
+  for (const Field* f = type.payload.fields(); f->name; ++f)
+    if (f->is_constant) work.bytes += reinterpret_cast<const Constant*>(program.base + s.payload + f->offset)->bytes;
+  const StepCall call{program, s, plan.whole, nullptr, nullptr, nullptr, plan.isa, plan.mask};
+  if (type.macs) work.macs = int64_t(double(call.y_shape().n) * type.macs(call));
+  return work;
+}
+
+const char* way_of(const Program& program, const ProgramPlan& plan, int32_t step) {
+  const StepType& type = type_of(program.steps[step]);
+  const ProgramPart& part = plan.each ? plan.alone[0] : plan.shared[0];
+  if (!type.way || part.images == 0) return "";
+  const char* of_step = part.plans.get();
+  for (int32_t i = 0; i < step; ++i) of_step += type_of(program.steps[i]).plan_room();
+  return type.way(of_step);
 }
 
 }  // namespace qk

@@ -9,8 +9,6 @@
 namespace qk {
 namespace {
 
-constexpr int64_t kElementsPerThread = 1 << 15;
-
 int workers_of(int64_t rows, int64_t cols, int threads) {
   return int(std::min<int64_t>(workers_for(rows * cols, kElementsPerThread, threads), std::max<int64_t>(rows, 1)));
 }

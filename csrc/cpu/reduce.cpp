@@ -7,7 +7,6 @@
 namespace qk {
 namespace {
 
-constexpr int64_t kElementsPerThread = 1 << 15;
 constexpr int64_t kColumns = 256;  // taken together
 
 // Columns of a task: whole rows of c where these are reduced too.

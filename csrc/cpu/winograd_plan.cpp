@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "gemm_blocks.h"
+#include "channels.h"
+#include "parallel.h"
 
 namespace qk {
 namespace {

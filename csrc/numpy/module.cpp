@@ -6,8 +6,8 @@
 
 #include "../cpu/attention.h"
 #include "../cpu/conv2d.h"
+#include "../cpu/dispatch.h"
 #include "../cpu/gemm.h"
-#include "../cpu/gemm_blocks.h"
 #include "../cpu/move.h"
 #include "../cpu/pack.h"
 #include "../cpu/norms.h"
@@ -301,19 +301,6 @@ py::list kernel_table() {
   return rows;
 }
 
-py::dict chosen_kernel(int64_t m, int64_t n, int64_t k, int64_t groups, const std::optional<std::string>& isa, int threads) {
-  check(m >= 0 && n >= 1 && k >= 1 && k <= kMaxK && groups >= 1, "m=", m, ", n=", n, ", k=", k, ", groups=", groups, " is no problem a kernel takes");
-  const GemmPlan plan = plan_packed_gemm(m, {groups, n, k}, kernels_for(isa_of(isa), m), threads, Epilogue());
-  py::dict d;
-  d["kernel"] = plan.kernels->gemm_name;
-  d["isa"] = isa_name(plan.kernels->isa);
-  d["block_rows"] = plan.block_rows;
-  d["block_cols"] = plan.block_cols;
-  d["tasks"] = plan.tasks();
-  d["threads"] = plan.workers;
-  return d;
-}
-
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -382,8 +369,6 @@ PYBIND11_MODULE(_core, m) {
   m.def("cpu_features", &qk::cpu_features, "Instruction sets and whether this machine runs them.");
   m.def("active_isa", [] { return qk::isa_name(qk::active_isa()); }, "The set in use: the best one, lowered by QKERNELS_MAX_ISA.");
   m.def("kernels", &qk::kernel_table, "The kernel table, one dict an instruction set.");
-  m.def("chosen_kernel", &qk::chosen_kernel, "m"_a, "n"_a, "k"_a, "groups"_a = 1, "isa"_a = py::none(), "threads"_a = 1,
-        "Kernel and blocking for C[m, n] += x[m, k] * w[n, k].");
   m.def("peak_gops", &qk::peak_gops, "isa"_a = py::none(), "threads"_a = 1, "seconds"_a = 0.5,
         "1e9 int8 operations a second of the matrix kernel's multiply instruction alone, a multiply-add counting as two.");
   m.def("read_gbytes", &qk::read_gbytes, "bytes"_a, "threads"_a = 1, "seconds"_a = 0.5,

@@ -1,7 +1,6 @@
 #include "program.h"
 
 #include <cstring>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -47,18 +46,20 @@ class LoadedProgram {
     given.contiguous = PyBuffer_IsContiguous(buffer_.view(), 'C');
     program_.emplace(checked_program(given));
     if (!keeps_weights()) return;
-    kept_bytes_ = qk::kept_bytes(*program_);
-    program_->kept = static_cast<char*>(kept_.at_least(kept_bytes_));
+    kept_room_ = kept_room(*program_);
+    program_->kept = static_cast<char*>(kept_.at_least(kept_room_));
     program_->fills_kept = true;
     begin_kept(*program_, program_->kept);
   }
 
-  py::list run(std::vector<py::array> arrays, int threads, bool timed, py::object seconds_out, const std::optional<std::string>& isa_name) {
+  py::list run(const std::vector<py::array>& arrays, int threads, bool timed, py::object seconds_out, const std::optional<std::string>& isa_name) {
     const Isa isa = isa_of(isa_name);
-    const std::vector<ProgramInput> inputs = inputs_of(arrays);
+    std::vector<std::optional<View>> held(arrays.size());
+    for (size_t i = 0; i < arrays.size(); ++i) held[i].emplace(arrays[i], true);
+    const std::vector<ProgramInput> inputs = inputs_of(held);
     const Parallel parallel = checked_threads(threads);
-    const std::shared_ptr<const ProgramPlan> kept = planned(inputs, isa, threads);
-    const ProgramPlan& plan = *kept;
+    const std::shared_ptr<const ProgramPlan> shared = plans_.get(*program_, inputs, isa, threads);
+    const ProgramPlan& plan = *shared;
     check_input_values(*program_, plan, inputs.data());
     const ProgramHeader& h = *program_->header;
     py::list results;
@@ -66,24 +67,23 @@ class LoadedProgram {
     for (int32_t i = 0; i < h.outputs; ++i) {
       py::array_t<float> y(sizes_of(*program_, plan, program_->outputs[i]));
       outputs.push_back(y.mutable_data());
-      results.append(y);
+      results.append(as_sent(y, program_->outputs[i]));
     }
     std::vector<double> seconds(timed ? size_t(h.steps) : 0);
     {
       py::gil_scoped_release free;
       std::unique_ptr<Arena> arena = take();
-      run_program(*program_, plan, inputs.data(), outputs.data(), isa, parallel, arena->at_least(plan.arena_bytes),
+      run_program(*program_, plan, inputs.data(), outputs.data(), parallel, arena->at_least(plan.arena_bytes),
                   timed ? seconds.data() : nullptr);
       give(std::move(arena));
     }
-    for (int32_t i = 0; i < h.outputs; ++i) results[size_t(i)] = as_sent(results[size_t(i)], program_->outputs[i]);
     if (timed) seconds_out.attr("extend")(py::cast(seconds));
     return results;
   }
 
   // What a call with inputs of these sizes does, step by step.
   py::list steps(const std::vector<std::vector<int64_t>>& input_sizes, int threads) {
-    const std::shared_ptr<const ProgramPlan> made = planned(inputs_of(input_sizes), active_isa(), threads);
+    const std::shared_ptr<const ProgramPlan> made = plans_.get(*program_, inputs_of(input_sizes), active_isa(), threads);
     const ProgramPlan& plan = *made;
     py::list rows;
     for (int32_t i = 0; i < program_->header->steps; ++i) {
@@ -103,16 +103,16 @@ class LoadedProgram {
   }
 
   int64_t arena_bytes(const std::vector<std::vector<int64_t>>& input_sizes, int threads) {
-    return planned(inputs_of(input_sizes), active_isa(), threads)->arena_bytes;
+    return plans_.get(*program_, inputs_of(input_sizes), active_isa(), threads)->arena_bytes;
   }
 
-  int64_t filled() const { return filled_bytes(*program_); }
+  int64_t kept_bytes() const { return qk::kept_bytes(*program_); }
 
   // What is kept, as run_program of torch takes it: the same memory, which stays while the array does.
   static py::object kept(const py::object& self) {
     const LoadedProgram& own = self.cast<const LoadedProgram&>();
     if (!own.program_->kept) return py::none();
-    return py::array_t<uint8_t>({own.kept_bytes_}, {1}, reinterpret_cast<const uint8_t*>(own.program_->kept), self);
+    return py::array_t<uint8_t>({own.kept_room_}, {1}, reinterpret_cast<const uint8_t*>(own.program_->kept), self);
   }
 
   py::list signature(bool inputs) const {
@@ -128,6 +128,15 @@ class LoadedProgram {
   py::list input_dtypes() const {
     py::list all;
     for (int32_t i = 0; i < program_->header->inputs; ++i) all.append(input_type(*program_, i).name);
+    return all;
+  }
+
+  py::list id_counts() const {
+    py::list all;
+    for (int32_t i = 0; i < program_->header->inputs; ++i) {
+      if (input_type(*program_, i).element == Element::s64) all.append(id_count(*program_, i));
+      else all.append(py::none());
+    }
     return all;
   }
 
@@ -148,49 +157,24 @@ class LoadedProgram {
     return text + "]";
   }
 
-  // Arrays as the program reads them; copied only where it does not.
-  std::vector<ProgramInput> inputs_of(std::vector<py::array>& arrays) const {
-    check_input_count(*program_, arrays.size());
-    std::vector<ProgramInput> inputs;
-    for (size_t i = 0; i < arrays.size(); ++i) {
-      const View x(arrays[i], true);
-      check_input(*program_, int32_t(i), *x);
-      const InputLies how = input_lies(*program_, int32_t(i), *x);
-      if (lies(*x, how)) {
-        arrays[i] = x.array();
-        inputs.push_back(input_of(*program_, int32_t(i), *x));
-        continue;
-      }
-      const bool pixels = how == InputLies::pixels;
-      arrays[i] = pixels ? contiguous(x.array().attr("transpose")(0, 2, 3, 1)).attr("transpose")(0, 3, 1, 2).cast<py::array>() : contiguous(x.array());
-      inputs.push_back(input_of(*program_, int32_t(i), *View(arrays[i])));
-    }
-    return inputs;
+  // Copied only where they do not lie as the program reads them.
+  std::vector<ProgramInput> inputs_of(std::vector<std::optional<View>>& held) const {
+    return checked_inputs(*program_, held.size(), [&](size_t i) { return **held[i]; }, [&](size_t i, Lies how) {
+      if (how == Lies::well) return;
+      const py::array x = held[i]->array();
+      held[i].emplace(how == Lies::contiguous ? contiguous(x)
+                                              : contiguous(x.attr("transpose")(0, 2, 3, 1)).attr("transpose")(0, 3, 1, 2).cast<py::array>());
+    });
   }
 
   // Inputs without memory.
   std::vector<ProgramInput> inputs_of(const std::vector<std::vector<int64_t>>& all) const {
-    check_input_count(*program_, all.size());
-    std::vector<ProgramInput> inputs;
-    for (const auto& s : all) {
+    return checked_inputs(*program_, all.size(), [&](size_t i) {
       Array x;
-      x.axes = int64_t(s.size()), x.sizes = s.data(), x.type = input_type(*program_, int32_t(inputs.size()));
-      check_input(*program_, int32_t(inputs.size()), x);
+      x.axes = int64_t(all[i].size()), x.sizes = all[i].data(), x.type = input_type(*program_, int32_t(i));
       set_contiguous_strides(x);
-      inputs.push_back(input_of(*program_, int32_t(inputs.size()), x));
-    }
-    return inputs;
-  }
-
-  // The plan of a call, which follows from sizes alone (the strides of inputs no plan asks): kept for the next one.
-  std::shared_ptr<const ProgramPlan> planned(const std::vector<ProgramInput>& inputs, Isa isa, int threads) {
-    std::vector<int64_t> key{int64_t(isa), threads};
-    for (const ProgramInput& in : inputs) key.insert(key.end(), in.sizes, in.sizes + 4), key.push_back(in.rank);
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (const auto found = plans_.find(key); found != plans_.end()) return found->second;
-    auto plan = std::make_shared<const ProgramPlan>(checked_plan(*program_, inputs.data(), isa, threads));
-    if (plans_.size() >= kMostPlans) plans_.clear();  // servers meet many image sizes
-    return plans_[key] = plan;
+      return x;
+    }, [](size_t, Lies) {});
   }
 
   std::unique_ptr<Arena> take() {
@@ -208,11 +192,10 @@ class LoadedProgram {
   py::buffer_info buffer_;
   std::optional<Program> program_;
   Arena kept_;
-  int64_t kept_bytes_ = 0;
+  int64_t kept_room_ = 0;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Arena>> arenas_;
-  static constexpr size_t kMostPlans = 64;
-  std::map<std::vector<int64_t>, std::shared_ptr<const ProgramPlan>> plans_;
+  PlanCache plans_;
 };
 
 // ---- the format, as Python writes it
@@ -308,7 +291,8 @@ void bind_program(py::module_& m) {
       .def("arena_bytes", &LoadedProgram::arena_bytes, "input_sizes"_a, "threads"_a = 1, "Memory of one call, beside weights, inputs and outputs.")
       .def("signature", &LoadedProgram::signature, "inputs"_a, "(axes, channels) of the inputs, or of the outputs.")
       .def_property_readonly("input_dtypes", &LoadedProgram::input_dtypes)
-      .def_property_readonly("kept_bytes", &LoadedProgram::filled, "Memory of weights in another form, kept from call to call.")
+      .def_property_readonly("id_counts", &LoadedProgram::id_counts)
+      .def_property_readonly("kept_bytes", &LoadedProgram::kept_bytes, "Memory of weights in another form, kept from call to call.")
       .def_property_readonly("kept", &LoadedProgram::kept, "What is kept, as torch's run_program takes it.")
       .def_property_readonly("max_batch", &LoadedProgram::max_batch);
 }

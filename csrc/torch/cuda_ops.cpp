@@ -28,7 +28,7 @@ static Stream current_stream(int32_t device) {
   }();
   check(function, "x is on cuda:", device, ", but this torch has no CUDA (libtorch_cuda.so is not loaded)");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(function(device, &stream));
+  TORCH_ERROR_CODE_CHECK(function(device, &stream));
   return stream;
 }
 

@@ -5,27 +5,13 @@
 
 namespace qk::program_ops {
 
-static Tensor lying(const Tensor& given, const Array& x, InputLies how) {
-  if (how == InputLies::contiguous) return as_contiguous(given);
-  if (how == InputLies::anywhere) return readable(given);
-  return lies(x, how) ? given : torch::stable::contiguous(given, MemoryFormat::ChannelsLast);
+static Tensor lying(const Tensor& x, Lies how) {
+  if (how == Lies::well) return x.dim() == 4 ? readable(x) : x;
+  return torch::stable::contiguous(x, how == Lies::pixels ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-// As the program reads them: `held` keeps what had to be copied.
-static std::vector<ProgramInput> inputs_of(const Program& program, const std::vector<Tensor>& given, std::vector<Tensor>& held) {
-  check_input_count(program, given.size());
-  std::vector<ProgramInput> inputs;
-  for (size_t i = 0; i < given.size(); ++i) {
-    const Array x = view(given[i]);
-    check_input(program, int32_t(i), x);
-    held.push_back(lying(given[i], x, input_lies(program, int32_t(i), x)));
-    inputs.push_back(input_of(program, int32_t(i), view(held.back())));
-  }
-  return inputs;
-}
-
-static Tensor output_of(const Program& program, const ProgramPlan& plan, int32_t v, const Tensor& x) {
-  const ProgramShape& s = plan.shapes[size_t(v)];
+static Tensor empty_output(const Program& program, const ProgramPlan& plan, int32_t v, const Tensor& x) {
+  const ProgramShape& s = plan.whole.shapes[size_t(v)];
   const ProgramValue& value = program.values[v];
   if (value.rank != 4) return empty_cpu(x, sizes_of(program, plan, v), ScalarType::Float);
   return empty_cpu(x, {s.n, s.c, s.h, s.w}, ScalarType::Float, value.planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
@@ -60,17 +46,18 @@ static std::vector<Tensor> run_program(Tensor bytes, Tensor arena, std::vector<T
   check_type(bytes.scalar_type() == ScalarType::Byte, "program is ", type_of(bytes.scalar_type()).name, "; it must be uint8");
   Program program = checked_program(view(bytes));
   program.kept = kept_of(program, kept);
-  std::vector<Tensor> held, results;
-  const std::vector<ProgramInput> inputs = inputs_of(program, given, held);
+  const std::vector<ProgramInput> inputs = checked_inputs(program, given.size(), [&](size_t i) { return view(given[i]); },
+                                                          [&](size_t i, Lies how) { given[i] = lying(given[i], how); });
   const Parallel threads = torch_threads();
   const ProgramPlan plan = checked_plan(program, inputs.data(), active_isa(), threads.threads);
   check_input_values(program, plan, inputs.data());
+  std::vector<Tensor> results;
   std::vector<void*> outputs;
   for (int32_t i = 0; i < program.header->outputs; ++i) {
-    results.push_back(output_of(program, plan, program.outputs[i], held[0]));
+    results.push_back(empty_output(program, plan, program.outputs[i], given[0]));
     outputs.push_back(results.back().mutable_data_ptr());
   }
-  qk::run_program(program, plan, inputs.data(), outputs.data(), active_isa(), threads, arena_of(arena, plan.arena_bytes),
+  qk::run_program(program, plan, inputs.data(), outputs.data(), threads, arena_of(arena, plan.arena_bytes),
                   seconds_of(seconds, program.header->steps));
   return results;
 }

@@ -102,7 +102,7 @@ inline Tensor empty_beside(const Tensor& x, const Ints& size, ScalarType dtype, 
   AtenTensorHandle tensor;
   const int32_t type = x.is_cpu() ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda();
   const int32_t index = x.is_cpu() ? 0 : x.get_device_index();
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, size.data(), strides, int32_t(dtype), type, index, &tensor));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, size.data(), strides, int32_t(dtype), type, index, &tensor));
   return Tensor(tensor);
 }
 

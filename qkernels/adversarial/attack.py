@@ -36,9 +36,14 @@ def pgd(
     the divergence KL(target || model) does. The model answers in eval mode; its flags and gradients stay as they were.
 
     Args:
+        model: a classifier; its answers are logits [N, K].
         images: float [N, C, H, W], normalised as `ball` says.
+        target: int64 [N] or float [N, K], as above.
+        ball: how far from an image an attack may go.
+        steps: at least 1.
         step: in pixels 0..1; None: 2.5 * eps / steps, which reaches the border from anywhere (the paper, appendix).
-        random_start: begin at a uniformly drawn point of the ball, from `generator` (a CPU one) or torch's own.
+        random_start: begin at a uniformly drawn point of the ball.
+        generator: of that point, on the CPU; None: torch's own.
 
     Returns:
         Images of the same shape and dtype, without gradient.

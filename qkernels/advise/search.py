@@ -17,7 +17,7 @@ from qkernels.advise.advice import Advice, Trial
 from qkernels.data import ImageData
 from qkernels.data.progress import progress as progress_bar
 from qkernels.distill import TrainConfig, suitable_config, train
-from qkernels.evaluate import Evaluation, evaluate
+from qkernels.evaluate import Evaluation, accuracy_of
 from qkernels.measure import count_macs
 from qkernels.models.channels import Sizes
 from qkernels.pipeline import calibration_batches
@@ -43,11 +43,14 @@ def advise(
     seed: int = 0,
     progress: bool = True,
 ) -> Advice:
-    """Int8 first, then recovery or a mix of int8 and float where accuracy was lost, then smaller models: students
+    """Search int8, recovered, distilled and pruned forms of a model for one that meets a floor and a latency.
+
+    Int8 comes first, then recovery or a mix of int8 and float where accuracy was lost, then smaller models: students
     distilled and channels pruned, `model` as the teacher, each as int8. It stops as soon as floor and latency are met.
 
     Args:
         model: trained float weights; stays as it is.
+        data: its training images train and calibrate, its validation images decide.
         floor: least top-1 accuracy on validation images, in [0, 1].
         latency_ms: most milliseconds for one image, with torch's present threads; None: the fastest at the floor.
         run_dir: of the trainings. Killed at any moment and called again, it goes on from the last whole epoch.
@@ -55,6 +58,8 @@ def advise(
         shares: of the multiply-adds, to prune, in rising order; after the first below the floor none is tried.
         students: fresh, seeded smaller models by name.
         images: training images to calibrate on.
+        seed: of the calibration images and, unless `config` has its own, of every training.
+        progress: show bars.
 
     Raises:
         ValueError: for a floor outside [0, 1], a latency that is not positive, or data without validation images.
@@ -150,7 +155,7 @@ class _Search:
     def int8(
         self, name: str, model: nn.Module, channels: Sizes | None = None, **of: Any
     ) -> Iterator[Trial]:
-        """As int8; where that falls below the floor and the float model does not, recovered, then mixed."""
+        """Plain int8; where that falls below the floor and the float model does not, recovered, then mixed."""
         of["channels"] = channels
         plain = qkernels.quantize(model, "static", self.calibration)
         yield (trial := self.trial(name, plain, **of))
@@ -175,7 +180,7 @@ class _Search:
         return accuracy.accuracy >= self.floor
 
     def accuracy(self, model: nn.Module) -> Evaluation:
-        return evaluate(model, self.data, "val")
+        return accuracy_of(model, self.data, "val")
 
     def trial(self, name: str, model: nn.Module, **of: Any) -> Trial:
         form, ms = self._timed({name: model}, 0.3)[name]

@@ -22,6 +22,10 @@ TRAIN_HELP = {
     "until": "Stop at this validation accuracy, 0..1.",
     "patience": "Stop after so many validations without a new best.",
     "momentum": "Momentum of sgd.",
+    "label_loss": "What is learned from labels: cross_entropy, focal, bce, mse, huber; else what suits them.",
+    "class_weights": "Weights of the classes, such as 1,2.5,1, or balanced.",
+    "focal_gamma": "How much less a focal loss counts what is right already.",
+    "huber_delta": "From which error on the Huber loss is linear.",
     "label_smoothing": "Share of each label spread over all classes.",
     "clip_grad_norm": "Longest gradient.",
     "keep": "Which weights: of the last epoch, or the best of start and epochs.",
@@ -102,6 +106,8 @@ def command(
         say(f"nothing trained: {run} holds all {len(done.training.history)} epochs of this run")
     for note in done.training.notes:
         say(note)
-    say(f"test accuracy {done.accuracy}")
+    say(f"test {done.accuracy.metric} {done.accuracy}")
+    if done.robust is not None:
+        say(str(done.robust))
     say(f"wrote {run / 'model.safetensors'}, and {done.checkpoint}, which names its model")
     check_not_ruined(done.accuracy, done.before, data, may_lose)

@@ -24,9 +24,9 @@ def command(
 ) -> None:
     images = chosen_data(flags)
     net, _ = open_model(checkpoint, images, chosen_model(flags))
-    accuracy = evaluate(net, images, split, progress=True)
+    quality = evaluate(net, images, split, progress=True)
     speeds = measure_speed({"": net}, images.image_shape, progress=True)[""]
-    say_pairs({"accuracy": f"{accuracy} {split} images", "size": kilobytes(checkpoint)})
+    say_pairs({quality.metric: f"{quality} {split} images", "size": kilobytes(checkpoint)})
     table = Table("runs as", "threads", "ms, p50", "p95", "images/s", "what that is")
     for speed in speeds.every:
         figures = f"{speed.p50_ms:.3g}", f"{speed.p95_ms:.3g}", f"{speed.images_per_second:,.0f}"

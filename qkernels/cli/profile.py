@@ -1,4 +1,4 @@
-"""Where the time goes: each step's, the bytes that it moves, its share of the peak."""
+"""Show where the time goes: each step's, the bytes that it moves, its share of the peak."""
 
 from __future__ import annotations
 

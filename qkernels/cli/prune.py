@@ -48,6 +48,6 @@ def command(
     for note in done.notes:
         say(note)
     say(f"multiply-adds {done.macs[0]:,} -> {done.macs[1]:,}")
-    say(f"test accuracy {done.after}, before {done.before}")
+    say(f"test {done.after.metric} {done.after}, before {done.before}")
     say(f"wrote {out}: {kilobytes(out)}, before {kilobytes(weights)}")
     check_not_ruined(done.after, done.before, data, may_lose)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qkernels.data import ImageData
-from qkernels.evaluate import Evaluation
+from qkernels.evaluate import Evaluation, Quality
 
 
 class RuinedError(RuntimeError):
@@ -11,25 +11,37 @@ class RuinedError(RuntimeError):
 
 
 def check_not_ruined(
-    after: Evaluation, before: Evaluation | None, data: ImageData, may_lose: float
+    after: Quality, before: Quality | None, data: ImageData, may_lose: float
 ) -> None:
-    """Raise RuinedError where more than `may_lose` points of accuracy are lost, or nothing beyond chance was learned.
+    """Raise RuinedError where more than `may_lose` points (of accuracy, mAP or R2) are lost, or nothing was learned.
 
     A `may_lose` of 100 allows everything.
     """
     if may_lose >= 100:
         return
     if before is not None:
-        lost = 100 * (before.accuracy - after.accuracy)
+        lost = 100 * (before.value - after.value)
         if lost > may_lose:
             raise RuinedError(
-                f"the accuracy fell by {lost:.1f} points, from {before.accuracy:.2%} to {after.accuracy:.2%}: more "
+                f"the {after.metric} fell by {lost:.1f} points, from {before.value:.2%} to {after.value:.2%}: more "
                 f"epochs or a smaller --lr may help; --may-lose {int(lost) + 1} takes it as it is"
             )
         return
-    chance = 1 / max(1, data.num_classes)
-    if after.interval[0] <= chance:
+    floor = _unlearned(after, data)
+    if floor is not None:
         raise RuinedError(
-            f"{after.accuracy:.2%} is no more than chance, {chance:.2%} of {data.num_classes} classes: nothing was "
-            "learned; more epochs, another --lr or another model may help; --may-lose 100 takes it as it is"
+            f"{after.value:.2%} is no more than {floor}: nothing was learned; more epochs, another --lr or another "
+            "model may help; --may-lose 100 takes it as it is"
         )
+
+
+def _unlearned(after: Quality, data: ImageData) -> str | None:
+    """What a result is no better than; None if it is."""
+    if isinstance(after, Evaluation):
+        chance = 1 / max(1, data.num_classes)
+        if after.interval[0] > chance:
+            return None
+        return f"chance, {chance:.2%} of {data.num_classes} classes"
+    if after.value > after.unlearned:
+        return None
+    return f"the {after.metric} {after.unlearned:.2%} of answers that do not look at the input"

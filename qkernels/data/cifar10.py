@@ -10,6 +10,8 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qkernels.calling import first_line
 from qkernels.data.augment import Augment
 from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
@@ -116,6 +119,19 @@ def _fetch(url: str, path: Path) -> None:
                 advance(len(block))
 
 
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Whatever a reader says of a damaged file becomes a ValueError with its path."""
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error) or "admitted" in str(error):
+            raise
+        raise ValueError(f"{path} is damaged ({first_line(error)}): fetch it again") from error
+    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}): fetch it again") from error
+
+
 def _image_data(
     name: str, train: Arrays, test: Arrays, val_fraction: float, seed: int
 ) -> ImageData:
@@ -129,7 +145,7 @@ def _split(arrays: Arrays) -> Split:
 
 
 def _from_npz(name: str, path: Path, val_fraction: float, seed: int) -> ImageData:
-    with np.load(path) as arrays:
+    with _whole(path), np.load(path) as arrays:
         train = arrays["train_images"], arrays["train_labels"]
         test = arrays["test_images"], arrays["test_labels"]
     return _image_data(name, train, test, val_fraction, seed)
@@ -162,7 +178,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def _read_pickle(path: Path) -> Arrays:
     """A dictionary with b"data" uint8 [N, 3072] and b"labels", a list of N integers."""
-    with path.open("rb") as file:
+    with _whole(path), path.open("rb") as file:
         content = _ArrayUnpickler(file, encoding="bytes").load()
     if not isinstance(content, dict) or not {b"data", b"labels"} <= set(content):
         raise ValueError(f"{path} is not a CIFAR-10 batch: it lacks data or labels")
@@ -172,7 +188,7 @@ def _read_pickle(path: Path) -> Arrays:
 
 def _decoded(archive_path: Path) -> Path:
     """The .npz of a zip of <split>/<class>/<n>.jpg; made at the first call."""
-    with zipfile.ZipFile(archive_path) as archive:
+    with _whole(archive_path), zipfile.ZipFile(archive_path) as archive:
         listing = repr([(info.filename, info.CRC) for info in archive.infolist()]).encode()
         path = cache_dir() / f"cifar10-jpeg-{zlib.crc32(listing):08x}.npz"
         if path.exists():

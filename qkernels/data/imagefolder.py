@@ -104,12 +104,17 @@ def load_imagefolder(
     "$" are no part of it; what else is left out, `ImageData.notes` says.
 
     Args:
+        root: the folder; None: that of the data sets, see `data_root`.
         image_size: of the squares that the pictures become. None looks at the first files: pictures of 256 pixels and
             more become 224, without an eighth of their shorter side; smaller ones stay as large as they are.
-        mean, std: per channel, of pixels in [0, 1]; one value each makes the pictures grey.
+        mean: per channel, of pixels in [0, 1]; one value makes the pictures grey.
+        std: likewise.
+        val_fraction: share of `train` that a missing `val` takes, in (0, 1).
+        seed: of that choice.
 
-    Raises FileNotFoundError without images in `train`, ValueError for an unknown class folder and for a class folder of
-    `train` without images.
+    Raises:
+        FileNotFoundError: without images in `train`.
+        ValueError: for an unknown class folder and for a class folder of `train` without images.
     """
     base = data_root(root)
     reader = _Reader(base / "train", _val_folder(base))
@@ -145,7 +150,7 @@ class _Reader:
     def read(self, folder: Path) -> tuple[tuple[Path, ...], Tensor | None]:
         """(files, labels) of a split."""
         loose = _images(folder)
-        if loose:
+        if loose and not _folders(folder):
             self._tell(folder, (folder,), len(loose))
             return loose, None
         unknown = [name for name in _folders(folder) if name not in self.classes]
@@ -157,7 +162,8 @@ class _Reader:
             raise ValueError(f"{folder / empty[0]} has no images: remove it, or fill it")
         paths = tuple(path for name in self.classes for path in found[name])
         labels = [label for label, name in enumerate(self.classes) for _ in found[name]]
-        self._tell(folder, tuple(folder / name for name in self.classes), len(paths))
+        places = tuple(folder / name for name in self.classes)
+        self._tell(folder, places, len(paths), beside=len(loose))
         return paths, torch.tensor(labels, dtype=torch.int64)
 
     def usual_size(self) -> tuple[int, float]:
@@ -171,15 +177,17 @@ class _Reader:
             return LARGEST, BORDER
         return max(8, min(LARGEST, usual) // 4 * 4), 0.0
 
-    def _tell(self, folder: Path, places: tuple[Path, ...], kept: int) -> None:
-        """Note how many files of a split are left out, and which."""
-        out: Counter[str] = Counter()
+    def _tell(self, folder: Path, places: tuple[Path, ...], kept: int, beside: int = 0) -> None:
+        """Note how many files of a split are left out, and which; `beside` of them lie beside its class folders."""
+        out: Counter[str] = Counter({"beside the class folders": beside} if beside else {})
         for place in places:
             for path in place.rglob("*") if place.is_dir() else ():
                 inner = path.relative_to(place)
-                if not path.is_file() or any(part.startswith(HIDDEN) for part in inner.parts):
+                if path.is_dir() or any(part.startswith(HIDDEN) for part in inner.parts):
                     continue
-                if len(inner.parts) > 1:
+                if not path.is_file():
+                    out["links to nothing"] += 1
+                elif len(inner.parts) > 1:
                     out["in sub-folders"] += 1
                 elif path.suffix.lower() not in SUFFIXES:
                     out[path.suffix.lower() or "without a suffix"] += 1

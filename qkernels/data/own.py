@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, default_collat
 from qkernels.data.image_data import ImageData
 from qkernels.data.progress import progress
 from qkernels.data.split import Split, hold_out
+from qkernels.data.task import Labels, Task
 
 PARTS = ("train", "val", "test")
 _PROBED = 16  # items whose values a digest looks at
@@ -80,6 +81,8 @@ def from_datasets(
     classes: Iterable[str] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    task: Task | None = None,
+    ignore_index: int | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
 ) -> ImageData:
@@ -94,6 +97,9 @@ def from_datasets(
         classes: names of the outputs; None: those that train calls `classes`, else the numbers up to the largest label.
         mean: per channel, for inputs of uint8; None: no more than the scale [0, 1]. Inputs of floats stay as they are.
         std: per channel, as the mean.
+        task: what labels mean, as `qkernels.data.Labels` says. None: one integer is a class; several of 0 and 1 are
+            multilabel; other floats are regression.
+        ignore_index: the label that says nothing, such as -100; None: every label counts.
         val_fraction: of train, where val is None.
         seed: of that cut.
 
@@ -110,15 +116,27 @@ def from_datasets(
         splits["train"], splits["val"] = hold_out(splits["train"], val_fraction, seed)
     splits.setdefault("test", splits["val"])
     labels = splits["train"].labels
+    assert labels is not None
+    meaning = Labels(task or _task(labels, ignore_index), ignore_index)
     if classes is None:
         classes = getattr(_dataset(train), "classes", None)
-    if classes is None and labels is not None and not labels.is_floating_point():
-        classes = map(str, range(int(labels.max()) + 1))
+    if classes is None:
+        count = int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
+        classes = map(str, range(count))
     channels = splits["train"].images.shape[1]
     return ImageData(
         name, tuple(map(str, classes or ())), splits["train"], splits["val"], splits["test"],
-        tuple(mean or [0.0] * channels), tuple(std or [1.0] * channels),
+        tuple(mean or [0.0] * channels), tuple(std or [1.0] * channels), meaning=meaning,
     )  # fmt: skip
+
+
+def _task(labels: Tensor, ignore: int | None) -> Task:
+    """What labels of this form most likely mean."""
+    if labels.ndim == 1:
+        return "multiclass"
+    binary = (labels == 0) | (labels == 1)
+    binary = binary if ignore is None else binary | (labels == ignore)
+    return "multilabel" if bool(binary.all()) else "regression"
 
 
 def load_own(path: str, root: str | Path | None = None, **options: Any) -> ImageData:
@@ -173,7 +191,7 @@ def _read(batches: Iterable[Any]) -> Split:
     if not inputs:
         raise ValueError("a loader without batches has nothing to train or test on")
     everything = torch.cat(inputs)
-    return Split(everything, torch.cat(labels), _normalised(everything[0]))
+    return Split(everything, _as_labels(torch.cat(labels)), _normalised(everything[0]))
 
 
 def _normalised(item: Tensor) -> bool:
@@ -201,7 +219,10 @@ def _labels(dataset: Any) -> Tensor:
 
 
 def _as_labels(labels: Tensor) -> Tensor:
-    return labels if labels.is_floating_point() else labels.long()
+    """One class an item as int64 [N], anything else as float [N, K]."""
+    if labels.ndim == 1 and not labels.is_floating_point():
+        return labels.long()
+    return labels.float().reshape(len(labels), -1)
 
 
 def _input(item: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where data sets lie and where decoded copies are kept."""
+"""The places of data sets and of decoded copies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def find(names: tuple[str, ...], root: str | Path | None = None) -> Path | None:
 
 
 def find_or_raise(names: tuple[str, ...], root: str | Path | None, advice: str = "") -> Path:
-    """As `find`, but FileNotFoundError names what was looked for, where, and what to do."""
+    """What `find` finds; else a FileNotFoundError names what was looked for, where, and what to do."""
     found = find(names, root)
     if found is None:
         raise FileNotFoundError(

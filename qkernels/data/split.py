@@ -15,7 +15,7 @@ class ImageStore(Protocol):
 
     @property
     def shape(self) -> torch.Size:
-        """[N, C, H, W]"""
+        """[N, C, H, W]."""
 
     def __len__(self) -> int: ...
 
@@ -31,7 +31,9 @@ class ImageStore(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, C, H, W] (or a store of them) and labels int64 [N], or None if unlabelled.
+    """Images uint8 [N, C, H, W] (or a store of them) and labels, or None if unlabelled.
+
+    Labels are int64 [N] where they are classes, and float [N, K] where they are several labels at once or values.
 
     Inputs that are `normalised` already are taken as they are: floats or int64 tokens of any shape [N, ...]. Raises
     ValueError if a shape or dtype is another, or if the lengths differ.
@@ -49,9 +51,12 @@ class Split:
                 raise ValueError(f"images must be uint8, not {self.images.dtype}")
         if self.labels is None:
             return
-        if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.images),):
+        count = len(self.images)
+        classes = self.labels.dtype == torch.int64 and self.labels.shape == (count,)
+        values = self.labels.is_floating_point() and self.labels.ndim == 2
+        if not classes and not (values and len(self.labels) == count):
             raise ValueError(
-                f"labels must be int64 [{len(self.images)}], "
+                f"labels must be int64 [{count}] or float [{count}, K], "
                 f"not {self.labels.dtype} {list(self.labels.shape)}"
             )
 
@@ -99,7 +104,7 @@ def stratified_parts(labels: Tensor, fractions: tuple[float, ...], seed: int) ->
         raise ValueError(f"fractions must be >= 0 and sum to 1, not {fractions}")
     generator = torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[] for _ in fractions]
-    for label in range(int(labels.max()) + 1 if len(labels) else 0):
+    for label in labels.unique().tolist():
         members = torch.nonzero(labels == label).flatten()
         members = members[torch.randperm(len(members), generator=generator)]
         bounds = (torch.tensor(fractions, dtype=torch.float64).cumsum(0) * len(members)).round()
@@ -110,12 +115,14 @@ def stratified_parts(labels: Tensor, fractions: tuple[float, ...], seed: int) ->
 
 
 def hold_out(split: Split, fraction: float, seed: int = 0) -> tuple[Split, Split]:
-    """(rest, held out): a part of a split set aside, stratified where there are labels.
+    """(rest, held out): a part of a split set aside, stratified where there are classes.
 
     `fraction` in [0, 1); 0 gives an empty second split.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction to hold out must be in [0, 1), not {fraction}")
-    labels = torch.zeros(len(split), dtype=torch.int64) if split.labels is None else split.labels
+    labels = split.labels
+    if labels is None or labels.is_floating_point():
+        labels = torch.zeros(len(split), dtype=torch.int64)
     rest, held = stratified_parts(labels, (1 - fraction, fraction), seed)
     return split.take(rest), split.take(held)

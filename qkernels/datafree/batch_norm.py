@@ -11,6 +11,16 @@ from torch import Tensor, nn
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
+def has_statistics(model: nn.Module) -> bool:
+    """Whether batch norms of a network remember anything of its data."""
+    return bool(_layers(model))
+
+
+def _layers(model: nn.Module) -> list[BatchNorm]:
+    found = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    return [layer for layer in found if layer.running_mean is not None]
+
+
 class BatchNormGap:
     """How far a batch is from the statistics that a network's batch norms remember.
 
@@ -21,8 +31,7 @@ class BatchNormGap:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        found = [m for m in model.modules() if isinstance(m, BatchNorm)]
-        self.layers = [layer for layer in found if layer.running_mean is not None]
+        self.layers = _layers(model)
         if not self.layers:
             raise ValueError(
                 f"{type(model).__name__} has no batch norm with running statistics (were they folded?): "

@@ -1,4 +1,4 @@
-"""From latent codes to images."""
+"""A generator, which makes images of latent codes."""
 
 from __future__ import annotations
 

@@ -46,8 +46,10 @@ class ImageKind:
         )
 
     def placeholders(self, count: int) -> Split:
-        """`count` black images without labels in the memory of one: where a generator makes the images,
-        a data set only says how many make an epoch."""
+        """`count` black images without labels in the memory of one.
+
+        Where a generator makes the images, a data set only says how many make an epoch.
+        """
         return Split(torch.zeros(1, *self.shape, dtype=torch.uint8).expand(count, -1, -1, -1))
 
     def data(self, train: Split, augment: Augment | None = None) -> ImageData:

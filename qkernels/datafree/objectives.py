@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.parallel import DistributedDataParallel
 
 from qkernels.answers import logits_of
 from qkernels.data import Split
@@ -50,7 +53,10 @@ class GeneratorObjective(Objective):
         self.gap = BatchNormGap(self.teachers[0]) if batch_norm else None
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> StepLoss:
-        made = self.make(len(images), images.device)
+        return self.taught(model, self.make(len(images), images.device))
+
+    def taught(self, model: nn.Module, made: Made) -> StepLoss:
+        """The generator's loss, and the student's on what was made."""
         guide = made.logits.detach()
         logits = logits_of(model, made.images.detach())
         soft = hinton_loss(logits, guide, temperature=self.temperature, alpha=1.0)
@@ -159,6 +165,92 @@ class LabelVAE(GeneratorObjective):
 
     def extra_repr(self) -> str:
         return f"prior={self.prior}, {super().extra_repr()}"
+
+
+class DFQ(GeneratorObjective):
+    """One-hot + information * L_ie - adversarial * KL(teacher || student): images on which the two differ.
+
+    Choi et al. 2020 (2005.04136): the generator seeks what the student has not learned yet, held to the teacher's
+    batch norms. As in CMI (Fang et al. 2021, 2105.08584), a `memory` of the last images made teaches the student
+    too, so that it does not forget what the generator has left; half of what it learns from comes from there.
+    """
+
+    images: Tensor
+    answers: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        generator: Generator,
+        *,
+        adversarial: float = 1.0,
+        information: float = 5.0,
+        batch_norm: float = 0.3,
+        temperature: float = 4.0,
+        memory: int = 4096,
+    ) -> None:
+        super().__init__(teacher, generator, batch_norm=batch_norm, temperature=temperature)
+        self.adversarial, self.information, self.memory = adversarial, information, memory
+        classes = _last_linear(self.teachers[0]).out_features
+        shape = generator.kind.shape
+        self.register_buffer("images", torch.zeros(memory, *shape, dtype=torch.uint8))
+        self.register_buffer("answers", torch.zeros(memory, classes))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # images ever made
+
+    def make(self, count: int, device: torch.device) -> Made:
+        images = self.generator(torch.randn(count, self.generator.latent, device=device))
+        logits, loss = self.ask(images)
+        shares = logits.softmax(1).mean(0)
+        loss = loss + cross_entropy(logits, logits.argmax(1))
+        loss = loss + self.information * (shares * shares.clamp_min(1e-12).log()).sum()
+        return Made(images, logits, loss)
+
+    def forward(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> StepLoss:
+        made = self.make(len(images), images.device)
+        apart = _divergence(made.logits, _unlearning(model, made.images))
+        step = self.taught(model, made._replace(loss=made.loss - self.adversarial * apart))
+        known = min(int(self.seen), self.memory)
+        if known:
+            again = torch.randint(known, (len(images),), device=images.device)
+            logits = logits_of(model, self._recalled(again))
+            soft = hinton_loss(logits, self.answers[again], temperature=self.temperature, alpha=1.0)
+            step = step._replace(loss=step.loss + soft)
+        if self.memory:
+            self._remember(made)
+        return step
+
+    @torch.no_grad()
+    def _remember(self, made: Made) -> None:
+        places = (int(self.seen) + torch.arange(len(made.images))) % self.memory
+        self.images[places] = self.generator.kind.to_uint8(made.images)
+        self.answers[places] = made.logits.float()
+        self.seen += len(made.images)
+
+    def _recalled(self, places: Tensor) -> Tensor:
+        return self.generator.kind.normalise(self.images[places].float() / 255)
+
+    def extra_repr(self) -> str:
+        return (
+            f"adversarial={self.adversarial}, information={self.information}, memory={self.memory}, "
+            f"{super().extra_repr()}"
+        )
+
+
+def _unlearning(model: nn.Module, images: Tensor) -> Tensor:
+    """The student's logits with a gradient to the images alone: neither weights nor statistics take part."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    fixed = {name: value.detach() for name, value in inner.named_parameters()}
+    fixed |= {name: value.clone() for name, value in inner.named_buffers()}
+    return logits_of(partial(functional_call, inner, fixed), images)
+
+
+def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) of logits [N, K], averaged over images, with a gradient to both."""
+    return kl_div(
+        student.float().log_softmax(1), teacher.float().log_softmax(1),
+        reduction="batchmean", log_target=True,
+    )  # fmt: skip
 
 
 def _last_linear(teacher: nn.Module) -> nn.Linear:

@@ -6,9 +6,14 @@ from qkernels.distill.config import TrainConfig, learning_rate
 from qkernels.distill.feature_losses import attention_loss, crd_loss, hint_loss, rkd_loss
 from qkernels.distill.features import Attention, Contrast, FeatureObjective, Hint, Relations
 from qkernels.distill.history import EpochRecord, TargetError, TrainResult
+from qkernels.distill.label_loss import LABEL_LOSSES, LabelLoss, label_loss
 from qkernels.distill.losses import (
+    binary_focal_loss,
+    binary_hinton_loss,
     confidence_penalty,
+    cosine_loss,
     dkd_loss,
+    focal_loss,
     hinton_loss,
     logit_mse,
     mean_answer,
@@ -21,6 +26,7 @@ from qkernels.distill.taps import feature_shapes, tap
 from qkernels.distill.trainer import train
 
 __all__ = [
+    "LABEL_LOSSES",
     "OBJECTIVES",
     "Attention",
     "CachedTeacher",
@@ -29,6 +35,7 @@ __all__ = [
     "EpochRecord",
     "FeatureObjective",
     "Hint",
+    "LabelLoss",
     "LabelObjective",
     "Objective",
     "Regularised",
@@ -39,12 +46,17 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "attention_loss",
+    "binary_focal_loss",
+    "binary_hinton_loss",
     "confidence_penalty",
+    "cosine_loss",
     "crd_loss",
     "dkd_loss",
     "feature_shapes",
+    "focal_loss",
     "hint_loss",
     "hinton_loss",
+    "label_loss",
     "learning_rate",
     "logit_mse",
     "mean_answer",

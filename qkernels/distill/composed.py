@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from qkernels.distill.label_loss import LabelLoss
 from qkernels.distill.objective import Objective, Regulariser, StepLoss
 from qkernels.distill.taps import feature_shapes, pooled, tap
 
@@ -42,7 +42,7 @@ class Regularised(Around):
 
 
 class DeepSupervision(Around):
-    """base + weight * mean cross-entropy of auxiliary heads at inner layers of the student.
+    """base + weight * mean loss of auxiliary heads at inner layers of the student.
 
     Lee et al. 2015 (1409.5185). A head is a global mean over the picture and a Linear layer; heads are trained with the
     student and left behind. They learn the labels, without labels the teachers' answers.
@@ -58,10 +58,14 @@ class DeepSupervision(Around):
         num_classes: int,
         weight: float = 0.3,
         seed: int = 0,
+        hard: LabelLoss | None = None,
     ) -> None:
-        """`layers` are module names of the student; `seed` that of the heads' weights. ValueError for unknown names."""
+        """`layers` are module names of the student, `seed` that of the heads' weights.
+
+        `hard` is their loss, cross-entropy unless another is given. Raises ValueError for unknown names.
+        """
         super().__init__(base)
-        self.layers, self.weight = tuple(layers), weight
+        self.layers, self.weight, self.hard = tuple(layers), weight, hard or LabelLoss()
         shapes = feature_shapes(student, self.layers, image_shape)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -76,5 +80,5 @@ class DeepSupervision(Around):
         answers = [
             head(pooled(features[name])) for head, name in zip(self.heads, self.layers, strict=True)
         ]
-        losses = torch.stack([cross_entropy(one.float(), step.truth) for one in answers])
+        losses = torch.stack([self.hard(one, step.truth) for one in answers])
         return step._replace(loss=step.loss + self.weight * losses.mean())

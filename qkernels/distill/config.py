@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from qkernels.distill.label_loss import LABEL_LOSSES
 from qkernels.distill.registry import OBJECTIVES
 
 
@@ -33,6 +35,10 @@ class TrainConfig(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     clip_grad_norm: float | None = Field(None, gt=0)
     augment: bool = True
+    label_loss: str = ""  # a name in LABEL_LOSSES; "": the one that suits the labels
+    class_weights: str = ""  # "1,2.5,1", or "balanced" by the training labels
+    focal_gamma: float = Field(2.0, ge=0)
+    huber_delta: float = Field(1.0, gt=0)
     loss: str = "hinton"  # with a teacher: a name in OBJECTIVES
     temperature: float = Field(4.0, gt=0)  # with a teacher
     alpha: float = Field(0.9, ge=0, le=1)  # share of the teacher's loss, with labels
@@ -55,10 +61,23 @@ class TrainConfig(BaseModel):
     @field_validator("loss")
     @classmethod
     def _known(cls, loss: str) -> str:
-        if loss not in OBJECTIVES:
-            near = difflib.get_close_matches(loss, OBJECTIVES, n=3, cutoff=0.0)
-            raise ValueError(f"no loss {loss!r}; the nearest: {', '.join(near)}")
-        return loss
+        return _one_of(OBJECTIVES, loss)
+
+    @field_validator("label_loss")
+    @classmethod
+    def _known_of_labels(cls, loss: str) -> str:
+        return loss and _one_of(LABEL_LOSSES, loss)
+
+    @field_validator("class_weights")
+    @classmethod
+    def _weights(cls, text: str) -> str:
+        try:
+            values = [] if text in ("", "balanced") else [float(part) for part in text.split(",")]
+        except ValueError:
+            raise ValueError("must be numbers such as 1,2.5,1, or balanced") from None
+        if any(not 0 <= value < math.inf for value in values) or (values and not any(values)):
+            raise ValueError(f"{text} must be >= 0, and not all 0")
+        return text
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainConfig:
@@ -67,6 +86,13 @@ class TrainConfig(BaseModel):
                 f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}"
             )
         return self
+
+
+def _one_of(known: Collection[str], loss: str) -> str:
+    if loss not in known:
+        near = difflib.get_close_matches(loss, known, n=3, cutoff=0.0)
+        raise ValueError(f"no loss {loss!r}; the nearest: {', '.join(near)}")
+    return loss
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:

@@ -67,7 +67,8 @@ class Contrast(nn.Module):
         self.mine, self.theirs = nn.Linear(mine[0], width), nn.Linear(theirs[0], width)
 
     def forward(self, mine: Tensor, theirs: Tensor, truth: Tensor) -> Tensor:
-        return crd_loss(self.mine(pooled(mine)), self.theirs(pooled(theirs.detach())), truth)
+        classes = None if truth.is_floating_point() else truth  # who is a friend, only classes say
+        return crd_loss(self.mine(pooled(mine)), self.theirs(pooled(theirs.detach())), classes)
 
 
 class FeatureObjective(Around):

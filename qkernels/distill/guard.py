@@ -66,11 +66,11 @@ class Guard:
 
     def see(self, record: EpochRecord, weights: dict[str, Any]) -> None:
         """Keep the weights of an epoch that is the best so far; of equal ones the later."""
-        if record.val_accuracy is None or record.val_loss is None:
+        score = record.score
+        if score is None:
             if self.start is None:  # nothing to compare by
                 self.epoch, self.weights = record.epoch, copy.deepcopy(weights)
             return
-        score = (record.val_accuracy, -record.val_loss)
         if self.best is None or score >= self.best:
             self.best, self.epoch, self.weights = score, record.epoch, copy.deepcopy(weights)
 

@@ -12,16 +12,30 @@ from qkernels.distill.config import TrainConfig
 class EpochRecord:
     """One finished epoch. Accuracies are shares 0..1; `val_*` are None where not evaluated.
 
+    Accuracies are None where labels are values; of several labels at once they are shares of all labels.
+
     Without labels, `accuracy` is the share of images on which student and teacher agree.
     """
 
     epoch: int
     loss: float
-    accuracy: float
+    accuracy: float | None
     val_loss: float | None
     val_accuracy: float | None
     lr: float
     seconds: float
+
+    @property
+    def score(self) -> tuple[float, float] | None:
+        """What epochs are compared by, the higher the better: accuracy, then loss; None where not evaluated."""
+        return None if self.val_loss is None else (self.val_accuracy or 0.0, -self.val_loss)
+
+    @property
+    def progress(self) -> float | None:
+        """What has to rise: the accuracy, minus the loss where there is none; None where not evaluated."""
+        if self.val_accuracy is not None or self.val_loss is None:
+            return self.val_accuracy
+        return -self.val_loss
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ def is_over(config: TrainConfig, history: Sequence[EpochRecord]) -> bool:
     """Whether training stops here: a function of the history alone, so that a resumed run decides the same."""
     if len(history) == config.epochs:
         return True
-    scores = [r.val_accuracy for r in history if r.val_accuracy is not None]
+    scores = [r.progress for r in history if r.progress is not None]
     if not scores:
         return False
     if config.until is not None and scores[-1] >= config.until:

@@ -7,12 +7,11 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from qkernels.answers import logits_of
 from qkernels.data.batches import Batches, epoch_seed
@@ -22,11 +21,34 @@ from qkernels.data.progress import Advance
 from qkernels.distill.config import TrainConfig, learning_rate
 from qkernels.distill.guard import Guard
 from qkernels.distill.history import EpochRecord, is_over
+from qkernels.distill.label_loss import plain_loss
 from qkernels.distill.objective import Objective
 from qkernels.distill.run_folder import RunFolder
-from qkernels.distill.soundness import check_classes_of, check_finite
+from qkernels.distill.soundness import check_finite, check_inputs, check_labels_of
 
 AfterStep = Callable[[nn.Module, float], object]  # model, lr
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over images and processes: of the loss, of images, of labels that were hit, of labels that count."""
+
+    loss: float = 0.0
+    images: float = 0.0
+    right: float = 0.0
+    known: float = 0.0
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.images
+
+    @property
+    def accuracy(self) -> float | None:
+        """None where there is nothing to hit."""
+        return self.right / self.known if self.known else None
 
 
 class Loop:
@@ -72,8 +94,9 @@ class Loop:
         checkpoint = None if folder is None else folder.load()
         if self.config.keep == "best":
             found = (None, None) if checkpoint is not None else self._validate()
-            start = None if found[0] is None or found[1] is None else (found[1], -found[0])
-            chance, falls = 1 / max(1, self.data.num_classes), self.objective.loss_falls
+            start = None if found[0] is None else (found[1] or 0.0, -found[0])
+            meaning, falls = self.data.meaning, self.objective.loss_falls
+            chance = meaning.chance(self.data.val.labels, self.data.num_classes)
             self.guard = Guard(chance, start, self.model.state_dict(), by_loss=falls)
         self.accelerator.wait_for_everyone()  # nobody writes before all have looked
         if checkpoint is not None:
@@ -93,12 +116,13 @@ class Loop:
         self.model.eval()
         images, labels = next(self.batches.epoch(len(self.history)))
         few = images[:4]
+        check_inputs(images, "the first batch")
         with torch.no_grad(), self._autocast():
             if self.objective.of_classes:
                 for teacher in self.objective.teachers:
                     check_finite("the teacher", teacher, few)
                 check_finite("the model", self.model, few)
-                check_classes_of(self.data, logits_of(self.model, few).shape[-1])
+                check_labels_of(self.data, logits_of(self.model, few))
             self.objective.check(self.model, few, None if labels is None else labels[:4])
 
     def save(self, folder: RunFolder) -> None:
@@ -156,29 +180,29 @@ class Loop:
         self.wrapped.train()
         for module in self.still:
             module.training = False
-        loss, accuracy, count, rate, first_loss = 0.0, 0.0, 0.0, 0.0, 0.0
+        sums, rate, first_loss = Sums(), 0.0, 0.0
         for step, batch in enumerate(self.batches.epoch(epoch)):
             rate = learning_rate(self.config, epoch * len(self.batches) + step, len(self.batches))
             rate *= 1.0 if self.guard is None else self.guard.scale
-            sums = self._step(*batch, rate)
-            if not math.isfinite(sums[0]):
-                where = f"the loss is {sums[0]} in epoch {epoch + 1}, step {step + 1}"
+            step_sums = self._step(*batch, rate)
+            if not math.isfinite(step_sums.loss):
+                where = f"the loss is {step_sums.loss} in epoch {epoch + 1}, step {step + 1}"
                 raise FloatingPointError(f"{where}: {self._blame(batch[0])}")
             self.steps += 1
-            first_loss = sums[0] / sums[2] if step == 0 else first_loss
-            loss, accuracy, count = loss + sums[0], accuracy + sums[1], count + sums[2]
-            note = f"epoch {epoch + 1} loss {loss / count:.3f} acc {accuracy / count:.1%}"
-            advance(1, note)
+            first_loss = step_sums.mean_loss if step == 0 else first_loss
+            sums = sums + step_sums
+            hits = "" if sums.accuracy is None else f" acc {sums.accuracy:.1%}"
+            advance(1, f"epoch {epoch + 1} loss {sums.mean_loss:.3f}{hits}")
         due = (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.epochs
         val_loss, val_accuracy = self._validate() if due else (None, None)
         seconds = time.perf_counter() - started
         record = EpochRecord(
-            epoch + 1, loss / count, accuracy / count, val_loss, val_accuracy, rate, seconds
+            epoch + 1, sums.mean_loss, sums.accuracy, val_loss, val_accuracy, rate, seconds
         )
         return record, first_loss
 
-    def _step(self, images: Tensor, labels: Tensor | None, rate: float) -> list[float]:
-        """One optimizer step; [summed loss, right answers, images] over all processes."""
+    def _step(self, images: Tensor, labels: Tensor | None, rate: float) -> Sums:
+        """One optimizer step, and its sums over all processes."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.stepper.zero_grad()
@@ -204,6 +228,8 @@ class Loop:
     @torch.no_grad()
     def _blame(self, images: Tensor) -> str:
         """What a loss that is no number comes from: the lr only where a step has been taken with it."""
+        if images.is_floating_point() and not images.isfinite().all():
+            return "the inputs of this batch are not finite, look at the data"
         for teacher in self.objective.teachers:
             if not logits_of(teacher, images).isfinite().all():
                 return "the teacher's answers to this batch are not finite"
@@ -226,21 +252,18 @@ class Loop:
             for buffer in self.model.buffers():  # batch statistics differ between processes
                 require("accelerate.utils").broadcast(buffer)
         self.model.eval()
-        totals = [0.0, 0.0, 0.0]
+        totals, plain = Sums(), plain_loss(self.data.meaning)
         for images, labels in self.val_batches:
             with torch.no_grad(), self._autocast():
                 logits = logits_of(self.model, images).float()
             assert labels is not None
-            loss = cross_entropy(logits, labels, reduction="sum")
-            totals = [a + b for a, b in zip(totals, self._sum(loss, logits, labels), strict=True)]
-        loss_sum, correct, count = totals
-        return loss_sum / count, correct / count
+            totals = totals + self._sum(plain(logits, labels) * len(labels), logits, labels)
+        return totals.mean_loss, totals.accuracy
 
-    def _sum(self, loss: Tensor, logits: Tensor, truth: Tensor) -> list[float]:
-        correct = (logits.argmax(1) == truth).sum()
-        sums = torch.stack([loss.double(), correct.double(), loss.new_tensor(len(truth)).double()])
-        total: list[float] = self.accelerator.reduce(sums, "sum").tolist()
-        return total
+    def _sum(self, loss: Tensor, logits: Tensor, truth: Tensor) -> Sums:
+        right, known = self.data.meaning.right(logits, truth)
+        sums = torch.stack([x.double() for x in (loss, loss.new_tensor(len(truth)), right, known)])
+        return Sums(*self.accelerator.reduce(sums, "sum").tolist())
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bf16"

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from qkernels.answers import logits_of
-from qkernels.distill.losses import check_classes, mean_answer
+from qkernels.distill.label_loss import LabelLoss
+from qkernels.distill.losses import mean_answer
 
 # (student logits, teacher logits, labels, temperature) -> scalar
 SoftLoss = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
@@ -19,7 +19,7 @@ Regulariser = Callable[[Tensor], Tensor]  # student logits -> scalar
 
 
 class StepLoss(NamedTuple):
-    """The scalar `loss`, the student's `logits` [N, K], and the answers int64 [N] that they are counted against."""
+    """The scalar `loss`, the student's `logits` [N, K], and the labels that they are counted against."""
 
     loss: Tensor
     logits: Tensor
@@ -75,24 +75,26 @@ class Objective(nn.Module):
 
 
 class LabelObjective(Objective):
-    """Cross-entropy with the labels."""
+    """A loss with the labels: cross-entropy, unless another is given."""
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, hard: LabelLoss | None = None) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.hard = hard or LabelLoss()
+
+    def extra_repr(self) -> str:
+        return repr(self.hard)
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> StepLoss:
         assert labels is not None
         logits = logits_of(model, images)
-        loss = cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
-        return StepLoss(loss, logits, labels)
+        return StepLoss(self.hard(logits, labels), logits, labels)
 
     def check(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> None:
-        check_classes(logits_of(model, images))
+        self(model, images, labels)
 
 
 class SoftObjective(Objective):
-    """alpha * soft(student, teacher, labels, T) + (1 - alpha) * cross-entropy with the labels, all on logits.
+    """alpha * soft(student, teacher, labels, T) + (1 - alpha) * hard(student, labels), all on logits.
 
     Of several teachers the student learns `mean_answer`. Without labels only the soft loss remains, and the student is
     counted against the teachers' answers.
@@ -105,33 +107,41 @@ class SoftObjective(Objective):
         name: str,
         alpha: float,
         temperature: float,
-        label_smoothing: float = 0.0,
+        hard: LabelLoss | None = None,
         weights: Sequence[float] | None = None,
         needs_labels: bool = False,
     ) -> None:
-        """`name` is that of `soft`; `weights` has one a teacher. Raises ValueError for an alpha outside [0, 1]."""
+        """`name` is that of `soft`; `weights` has one a teacher; `hard` is cross-entropy unless another is given.
+
+        Raises ValueError for an alpha outside [0, 1].
+        """
         super().__init__(*teachers)
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], not {alpha}")
         self.soft, self.name, self.alpha, self.temperature = soft, name, alpha, temperature
-        self.label_smoothing, self.weights = label_smoothing, weights
+        self.hard, self.weights = hard or LabelLoss(), weights
         self.needs_labels = needs_labels
 
     def extra_repr(self) -> str:
         return ", ".join(
             f"{key}={getattr(self, key)!r}"
-            for key in ("name", "alpha", "temperature", "label_smoothing", "weights")
+            for key in ("name", "alpha", "temperature", "hard", "weights")
         )
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> StepLoss:
         with torch.no_grad():
             answers = [logits_of(teacher, images) for teacher in self.teachers]
-            guide = mean_answer(answers, temperature=self.temperature, weights=self.weights)
+            guide = mean_answer(
+                answers,
+                temperature=self.temperature,
+                weights=self.weights,
+                task=self.hard.meaning.task,
+            )
         logits = logits_of(model, images)
         soft = self.soft(logits, guide, labels, self.temperature)
         if labels is None:
-            return StepLoss(soft, logits, guide.argmax(1))
-        hard = cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+            return StepLoss(soft, logits, self.hard.meaning.of_answers(guide))
+        hard = self.hard(logits, labels)
         return StepLoss(self.alpha * soft + (1 - self.alpha) * hard, logits, labels)
 
     def check(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from qkernels.data.image_data import ImageData
 from qkernels.distill.config import TrainConfig
+from qkernels.distill.registry import suitable_soft_loss
 
 STEPS = 1200  # that a training from scratch takes at least
 STEPS_AN_EPOCH = 16  # at least, so that a small set has some
@@ -41,6 +42,7 @@ def suitable_config(
         "lr": lr / 10 if trained else lr,
         "warmup_epochs": 1 if epochs > 4 and not trained else 0,
         "keep": "best",
+        "loss": suitable_soft_loss(data.meaning.task),
     }
     if "optimizer" in given and given["optimizer"] != settings["optimizer"] and "lr" not in given:
         settings["lr"] = (0.1 if given["optimizer"] == "sgd" else 0.003) / (10 if trained else 1)

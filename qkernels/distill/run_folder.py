@@ -44,10 +44,13 @@ class RunFolder:
         defaults: Mapping[str, Any] | None = None,
         extend: bool = False,
     ) -> None:
-        """`start`: digest of the weights that a run begins with. Other ones are a warning and no error: they are not
+        """Nothing is read or written yet.
+
+        `start`: digest of the weights that a run begins with. Other ones are a warning and no error: they are not
         read again, and a model that was made without a seed has others in every process.
         `extend`: a finished run goes on for more epochs, by the schedule of the new length.
-        `defaults`: values of settings that a folder of an earlier version does not name."""
+        `defaults`: values of settings that a folder of an earlier version does not name.
+        """
         self.path = Path(path)
         self.description, self.start = description, start
         self.resume, self.defaults = resume, defaults or {}

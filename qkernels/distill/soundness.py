@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from qkernels.answers import logits_of
 from qkernels.data.image_data import ImageData
-from qkernels.evaluate import check_labels
+from qkernels.data.task import check_labels
 from qkernels.nn import QuantModule
 
 
@@ -29,6 +29,15 @@ def check_trainable(model: nn.Module) -> None:
                 raise ValueError(
                     f"{full} of {kind} has no shape yet: call the model once before training"
                 )
+            if parameter.is_meta:
+                raise ValueError(
+                    f"{full} of {kind} is on the meta device and holds no values: load its weights first"
+                )
+            if parameter.is_inference():
+                raise ValueError(
+                    f"{full} of {kind} was made in torch.inference_mode and can have no gradient: build and load the "
+                    "model outside of it"
+                )
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 raise ValueError(
                     f"{full} of {kind} is {parameter.dtype}: train float32 weights, with precision='bf16' for speed"
@@ -37,20 +46,34 @@ def check_trainable(model: nn.Module) -> None:
         raise ValueError(f"{kind} has nothing to train: none of its parameters requires a gradient")
 
 
-def check_classes_of(data: ImageData, classes: int) -> None:
-    """Raise ValueError, naming the split, for a label that a model of so many classes or the data does not have."""
+def check_labels_of(data: ImageData, answers: Tensor) -> None:
+    """Raise ValueError, naming the split, for a label that a model with such answers or the data does not have."""
+    classes = answers.shape[-1]
     for split in ("train", "val"):
         labels = data.split(split).labels
         if labels is None:
             continue
+        if data.meaning.task != "multiclass":
+            data.meaning.check_fit(answers, labels[: len(answers)])
         for count in (classes, data.num_classes or classes):
             try:
-                check_labels(labels, count)
+                check_labels(labels, data.meaning, count)
             except ValueError as error:
                 whose = "the model's" if count == classes else f"those of {data.name}"
                 raise ValueError(
                     f"{data.name} {split}: {error}".replace("the model's", whose)
                 ) from error
+
+
+def check_inputs(images: Tensor, where: str) -> None:
+    """Raise FloatingPointError for inputs that are not finite: the data is at fault, and no model."""
+    if not images.is_floating_point():
+        return
+    bad = ~images.isfinite().reshape(len(images), -1).all(1)
+    if bad.any():
+        raise FloatingPointError(
+            f"{int(bad.sum())} of {len(images)} inputs of {where} are not finite: look at the data and its std"
+        )
 
 
 def check_finite(who: str, model: nn.Module, images: Tensor) -> None:
@@ -60,7 +83,8 @@ def check_finite(who: str, model: nn.Module, images: Tensor) -> None:
             raise FloatingPointError(
                 f"{who}'s {name} is not finite before any training: its file is at fault"
             )
-    bad = ~logits_of(model, images).isfinite().flatten(1).all(1)
+    found = logits_of(model, images).isfinite()
+    bad = ~found.reshape(len(found), -1).all(1)
     if bad.any():
         raise FloatingPointError(
             f"{who}'s answers to {int(bad.sum())} of {len(images)} images are not finite: look at the weights and "

@@ -18,6 +18,7 @@ from qkernels.data.progress import progress as progress_bar
 from qkernels.distill.cache import describe, digest
 from qkernels.distill.config import TrainConfig
 from qkernels.distill.history import TrainResult, check_target
+from qkernels.distill.label_loss import label_loss
 from qkernels.distill.loop import AfterStep, Loop
 from qkernels.distill.objective import LabelObjective, Objective
 from qkernels.distill.registry import OBJECTIVES
@@ -61,6 +62,10 @@ def train(
     accelerator = accelerator_for(config)
     if config.until is not None and (len(data.val) == 0 or data.val.labels is None):
         raise ValueError(f"until={config.until}: {data.name} has no labelled validation images")
+    if config.until is not None and data.meaning.task == "regression":
+        raise ValueError(
+            f"until={config.until} is an accuracy, and labels that are values have none"
+        )
     given = objective
     objective = _objective(model, data, config, teacher, objective)
     folder = None
@@ -115,7 +120,7 @@ def accelerator_for(config: TrainConfig) -> Any:
 
 @contextmanager
 def _given_back(model: nn.Module) -> Iterator[None]:
-    """On the device and in the layout that it came in."""
+    """The model on the device and in the layout that it came in."""
     came = next(model.parameters(), torch.empty(0))
     images = [p for p in model.parameters() if p.dim() == 4 and not p.is_contiguous()]
     layout = torch.channels_last if images else torch.contiguous_format
@@ -137,8 +142,8 @@ def _objective(
             raise ValueError("give a teacher or an objective, not both")
         return objective
     if teacher is None:
-        return LabelObjective(config.label_smoothing)
-    return OBJECTIVES[config.loss](config, teacher, model, data.image_shape)
+        return LabelObjective(label_loss(config, data))
+    return OBJECTIVES[config.loss](config, teacher, model, data)
 
 
 def _describe(

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from qkernels.calling import Call, example_call
 from qkernels.data.extras import require
 from qkernels.graph import CompiledModel
 from qkernels.nn import MeanPool2d
@@ -21,9 +23,7 @@ from qkernels.nn.module import QuantModule
 from qkernels.swap import ModuleSwap
 
 
-def export_onnx(
-    model: nn.Module, example_inputs: Tensor | tuple[Any, ...], path: str | os.PathLike[str]
-) -> None:
+def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> None:
     """Write a model from `qkernels.quantize` as one ONNX file, its batch (dimension 0 of every input) free.
 
     Int8 layers become QuantizeLinear, DequantizeLinear and a float operator; weights are int8 with a scale an output
@@ -33,7 +33,10 @@ def export_onnx(
     reciprocal (a tie may fall to the other side), and runtimes fuse and round biases, sums and scales in their own way.
 
     Args:
-        example_inputs: what `model` is called with, float32.
+        model: what `quantize` returned; not changed.
+        example_inputs: what `model` is called with: a tensor, a tuple of positional arguments, or a dict of keyword
+            arguments, whose names the inputs of the file then have; floats are float32.
+        path: of the file to write, which is replaced at once.
 
     Raises:
         ValueError: a dynamic layer, a chained model, no int8 layer, a forward that torch cannot export.
@@ -41,14 +44,17 @@ def export_onnx(
     """
     onnx = require("onnx", "onnx")
     require("onnxscript", "onnx")
-    examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    _check_float32(model, examples)
+    call = example_call(example_inputs)
+    _check_float32(model, call)
+    args, kwargs = pytree.tree_map(_two, (call.args, call.kwargs))
     try:
         with _quiet():
+            float_layers = _with_qdq_layers(model)
             program = torch.onnx.export(
-                _with_qdq_layers(model),
-                tuple(_two(x) for x in examples),
-                dynamic_shapes=tuple(_batch(x) for x in examples),
+                float_layers,
+                args,
+                kwargs=kwargs,
+                dynamic_shapes=_shapes(float_layers, Call(args, kwargs)),
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
@@ -85,10 +91,13 @@ def _with_qdq_layers(model: nn.Module) -> nn.Module:
     return swap.finish().eval()
 
 
-def _check_float32(model: nn.Module, examples: tuple[Any, ...]) -> None:
-    tensors = (*model.parameters(), *(x for x in examples if isinstance(x, Tensor)))
-    for tensor in tensors:
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+def _check_float32(model: nn.Module, call: Call) -> None:
+    for tensor in (*model.parameters(), *pytree.tree_leaves((call.args, call.kwargs))):
+        if (
+            isinstance(tensor, Tensor)
+            and tensor.is_floating_point()
+            and tensor.dtype != torch.float32
+        ):
             raise ValueError(
                 f"the model or its input is {tensor.dtype}; only float32 models are exported"
             )
@@ -96,7 +105,7 @@ def _check_float32(model: nn.Module, examples: tuple[Any, ...]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on packages that are not there and on its own use of torch."""
+    """Keep back the exporter's notes on packages that are not there and on its own use of torch."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -113,5 +122,10 @@ def _two(x: Any) -> Any:
     return x.repeat(2, *[1] * (x.dim() - 1)) if isinstance(x, Tensor) and x.shape[:1] == (1,) else x
 
 
-def _batch(x: Any) -> dict[int, str] | None:
-    return {0: "batch"} if isinstance(x, Tensor) and x.dim() else None
+def _shapes(model: nn.Module, call: Call) -> Any:
+    """The batch of every tensor of the call is free, and one for all."""
+    shapes = torch.export.ShapesCollection()
+    for x in pytree.tree_leaves((call.args, call.kwargs)):
+        if isinstance(x, Tensor) and x.dim():
+            shapes[x] = {0: "batch"}
+    return shapes.dynamic_shapes(model, call.args, call.kwargs)

@@ -16,9 +16,9 @@ from qkernels.nn.registry import spec_of_int8
 
 
 class _QdqLayer(nn.Module):
-    """For export only: calling it outside of an export gives no values."""
+    """A layer for export only: calling it outside of an export gives no values."""
 
-    weight: Tensor
+    codes: Tensor
     weight_scale: Tensor
     weight_zero: Tensor
     bias: Tensor | None
@@ -28,7 +28,7 @@ class _QdqLayer(nn.Module):
     def __init__(self, layer: QuantModule, weight: Tensor, axis: int) -> None:
         super().__init__()
         self.axis = axis
-        self.register_buffer("weight", weight)
+        self.register_buffer("codes", weight)
         self.register_buffer("weight_scale", layer.weight_scale)
         self.register_buffer("weight_zero", torch.zeros_like(layer.weight_scale, dtype=torch.int8))
         self.register_buffer("bias", layer.bias)
@@ -36,20 +36,27 @@ class _QdqLayer(nn.Module):
         zero = layer.input_zero_point
         self.register_buffer("zero_point", None if zero is None else zero.to(torch.int8))
 
+    @property
+    def weight(self) -> Tensor:
+        """What a model reads that uses the layer's weight itself, as tied layers do: float32, in the layer's shape."""
+        return self._dequantized()
+
+    def _dequantized(self) -> Tensor:
+        return symbolic(
+            "DequantizeLinear",
+            (self.codes, self.weight_scale, self.weight_zero),
+            {"axis": self.axis},
+            dtype=torch.float32,
+            shape=self.codes.shape,
+        )
+
     def input_and_weight(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the layer multiplies, as float32 on the int8 grids; `weight_only` inputs as they are."""
         if self.scale is not None:
             grid = (self.scale, self.zero_point)
             q = symbolic("QuantizeLinear", (x, *grid), dtype=torch.int8, shape=x.shape)
             x = symbolic("DequantizeLinear", (q, *grid), dtype=torch.float32, shape=x.shape)
-        weight = symbolic(
-            "DequantizeLinear",
-            (self.weight, self.weight_scale, self.weight_zero),
-            {"axis": self.axis},
-            dtype=torch.float32,
-            shape=self.weight.shape,
-        )
-        return x, weight
+        return x, self._dequantized()
 
 
 class QdqLinear(_QdqLayer):
@@ -57,6 +64,10 @@ class QdqLinear(_QdqLayer):
 
     def __init__(self, layer: QuantLinear) -> None:
         super().__init__(layer, layer.int8_weight.t().contiguous(), axis=1)
+
+    @property
+    def weight(self) -> Tensor:
+        return self._dequantized().t()
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.matmul(*self.input_and_weight(x))

@@ -36,6 +36,9 @@ _FILLED = {
 }
 
 
+_CLAMPED = {"affine", "binary"}  # kinds whose own last step is a clamp
+
+
 class LeftToTorch(ValueError):
     """A step that no program takes; the message says why."""
 
@@ -469,6 +472,24 @@ class Builder:
         given, made = self.input_fields(x.value), output_fields(self.formats[y.value])
         return self.add(kind, "", self.read(x), y.value, **fields, **given, **made)
 
+    def clamp_where_written(self, node: fx.Node, lo: float, hi: float, format: Format) -> bool:
+        """Whether the step that writes the one value that ``node`` clamps does so now, and writes ``format``."""
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or list(source.users) != [node]:
+            return False
+        place = self.place(source)
+        value, writers = self.values[place.value], [s for s in self.steps if s.y == place.value]
+        if self.formats[place.value] or len(writers) != 1:
+            return False
+        if writers[0].kind not in _CLAMPED or "lo" in writers[0].fields:
+            return False
+        if format:
+            value.dtype, value.size = "int8", value.size // 4
+        self.formats[place.value] = format
+        writers[0].fields |= {"lo": lo, "hi": hi} | output_fields(format)
+        self.put(node, place)
+        return True
+
     def input_fields(self, value: int, name: str = "x") -> dict[str, Any]:
         """Scale and zero point of an int8 operand."""
         format = self.formats[value]
@@ -484,7 +505,7 @@ def output_fields(format: Format) -> dict[str, Any]:
 
 
 def _plain(place: Place, merge: bool = False) -> Place:
-    """Without atoms of size 1 but for the batch; the batch has an atom always."""
+    """The axes without atoms of size 1 but for the batch; the batch has an atom always."""
     gone = [i for i, a in enumerate(place.atoms) if i and a.size == 1]
     new = {a: i for i, a in enumerate(j for j in range(len(place.atoms)) if j not in gone)}
     atoms = tuple(a for i, a in enumerate(place.atoms) if i not in gone)

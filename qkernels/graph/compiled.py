@@ -113,58 +113,39 @@ class Argument:
 
 
 class CompiledModel(nn.Module):
-    """A compiled model, for inference, with weights of its own.
+    """A compiled model, for inference, with weights of its own; it is called as the model was.
 
-    It is called as the model was, with other batches and, where its ``signature`` leaves them free, other sizes.
     ``report`` says where int8 flows, and what is left to torch. ``program`` is the one program that the whole model is,
     or None where torch has a part in it, or the model is not on the CPU. Any number of threads may call at once.
     """
 
-    def __init__(
-        self,
-        graph: fx.GraphModule,
-        program: TorchProgram | None,
-        signature: Signature,
-        report: ChainReport,
-    ) -> None:
+    program: TorchProgram | None = None
+
+    def __init__(self, steps: nn.Module, report: ChainReport) -> None:
         super().__init__()
-        self.steps = graph  # torch.export finds no submodule of the name "graph"
+        self.steps = steps  # torch.export finds no submodule of the name "graph"
         reports.hang(self, report)
-        self.signature = signature
-        self._program = [program]  # in a list: it is a part of the graph already
         self.training = False
 
     @property
     def report(self) -> ChainReport:
+        """What there is to tell: where int8 flows, and what is left to torch."""
         return reports.report(self, ChainReport)
 
     @property
-    def program(self) -> TorchProgram | None:
-        return self._program[0]
-
-    @property
     def device(self) -> torch.device:
+        """The device that the model was compiled on, or moved to."""
         return next(self.buffers()).device
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = self.signature.tensors(args, kwargs)
-        program = self._program[0]
-        outputs = self.steps(*inputs) if program is None else program.run(inputs)
-        trained = next((x for x in inputs if x.requires_grad), None)
-        if trained is not None:
-            outputs = [ops.guard(y, trained) for y in outputs]
-        return self.signature.answer(outputs)
-
     def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
-        """Each step's time for these inputs, the median of ``runs`` calls, with its share of the peak."""
-        if self.device.type != "cpu":
-            raise ValueError(
-                f"the model is on {self.device}, and steps are timed on the CPU only; use torch.profiler there"
-            )
-        return profile(self.steps, tuple(self.signature.tensors(args, kwargs)), runs)
+        """Each step's time for these inputs, the median of ``runs`` calls, with its share of the peak.
+
+        Raises ValueError where the model is not on the CPU, or only parts of it are compiled.
+        """
+        raise NotImplementedError
 
     def save(self, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> None:
-        """As a file for `qkernels.program.Program.load`, which needs no torch; ``extra``: JSON-able values to keep.
+        """Write a file for `qkernels.program.Program.load`, which needs no torch; ``extra``: JSON-able values to keep.
 
         Raises ValueError where the model is not on the CPU or, naming the steps, where a part of it is left to torch.
         """
@@ -172,7 +153,8 @@ class CompiledModel(nn.Module):
             raise ValueError(f"the model is on {self.device}; compile it on the CPU to save it")
         if self.program is None:
             steps = ", ".join(self.report.unfused) or "the order of its inputs or outputs"
-            raise ValueError(f"the model is no program by itself; left to torch: {steps}")
+            why = self.report.uncaptured or f"left to torch: {steps}"
+            raise ValueError(f"the model is no program by itself; {why}")
         self.program.program.save(path, extra=extra)
 
     def _apply(self, fn: Any, recurse: bool = True) -> CompiledModel:
@@ -191,3 +173,43 @@ class CompiledModel(nn.Module):
 
     def __repr__(self) -> str:
         return f"CompiledModel(\n{self.report!r}\n)"
+
+
+class CompiledGraph(CompiledModel):
+    """A model that was captured as a whole: a graph of programs, and of steps left to torch.
+
+    It takes other batches than the example's and, where its ``signature`` leaves them free, other sizes.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        program: TorchProgram | None,
+        signature: Signature,
+        report: ChainReport,
+    ) -> None:
+        super().__init__(graph, report)
+        self.steps: fx.GraphModule
+        self.signature = signature
+        self._program = [program]  # in a list: it is a part of the graph already
+
+    @property
+    def program(self) -> TorchProgram | None:  # type: ignore[override]
+        """The one program that the whole model is, or None."""
+        return self._program[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self.signature.tensors(args, kwargs)
+        program = self._program[0]
+        outputs = self.steps(*inputs) if program is None else program.run(inputs)
+        trained = next((x for x in inputs if x.requires_grad), None)
+        if trained is not None:
+            outputs = [ops.guard(y, trained) for y in outputs]
+        return self.signature.answer(outputs)
+
+    def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
+        if self.device.type != "cpu":
+            raise ValueError(
+                f"the model is on {self.device}, and steps are timed on the CPU only; use torch.profiler there"
+            )
+        return profile(self.steps, tuple(self.signature.tensors(args, kwargs)), runs)

@@ -14,8 +14,9 @@ from qkernels.calling import Call, example_call
 from qkernels.capture import CaptureError
 from qkernels.eval_mode import answering
 from qkernels.graph.chain import chain_on_cpu, chain_on_device
-from qkernels.graph.compiled import Argument, CompiledModel, Signature
-from qkernels.graph.lower import whole
+from qkernels.graph.compiled import Argument, CompiledGraph, CompiledModel, Signature
+from qkernels.graph.lower import whole as whole_program
+from qkernels.graph.parts import compile_parts
 from qkernels.graph.report import ChainReport
 from qkernels.graph.trace import Traced, trace
 from qkernels.outputs import output_sqnrs
@@ -51,10 +52,13 @@ def compile(
         max_batch: refuse larger batches; None takes any.
 
     The example runs through both models, and ``report.sqnr_db`` says how near their answers are (inf: the same bits).
+    Where torch.export cannot follow the model, since it branches on values, say, the largest parts that it can follow
+    are compiled, and ``report.uncaptured`` says why and which.
 
     Raises:
-        ValueError: torch.export cannot follow the model (the message has its reason), it is in training mode or on
-            several devices, it has no int8 layer, or the two answers have nothing to do with each other.
+        ValueError: torch.export cannot follow the model nor any part of it (the message has its reason), it is in
+            training mode or on several devices, it has no int8 layer, or the two answers have nothing to do with each
+            other.
     """
     call = example_call(example_inputs)
     for i, x in enumerate(pytree.tree_leaves((call.args, call.kwargs))):
@@ -63,14 +67,20 @@ def compile(
     if model.training:
         raise ValueError("the model is in training mode; call .eval() first")
     device = _device_of(model)
+
+    def whole(part: nn.Module, call: Call) -> CompiledModel:
+        compiled = _compiled(part, call, device, exact, max_batch)
+        _check_answer(part, compiled, call, exact)
+        return compiled
+
     try:
-        compiled = _compiled(model, call, device, exact, max_batch)
-    except CaptureError as error:
-        raise ValueError(
-            f"{type(model).__name__} cannot be captured, so it stays un-chained: {error}"
-        ) from error
-    _check_answer(model, compiled, call, exact)
-    return compiled
+        return whole(model, call)
+    except CaptureError as why:
+        if max_batch is not None:
+            raise ValueError(
+                f"max_batch is {max_batch}, but only a model that is captured knows its batch: {why}"
+            ) from why
+        return compile_parts(model, call, why, whole)
 
 
 def _compiled(
@@ -91,11 +101,11 @@ def _compiled(
 
 def assembled(
     graph: fx.GraphModule, report: ChainReport, traced: Traced, call: Call, max_batch: int | None
-) -> CompiledModel:
+) -> CompiledGraph:
     """The model of a chained graph."""
     known = [Argument.of(value) for value in pytree.tree_leaves((call.args, call.kwargs))]
     signature = Signature(known, traced.inputs, traced.output, traced.sizes, max_batch)
-    return CompiledModel(graph, whole(graph), signature, report)
+    return CompiledGraph(graph, whole_program(graph), signature, report)
 
 
 def _check_answer(model: nn.Module, compiled: CompiledModel, call: Call, exact: bool) -> None:

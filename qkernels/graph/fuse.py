@@ -67,9 +67,9 @@ class Epilogue:
 
 
 def fuse(graph: fx.GraphModule, *, activations: bool) -> dict[fx.Node, LayerChain]:
-    """Every int8 layer, in order, with what it took in. Where two layers meet in an add, the later one takes it, since
-    its other operand is then known.
+    """Every int8 layer, in order, with what it took in.
 
+    Where two layers meet in an add, the later one takes it, since its other operand is then known.
     ``activations``: functions such as SiLU too, computed in float32 before the value is rounded.
     """
     fused = {}

@@ -200,7 +200,7 @@ def _leaving(run: list[fx.Node]) -> list[fx.Node]:
 
 
 def _place_among_results(node: fx.Node) -> int:
-    """Where the model returns a value; those that it does not return come last."""
+    """The place among what the model returns; those that it does not return come last."""
     (returned,) = node.graph.output_node().args
     results = returned if isinstance(returned, list | tuple) else [returned]
     return next((i for i, result in enumerate(results) if result is node), len(results))

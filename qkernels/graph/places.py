@@ -91,11 +91,11 @@ class Place:
         return replace(self, axes=tuple(self.axes[i] for i in order))
 
     def with_axis(self, at: int) -> Place:
-        """With one more axis, of size 1."""
+        """The same with one more axis, of size 1."""
         return replace(self, axes=(*self.axes[:at], (), *self.axes[at:]))
 
     def without_axes(self, gone: Sequence[int]) -> Place:
-        """Without axes of size 1."""
+        """The same without axes of size 1."""
         return replace(self, axes=tuple(a for i, a in enumerate(self.axes) if i not in gone))
 
     def sliced(self, axis: int, start: int, count: int | None, stride: int = 1) -> Place:

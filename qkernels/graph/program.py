@@ -13,8 +13,10 @@ _run = torch.ops.qkernels.run_program
 
 
 class TorchProgram(nn.Module):
-    """Runs the bytes of a program on tensors, on torch's threads. Any number of threads may call at once: each call
-    works in an arena of its own, kept for the next."""
+    """Runs the bytes of a program on tensors, on torch's threads.
+
+    Any number of threads may call at once: each call works in an arena of its own, kept for the next.
+    """
 
     data: Tensor
 

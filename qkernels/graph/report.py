@@ -1,4 +1,4 @@
-"""Where int8 flows from layer to layer, and where and why it does not."""
+"""What there is to tell of a compiled model: where int8 flows, and where and why it does not."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ class LayerChain:
 class ChainReport:
     """``layers`` in order of execution; ``unfused`` names the steps left to torch.
 
+    ``uncaptured`` says why only parts of the model are compiled, and which; it is empty where the whole model is.
     ``sqnr_db``: output -> 10 log10 of its energy over that of its distance from the un-chained model's, on the example.
     """
 
     layers: list[LayerChain] = field(default_factory=list)
     unfused: list[str] = field(default_factory=list)
     sqnr_db: dict[str, float] = field(default_factory=dict)
+    uncaptured: str = ""
 
     @property
     def chained(self) -> int:
@@ -41,4 +43,6 @@ class ChainReport:
         lines.append(f"{self.chained} of {len(self.layers)} layers write int8")
         if self.unfused:
             lines.append(f"left to torch: {', '.join(self.unfused)}")
+        if self.uncaptured:
+            lines.append(self.uncaptured)
         return "\n".join(lines)

@@ -74,7 +74,7 @@ def trace(model: nn.Module, call: Call, *, free_sizes: bool = True) -> Traced:
 
 
 def _exported(model: nn.Module, call: Call, all_sizes: bool) -> torch.export.ExportedProgram:
-    """With a batch of at least 2, since torch.export takes a size of 1 for a constant; as it is where that fails."""
+    """The export of a batch of at least 2, since a size of 1 is a constant to torch.export; of 1 where that fails."""
     twice = _twice(call)
     if twice is not None:
         try:

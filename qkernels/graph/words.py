@@ -94,6 +94,6 @@ def _embedding(b: Builder, x: Place, rows: Tensor, format: Format) -> Place:
 
 
 def _as_token(atom: Atom) -> Atom:
-    """Where the words of [n, t] lie in [n, t, 1]."""
+    """The place of the words of [n, t] in [n, t, 1]."""
     axis = 1 if atom.axis == 3 else atom.axis
     return Atom(axis, atom.size, atom.fixed, atom.start, atom.stride, atom.count)

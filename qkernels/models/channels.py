@@ -16,7 +16,10 @@ Sizes = dict[str, dict[str, int]]  # module name -> attribute -> channels
 
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("in_channels", "out_channels", "groups"),
+    nn.ConvTranspose2d: ("in_channels", "out_channels", "groups"),
     nn.Linear: ("in_features", "out_features"),
+    nn.GroupNorm: ("num_channels", "num_groups"),
+    nn.LayerNorm: ("normalized_shape",),
     nn.BatchNorm1d: ("num_features",),
     nn.BatchNorm2d: ("num_features",),
     nn.PReLU: ("num_parameters",),
@@ -25,13 +28,34 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
+# What modules of attention call the number of their heads, and the width of all heads together.
+HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads", "n_head", "nhead")
+WIDTHS = ("attn_dim", "all_head_size", "inner_dim")
+
+
 def sizes(model: nn.Module) -> Sizes:
-    """The channel counts of every module that `narrow_` knows; an Identity has none."""
-    return {
-        name: {attribute: int(getattr(module, attribute)) for attribute in _SIZES[type(module)]}
-        for name, module in model.named_modules()
-        if type(module) in _SIZES
-    }
+    """The channel counts of every module that `narrow_` knows, and heads of attention; an Identity has none."""
+    found = {}
+    for name, module in model.named_modules():
+        attributes = _attributes(module)
+        if attributes or type(module) in _SIZES:
+            found[name] = {attribute: _size(module, attribute) for attribute in attributes}
+    return found
+
+
+def _attributes(module: nn.Module | None) -> tuple[str, ...]:
+    """The attributes of a module that count its channels."""
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
+        return ()
+    if type(module) in _SIZES:
+        return _SIZES[type(module)]  # type: ignore[index]
+    found = tuple(a for a in HEADS + WIDTHS if type(getattr(module, a, None)) is int)
+    return found if any(a in HEADS for a in found) else ()
+
+
+def _size(module: nn.Module, attribute: str) -> int:
+    value = getattr(module, attribute)
+    return int(value[-1] if isinstance(value, tuple) else value)
 
 
 def changes(before: Sizes, model: nn.Module) -> Sizes:
@@ -48,7 +72,7 @@ def narrow_(model: Model, channels: Mapping[str, Mapping[str, int]]) -> Model:
     """
     modules = dict(model.named_modules())
     for name, wanted in channels.items():
-        known = _SIZES.get(type(modules.get(name)), ())  # type: ignore[arg-type]
+        known = _attributes(modules.get(name))
         if name not in modules or set(wanted) - set(known):
             near = difflib.get_close_matches(name, sizes(model), n=3, cutoff=0.4)
             raise ValueError(f"no module {name!r} with {', '.join(wanted)}; the nearest: {near}")
@@ -57,7 +81,8 @@ def narrow_(model: Model, channels: Mapping[str, Mapping[str, int]]) -> Model:
                 raise ValueError(f"{name}.{attribute}={count} must be at least 1")
     for name, wanted in channels.items():
         for attribute, count in wanted.items():
-            setattr(modules[name], attribute, count)
+            module = modules[name]
+            setattr(module, attribute, (count,) if isinstance(module, nn.LayerNorm) else count)
         if wanted:
             _remake(modules[name])
         else:
@@ -71,6 +96,14 @@ def _remake(module: Any) -> None:
         shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
         _new(module, "weight", shape)
         _new(module, "bias", shape[:1])
+    elif isinstance(module, nn.ConvTranspose2d):
+        shape = (module.in_channels, module.out_channels // module.groups, *module.kernel_size)
+        _new(module, "weight", shape)
+        _new(module, "bias", (module.out_channels,))
+    elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+        shape = (_size(module, _SIZES[type(module)][0]),)
+        _new(module, "weight", shape)
+        _new(module, "bias", shape)
     elif isinstance(module, nn.Linear):
         _new(module, "weight", (module.out_features, module.in_features))
         _new(module, "bias", (module.out_features,))

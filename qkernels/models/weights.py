@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,11 @@ Model = TypeVar("Model", bound=nn.Module)
 COMPILED = "_orig_mod."  # what torch.compile puts before the names of what it wraps
 PREFIXES = ("module.", "model.", "net.", "backbone.")  # of wrappers that people train in
 HOLDERS = ("state_dict", "model_state_dict", "model", "module", "weights", "ema", "state_dict_ema")
+_FOREIGN = {
+    b"\x89HDF": "an HDF5 file (as of Keras)",
+    b"GGUF": "a GGUF file",
+    b"\x93NUMPY": "a NumPy array",
+}
 _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save since 1.6, and before
 
 
@@ -63,6 +69,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is a pointer of git-lfs and holds no weights: run git lfs pull")
     if start.lstrip()[:1] == b"<":
         raise ValueError(f"{path} is a web page and no weights file: download it again")
+    foreign = _foreign(path, start)
+    if foreign is not None:
+        raise ValueError(f"{path} is {foreign}")
     if start.startswith(_PICKLES):
         return _pickled(path)
     try:
@@ -71,6 +80,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is not a safetensors file or is cut off, and is none of torch.save: {error}"
         ) from error
+
+
+def _foreign(path: Path, start: bytes) -> str | None:
+    """What a file is that no reader here reads, and what to do; None for all others."""
+    if not start:
+        return "empty: write or fetch it again"
+    if path.suffix == ".onnx":
+        return "an ONNX model and no weights file: save the state_dict() of the model that it was exported from"
+    for magic, what in _FOREIGN.items():
+        if start.startswith(magic):
+            return f"{what} and no weights file: turn it into safetensors"
+    names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    if any("/code/" in name for name in names):
+        return "a TorchScript program: save the state_dict() of its model, torch.jit.load(PATH).state_dict()"
+    if names and all(name.endswith(".npy") for name in names):
+        return "an archive of NumPy arrays: turn it into safetensors"
+    return None
 
 
 def plain_name(name: str) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from qkernels.data.image_data import ImageData
 from qkernels.data.progress import progress as progress_bar
-from qkernels.evaluate import Evaluation, evaluate
+from qkernels.evaluate import Quality, evaluate
 from qkernels.machine import describe_machine
 
 
@@ -37,7 +37,7 @@ def evaluate_many(
     batch_size: int = 250,
     cores: int | None = None,
     progress: bool = False,
-) -> dict[str, Evaluation]:
+) -> dict[str, Quality]:
     """`qkernels.evaluate.evaluate` of every model, several at a time; the results in the order of `models`.
 
     Each process is started anew and holds one model at a time; images are shared, not copied. Models must pickle. An
@@ -47,7 +47,7 @@ def evaluate_many(
         return {}
     processes, threads = share_cores(len(models), cores)
     context = multiprocessing.get_context("spawn")  # a forked copy of torch's threads would hang
-    found: dict[str, Evaluation] = {}
+    found: dict[str, Quality] = {}
     with (
         ProcessPoolExecutor(
             processes, context, initializer=torch.set_num_threads, initargs=(threads,)
@@ -64,5 +64,5 @@ def evaluate_many(
                 found[name] = job.result()
             except Exception as error:
                 raise RuntimeError(f"model {name!r}: {error}") from error
-            advance(1, f"{name} {found[name].accuracy:.2%}")
+            advance(1, f"{name} {found[name].value:.2%}")
     return {name: found[name] for name in models}

@@ -24,8 +24,10 @@ class LayerwiseTracer(fx.Tracer):
 
 
 class Stage(nn.Module):
-    """A piece of a model on one device, which fetches what it is given; a plain module for
-    `torch.distributed.pipelining.PipelineStage` too, where the stages are ranks."""
+    """A piece of a model on one device, which fetches what it is given.
+
+    It is a plain module for `torch.distributed.pipelining.PipelineStage` too, where the stages are ranks.
+    """
 
     def __init__(self, piece: nn.Module, device: torch.device | str) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ def create_model(
         return models.create(name, **architecture["kwargs"])
     except TypeError as error:
         given = {**(args or {}), **({} if width is None else {"width": width})}
-        if given.keys() == {"width"}:
+        if given.keys() == {"width"} and "'width'" in str(error):
             raise ValueError(f"{name} has no width to set: leave it out") from error
         raise ValueError(f"{name} does not take {given}: {error}") from error
 

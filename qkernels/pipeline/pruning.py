@@ -13,7 +13,8 @@ from qkernels import models
 from qkernels import prune as pruning
 from qkernels.data import ImageData
 from qkernels.distill import suitable_config
-from qkernels.evaluate import Evaluation, evaluate
+from qkernels.distill.label_loss import plain_loss
+from qkernels.evaluate import Quality, evaluate
 from qkernels.measure import count_macs
 from qkernels.pipeline.architecture import ModelChoice, describe_data, open_float_model
 from qkernels.quantization import save
@@ -26,8 +27,8 @@ class Pruned:
 
     model: nn.Module
     macs: tuple[int, int]
-    before: Evaluation
-    after: Evaluation
+    before: Quality
+    after: Quality
     notes: tuple[str, ...] = ()
 
 
@@ -61,7 +62,9 @@ def prune_model(
     def smaller(net: nn.Module, amount: float) -> nn.Module:
         left = int((1 - amount) * macs)
         if drop == "blocks":
-            losses = pruning.block_losses(net, pruning.find_blocks(net, example), sample)
+            losses = pruning.block_losses(
+                net, pruning.find_blocks(net, example), sample, plain_loss(data.meaning)
+            )
             return pruning.drop_blocks(net, example, losses, macs=left)
         scores = pruning.magnitude(pruning.weights(net))
         return pruning.prune_channels(net, example, scores, macs=left, multiple=multiple)

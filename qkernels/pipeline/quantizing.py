@@ -10,6 +10,7 @@ import qkernels
 from qkernels import recovery
 from qkernels.data import ImageData
 from qkernels.distill import TrainConfig
+from qkernels.distill.registry import suitable_soft_loss
 from qkernels.pipeline.architecture import ModelChoice, describe_data, open_float_model
 from qkernels.pipeline.run import calibration_batches
 from qkernels.qat import fit_qat
@@ -41,12 +42,18 @@ def quantize_file(
     """
     if plan.qat_epochs and plan.correct_bias:
         raise ValueError("--qat-epochs trains biases too: leave --correct-bias out")
+    if plan.qat_run is not None and not plan.qat_epochs:
+        raise ValueError("--qat-run is the folder of a training in int8: give --qat-epochs too")
+    if plan.qat_epochs and plan.quant.activation != "static":
+        raise ValueError(
+            f"--qat-epochs trains static int8, not {plan.quant.activation}: leave --activation or --qat-epochs out"
+        )
     net, architecture = open_float_model(weights, data, choice)
     needs_data = plan.quant.activation == "static" or plan.correct_bias or plan.qat_epochs
     batches = list(calibration_batches(data, plan.images, plan.seed)) if needs_data else None
     said: list[object] = []
     if plan.equalize:
-        net = recovery.equalize(net)
+        net = recovery.equalize(net, next(iter(data.batches("train", 2)))[0])
         said.append(str(qkernels.report(net)))
     if plan.qat_epochs:
         int8: Any = _trained(net, data, batches, plan, said)
@@ -65,11 +72,14 @@ def quantize_file(
 def _trained(net: Any, data: ImageData, batches: Any, plan: Int8Plan, said: list[object]) -> Any:
     config = TrainConfig.model_validate(
         {"epochs": plan.qat_epochs, "lr": QAT_LR, "temperature": QAT_TEMPERATURE, "optimizer": "adamw",
+         "loss": suitable_soft_loss(data.meaning.task),
          "batch_size": min(128, max(1, len(data.train) // 16)), "seed": plan.seed}
     )  # fmt: skip
     net.requires_grad_(True)
-    int8 = fit_qat(net, data, config, batches, quant=plan.quant, teacher=net, run_dir=plan.qat_run)
+    int8 = fit_qat(
+        net, data, config, batches, quant=plan.quant, teacher=net, run_dir=plan.qat_run, extend=True
+    )
     done = qkernels.report(int8, QatResult)
     which = "trained in int8" if done.trained else "not trained: training made it no better"
-    said.append(f"{which}; validation accuracy {done.before} before, {done.after} after")
+    said.append(f"{which}; validation {done.after.metric} {done.before} before, {done.after} after")
     return int8

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qkernels.data import ImageData
 from qkernels.distill import OBJECTIVES, EpochRecord, TrainConfig, train
-from qkernels.evaluate import predict, score
+from qkernels.evaluate import check_of_classes, predict, score
 from qkernels.graph import compile
 from qkernels.machine import describe_machine
 from qkernels.measure import count_macs, count_parameters, paired_change
@@ -73,6 +73,7 @@ def run_pipeline(
     for note in data.notes:
         say(note)
     config = config.suited(data)
+    check_of_classes(data)
     if (labels := data.test.labels) is None:
         raise ValueError(f"{data.name}: the test images have no labels to compare with")
     floats, curves = _train_all(config, data, say, progress)
@@ -144,7 +145,7 @@ def _train_all(
     students = {name: _seeded(config, data, config.student_choice) for name in (ALONE, DISTILLED)}
     learning = config.student_training()
     # What does not fit a student is said here, before the teacher is trained.
-    OBJECTIVES[learning.loss](learning, teacher, students[DISTILLED], data.image_shape)
+    OBJECTIVES[learning.loss](learning, teacher, students[DISTILLED], data)
     settings = config.teacher_training()
     path = _keep(config, teacher) if settings is None else fit(TEACHER, teacher, settings)
     entries = {TEACHER: _Entry(teacher, path)}
@@ -155,7 +156,7 @@ def _train_all(
 
 
 def _teacher(config: PipelineConfig, data: ImageData) -> nn.Module:
-    """With its weights; a checkpoint, such as a pruned one, names its model itself."""
+    """The teacher with its weights; a checkpoint, such as a pruned one, names its model itself."""
     if config.teacher_weights is None:
         return _seeded(config, data, config.teacher_choice)
     if names_its_model(config.teacher_weights):

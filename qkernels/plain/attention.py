@@ -139,14 +139,17 @@ class PlainAttention(nn.MultiheadAttention):
 
     @property
     def q_proj_weight(self) -> Tensor:  # type: ignore[override]
+        """The weight of the projection to queries."""
         return self.q_proj.weight
 
     @property
     def k_proj_weight(self) -> Tensor:  # type: ignore[override]
+        """The weight of the projection to keys."""
         return self.k_proj.weight
 
     @property
     def v_proj_weight(self) -> Tensor:  # type: ignore[override]
+        """The weight of the projection to values."""
         return self.v_proj.weight
 
     # ---- forward

@@ -53,18 +53,22 @@ class PlainCell(nn.modules.rnn.RNNCellBase):
 
     @property
     def weight_ih(self) -> Tensor:  # type: ignore[override]
+        """The weight of the product with the input."""
         return self.ih.weight
 
     @property
     def weight_hh(self) -> Tensor:  # type: ignore[override]
+        """The weight of the product with the state."""
         return self.hh.weight
 
     @property
     def bias_ih(self) -> Tensor | None:  # type: ignore[override]
+        """The bias of the product with the input."""
         return self.ih.bias
 
     @property
     def bias_hh(self) -> Tensor | None:  # type: ignore[override]
+        """The bias of the product with the state."""
         return self.hh.bias
 
     def _batch(self, x: Tensor, name: str) -> Tensor:

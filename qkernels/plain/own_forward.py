@@ -157,7 +157,7 @@ class _Again(nn.Module):
 
 
 def _convolutions(module: nn.Module, answers: list[probe.Answer]) -> Iterator[tuple[nn.Module, str]]:  # fmt: skip
-    """With the weight that reached torch: the declared geometry, then that of the call, then SAME padding."""
+    """Layers of the weight that reached torch: the declared geometry, then that of the call, then SAME padding."""
     called = _only_product(answers)
     if called is None:
         return

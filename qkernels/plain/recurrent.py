@@ -195,8 +195,10 @@ class PlainRecurrent(nn.RNNBase):
     def _run(
         self, x: Tensor, state: State, batch_sizes: list[int] | None
     ) -> tuple[list[Tensor], State]:
-        """All layers. ``x``: [T, N, F], or [rows, F] with ``batch_sizes`` rows a step. Returns the output of each step
-        and the last state."""
+        """Run all layers; return the output of each step and the last state.
+
+        ``x``: [T, N, F], or [rows, F] with ``batch_sizes`` rows a step.
+        """
         last: list[State] = []
         for layer in range(self.num_layers):
             if layer and self.training and self.dropout:

@@ -52,10 +52,12 @@ class SamePaddedConv2d(nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        """The weight of the convolution."""
         return self.conv.weight
 
     @property
     def bias(self) -> Tensor | None:
+        """The bias of the convolution, if it has one."""
         return self.conv.bias
 
 

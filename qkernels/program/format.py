@@ -20,8 +20,11 @@ _SIDES = ("top", "bottom", "left", "right")
 
 @dataclass(frozen=True)
 class Record:
-    """One struct of the format: its fields as NumPy sees them, what they are where nobody sets them, and the names that
-    fields of few values have."""
+    """One struct of the format.
+
+    It has its fields as NumPy sees them, what they are where nobody sets them, and the names that fields of few values
+    have.
+    """
 
     dtype: np.dtype[Any]
     defaults: dict[str, Any]
@@ -113,8 +116,11 @@ class Value:
 
 @dataclass
 class Step:
-    """One step. ``others``: the values that it reads beside ``x``. ``fields``: those of its payload that differ from
-    their defaults. ``constants``: the arrays of its payload."""
+    """One step.
+
+    ``others``: the values that it reads beside ``x``. ``fields``: those of its payload that differ from their defaults.
+    ``constants``: the arrays of its payload.
+    """
 
     kind: str
     name: str
@@ -278,8 +284,10 @@ def _give_borders(values: Sequence[Value], steps: Sequence[Step]) -> None:
 
 
 def _share_slots(values: Sequence[Value], steps: Sequence[Step]) -> list[int]:
-    """A slot for every value of the arena: one that is free by then and wastes or grows least, else a new one. Values
-    that lie alike share theirs as long as any of them is read."""
+    """A slot for every value of the arena: one that is free by then and wastes or grows least, else a new one.
+
+    Values that lie alike share theirs as long as any of them is read.
+    """
     same = _views(values, steps)
     last = {same[v]: i for i, step in enumerate(steps) for v in (*step.reads, step.y)}
     slots, sizes, free = [-1] * len(values), list[int](), set[int]()

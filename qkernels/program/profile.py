@@ -1,4 +1,4 @@
-"""Where the time of a model goes, step by step."""
+"""The time of a model, step by step."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Profile:
 
     @property
     def seconds(self) -> float:
-        """Of all steps together."""
+        """The seconds of all steps together."""
         return sum(step.seconds for step in self.steps)
 
     def __repr__(self) -> str:

@@ -18,8 +18,9 @@ from qkernels.program.profile import Profile
 
 
 class Program:
-    """A chained model in one run of bytes, which may be a file mapped into memory: loading copies nothing, and
-    processes that load the same file share its weights.
+    """A chained model in one run of bytes, which may be a file mapped into memory.
+
+    Loading copies nothing then, and processes that load the same file share its weights.
 
     ``program(x)`` takes arrays [N, C, H, W], [N, T, C] or [N, C], float32 or, of token ids and masks, int64. It returns
     one float32 array, or a list where there are several outputs. Any number of threads may call at once; each call
@@ -35,7 +36,7 @@ class Program:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], threads: int = 1) -> Program:
-        """From a file that `save` has written; ``threads``: those that one call may use.
+        """Open a file that `save` has written; ``threads`` are those that one call may use.
 
         Raises ValueError for a file that is cut off, altered, from another version, or no program at all.
         """
@@ -105,6 +106,11 @@ class Program:
     def input_dtypes(self) -> list[str]:
         """float32 or, of token ids and masks, int64, for each input."""
         return list(self._program.input_dtypes)
+
+    @property
+    def id_counts(self) -> list[int | None]:
+        """How many ids each input may hold, which are 0 .. count - 1; None for one of float32."""
+        return list(self._program.id_counts)
 
     @property
     def outputs(self) -> list[tuple[int, int]]:

@@ -82,6 +82,7 @@ def drop_blocks(
     Its report is a `ChannelReport`.
 
     Args:
+        model: stays as it is.
         example_inputs: an input [N, C, H, W] that the model takes.
         losses: from `block_losses`; blocks that are not in it stay.
         macs: multiply-adds of one image.

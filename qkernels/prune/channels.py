@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qkernels.copying import copied
 from qkernels.measure import count_parameters
 from qkernels.models.channels import Sizes, changes, sizes
-from qkernels.outputs import output_tensors
+from qkernels.outputs import output_error, output_tensors, rounding
 from qkernels.prune.groups import ChannelGraph, ChannelGroup
 from qkernels.prune.parameters import within
 from qkernels.prune.report import ChannelReport, LayerChannels
@@ -49,6 +51,7 @@ def prune_channels(
     Channels go in groups (see `ChannelGraph`); a channel's score is the sum over all weights that go with it.
 
     Args:
+        model: float weights.
         example_inputs: an input [N, C, H, W] or [N, K] that the model takes.
         scores: from `magnitude`, `gradient`, `taylor`, `entropy`, `dropout`, or several of one kind by `average`.
         amount: share of the channels to drop, in [0, 1); or
@@ -98,10 +101,8 @@ class DoesNotRun(ValueError):
             (twin,) = (other for other in graph.groups if other.key == group.key)
             try:
                 remove(model, graph, {twin: positions}, example_inputs)
-            except DoesNotRun:
-                found[group.key] = (
-                    f"{group.name} keeps its channels: the forward does not run without some of them"
-                )
+            except DoesNotRun as error:
+                found[group.key] = f"{group.name} keeps its channels: {error}"
         return found
 
 
@@ -183,21 +184,43 @@ def remove(
     """The graph's model without the dropped channels, tried on the example, with a `ChannelReport` as its report."""
     before, old_sizes = layer_macs(graph.model, example_inputs), sizes(graph.model)
     shapes = _shapes(outputs(graph.model, example_inputs))
+    silent = outputs(_silenced(graph.model, dropped), example_inputs)
     smaller, kind = graph.remove(dropped), type(model).__name__
     try:
-        found = _shapes(outputs(smaller, example_inputs))
+        answers = outputs(smaller, example_inputs)
     except Exception as error:  # whatever a forward raises when its shapes no longer fit
         raise DoesNotRun(f"{kind} does not run pruned: {error}", dropped) from error
+    found = _shapes(answers)
     for name, shape in shapes.items():
         if found.get(name) != shape:
             raise DoesNotRun(
                 f"pruned, {kind} returns {found.get(name)}, not {shape}, as {name}", dropped
+            )
+    normed = {n for n, module in graph.model.named_modules() if isinstance(module, nn.LayerNorm)}
+    if not any(member.layer in normed for group in dropped for member in group.members):
+        apart = output_error(silent, answers)
+        if apart > rounding({tensor.dtype for tensor in silent.values()}):
+            raise DoesNotRun(
+                f"pruned, {kind} answers otherwise than with those channels silent", dropped
             )
     for old, new in zip(model.parameters(), smaller.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
     done = describe(model, smaller, before, layer_macs(smaller, example_inputs), old_sizes)
     done.notes += graph.notes
     return hang(smaller, done)
+
+
+def _silenced(model: nn.Module, dropped: Mapping[ChannelGroup, Tensor]) -> nn.Module:
+    """A copy that reads nothing of the dropped channels: what the model without them has to answer."""
+    silent = copied(model)[0].eval()
+    with torch.no_grad():
+        for group, positions in dropped.items():
+            for member in group.members:
+                if member.side == "in" and member.dim is not None:
+                    weight: Any = silent.get_submodule(member.layer).weight
+                    chosen = member.index[torch.isin(member.channel, positions)]
+                    weight.index_fill_(member.dim, chosen.to(weight.device), 0)
+    return silent
 
 
 def describe(

@@ -61,7 +61,7 @@ def _dead(folded: nn.Module, group: ChannelGroup) -> Tensor:
 
 
 def _gives_zero(layer: nn.Module) -> Tensor | None:
-    """For each output channel, whether it is 0: always, or for layers of one channel each where their input is."""
+    """Whether each output channel is 0: always, or for layers of one channel each where their input is."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
         depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.out_channels > 1
         zero = (layer.weight == 0).flatten(1).all(1) | depthwise
@@ -74,7 +74,7 @@ def _gives_zero(layer: nn.Module) -> Tensor | None:
 
 
 def _ignores(layer: nn.Module) -> Tensor | None:
-    """For each input channel, whether every weight that reads it is 0."""
+    """Whether every weight that reads it is 0, for each input channel."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
         return (layer.weight == 0).transpose(0, 1).flatten(1).all(1)
     return None

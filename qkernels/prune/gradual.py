@@ -60,9 +60,13 @@ def prune_gradually(
 
     Args:
         model: stays as it is.
+        data: what each training learns from.
+        config: of each training.
         prune: called as prune(model, amount) with a copy and the amount reached so far, counted from the first model;
             returns a model. Where `Masks` hang on it (`qkernels.reports.hang`), they are kept while training.
             `prune_channels` with macs=int((1 - amount) * macs of the first model) fits as it is.
+        final: share to prune in all, in [0, 1).
+        steps: at least 1.
         run_dir: one folder a step. Killed at any moment and called again, it goes on from the last whole epoch with
             the choices it had made.
         description: what `prune` goes by (scores, scope, multiple), which no folder can tell of a function.

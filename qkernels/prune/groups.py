@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,27 +19,43 @@ from qkernels.models.channels import sizes
 from qkernels.models.cifar_resnet import ZeroPadShortcut
 from qkernels.nn import QuantModule
 from qkernels.outputs import output_tensors
-
-Side = Literal["out", "in"]
+from qkernels.prune.cells import (
+    Cells,
+    Side,
+    components,
+    find_cells,
+    is_grouped,
+    is_transposed,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One side of a layer in a group: entry `index[i]` of that side goes with channel `channel[i]` of the group."""
+    """One side of a layer in a group: entry `index[i]` of that side goes with channel `channel[i]` of the group.
+
+    `dim` is the dimension of the layer's weight that the entries lie along; None: no dimension has them all.
+    """
 
     layer: str
     side: Side
     index: Tensor  # int64 [entries]
     channel: Tensor  # int64 [entries], 0 .. the group's channels - 1
+    dim: int | None = 0
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """`name` is the first layer that makes these channels."""
+    """`name` is the first layer that makes these channels; of heads and groups, one channel here is a whole one."""
 
     name: str
     channels: int
     members: tuple[Member, ...]
+
+    @property
+    def width(self) -> int:
+        """Outputs of the first layer that go with one channel: the size of a head or group, else 1."""
+        first = next((m for m in self.members if m.layer == self.name and m.side == "out"), None)
+        return 1 if first is None else max(1, len(first.index) // self.channels)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -63,7 +79,11 @@ class ChannelGraph:
         self._names = {module: name for name, module in self.model.named_modules()}
         self._known = sizes(self.model)
         self._unfit = dict(_unfit(self.model))
-        self.groups = sorted(self._find(), key=lambda group: list(self._known).index(group.name))
+        self._cells = find_cells(self.model, example_inputs)
+        order = list(self._known)
+        self.groups = sorted(
+            self._whole_cells(list(self._find())), key=lambda g: order.index(g.name)
+        )
 
     def remove(self, dropped: Mapping[ChannelGroup, Tensor]) -> nn.Module:
         """Take the channels (int64 positions in each group) out of `model`; it is of no further use to this graph."""
@@ -72,14 +92,116 @@ class ChannelGraph:
             for member in group.members:
                 chosen = torch.isin(member.channel, positions)
                 gone[member.layer, member.side].append(member.index[chosen])
-        for (layer, side), parts in gone.items():
-            entries = torch.cat(parts).unique().tolist()
-            module = self.model.get_submodule(layer)
-            pruner = self._graph.get_pruner_of_module(module)
-            (pruner.prune_out_channels if side == "out" else pruner.prune_in_channels)(
-                module, entries
-            )
+        entries = {key: torch.cat(parts).unique() for key, parts in gone.items()}
+        for (layer, side), chosen in entries.items():
+            self._cut(self.model.get_submodule(layer), side, chosen.tolist())
+        for cells in self._cells:
+            first, parts = next(iter(cells.entries.items()))
+            if first in entries:
+                count = len(entries[first]) // parts.shape[1]
+                cells.shrink(self.model.get_submodule(cells.module), count)
         return self.model
+
+    def _cut(self, module: Any, side: Side, entries: list[int]) -> None:
+        """Take entries of one side out of a layer."""
+        if is_grouped(module) and (side == "in") != is_transposed(module):
+            # This side's entries lie along no dimension of the weight: with a whole group, the other side's rows go.
+            attribute = "in_channels" if side == "in" else "out_channels"
+            setattr(module, attribute, getattr(module, attribute) - len(entries))
+            if side == "out" and module.bias is not None:
+                kept = [i for i in range(len(module.bias)) if i not in set(entries)]
+                module.bias = nn.Parameter(module.bias.detach()[kept])
+        elif is_grouped(module) and is_transposed(module):
+            kept = [i for i in range(len(module.weight)) if i not in set(entries)]
+            module.weight = nn.Parameter(module.weight.detach()[kept])
+            module.in_channels -= len(entries)
+        else:
+            pruner = self._graph.get_pruner_of_module(module)
+            cut = pruner.prune_out_channels if side == "out" else pruner.prune_in_channels
+            cut(module, entries)
+
+    def _whole_cells(self, groups: list[ChannelGroup]) -> Iterator[ChannelGroup]:
+        """The groups with channels joined to what leaves as a whole; cells that reach what stays, stay."""
+        groups = groups + [self._heads(cells) for cells in self._cells if self._is_fused(cells)]
+        starts = torch.tensor([0, *(group.channels for group in groups)]).cumsum(0).tolist()
+        owner: dict[tuple[str, Side], Tensor] = {}
+        for start, group in zip(starts, groups, strict=False):
+            for member in group.members:
+                side = (member.layer, member.side)
+                module = self.model.get_submodule(member.layer)
+                nodes = owner.setdefault(side, torch.full((self._width(module, side[1]),), -1))
+                nodes[member.index] = start + member.channel
+        joined, fixed = [], []
+        for cells in self._cells:
+            for number in range(len(next(iter(cells.entries.values())))):
+                nodes = torch.cat([
+                    owner[side][parts[number]] if side in owner else torch.tensor([-1])
+                    for side, parts in cells.entries.items()
+                ])  # fmt: skip
+                known = nodes[nodes >= 0]
+                if len(known):
+                    joined.append(known)
+                if len(known) < len(nodes):
+                    fixed += known.tolist()
+        root = components(joined, starts[-1])
+        stays = torch.isin(root, root[torch.tensor(fixed, dtype=torch.int64)])
+        yield from self._joined(groups, starts, root, stays)
+
+    def _joined(
+        self, groups: list[ChannelGroup], starts: list[int], root: Tensor, stays: Tensor
+    ) -> Iterator[ChannelGroup]:
+        """New groups of components of channels; a component spans what it is in."""
+        spans: dict[int, tuple[int, ...]] = defaultdict(tuple)
+        for at, group in enumerate(groups):
+            own = root[starts[at] : starts[at + 1]]
+            for component in own[~stays[starts[at] : starts[at + 1]]].unique().tolist():
+                spans[component] += (at,)
+            if stays[starts[at] : starts[at + 1]].all() and group.channels:
+                self.notes.append(
+                    f"{group.name} keeps its channels: they are in groups with channels that stay"
+                )
+        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for component, span in spans.items():
+            alike[span].append(component)
+        for span, chosen in alike.items():
+            place = torch.full((len(root),), -1)
+            place[torch.tensor(chosen)] = torch.arange(len(chosen))
+            parts: dict[tuple[str, Side], list[tuple[Tensor, Tensor, int | None]]] = defaultdict(
+                list
+            )
+            for at in span:
+                of = place[root[starts[at] : starts[at + 1]]]
+                for member in groups[at].members:
+                    channel = of[member.channel]
+                    kept = channel >= 0
+                    entry = (member.index[kept], channel[kept], member.dim)
+                    parts[member.layer, member.side].append(entry)
+            members = tuple(
+                Member(*side, torch.cat([p[0] for p in found]), torch.cat([p[1] for p in found]), found[0][2])
+                for side, found in parts.items()
+            )  # fmt: skip
+            order = list(self._known)
+            first = min((order.index(m.layer), m.layer) for m in members if m.side == "out")
+            yield ChannelGroup(first[1], len(chosen), members)
+
+    def _is_fused(self, cells: Cells) -> bool:
+        """Whether the library's graph does not see through the attention, and the cells name all there is to cut."""
+        return any(side == "in" for _, side in cells.entries) and not is_grouped(
+            self.model.get_submodule(cells.module)
+        )
+
+    def _heads(self, cells: Cells) -> ChannelGroup:
+        members = [
+            Member(
+                layer, side, parts.flatten(),
+                torch.arange(len(parts)).repeat_interleave(parts.shape[1]), int(side == "in"),
+            )
+            for (layer, side), parts in cells.entries.items()
+        ]  # fmt: skip
+        made = next(layer for layer, side in cells.entries if side == "out")
+        why = f"{made} keeps its channels"
+        self.notes = [note for note in self.notes if not note.startswith(why)]
+        return ChannelGroup(made, len(next(iter(cells.entries.values()))), tuple(members))
 
     def _trace(self, example_inputs: Tensor) -> Any:
         """The library's graph, taught how a zero-padded shortcut moves channels."""
@@ -125,8 +247,10 @@ class ChannelGraph:
             m
             for m in self.model.modules()
             if m in self._graph.module2node
-            and isinstance(m, nn.Conv2d | nn.Linear)
-            and not (isinstance(m, nn.Conv2d) and m.groups == m.out_channels > 1)
+            and isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+            and not (
+                not isinstance(m, nn.Linear) and m.groups == m.out_channels == m.in_channels > 1
+            )
         ]
 
     def _side(self, item: Any) -> Side:
@@ -151,8 +275,6 @@ class ChannelGraph:
                 return self._unfit[name]
             elif max(item.idxs, default=0) >= self._width(module, self._side(item)):
                 return f"the forward moves them to {name} in a way that is not followed"
-            elif isinstance(module, nn.Conv2d) and 1 < module.groups < module.out_channels:
-                return f"{name} has {module.groups} groups"
         return None
 
     def _width(self, module: Any, side: Side) -> int:
@@ -174,7 +296,10 @@ class ChannelGraph:
         for channel in free:
             alike[tuple(k for k, entries in members.items() if channel in entries)].append(channel)
         for keys, channels in alike.items():
-            found = tuple(_member(key, members[key], channels) for key in keys)
+            found = tuple(
+                _member(key, members[key], channels, self.model.get_submodule(key[0]))
+                for key in keys
+            )
             first = min(
                 (list(self._known).index(m.layer), m.layer) for m in found if m.side == "out"
             )
@@ -196,10 +321,21 @@ def _unfit(model: nn.Module) -> Iterator[tuple[str, str]]:
 _FIXED = ("_SplitOp", "_UnbindOp", "_ExpandOp", "Parameter")
 
 
-def _member(key: tuple[str, Side], entries: Mapping[int, list[int]], channels: list[int]) -> Member:
+def _member(
+    key: tuple[str, Side],
+    entries: Mapping[int, list[int]],
+    channels: list[int],
+    layer: nn.Module,
+) -> Member:
     pairs = [(index, at) for at, channel in enumerate(channels) for index in entries[channel]]
     index, channel = torch.tensor(pairs, dtype=torch.int64).T
-    return Member(*key, index, channel)
+    return Member(*key, index, channel, _weight_dim(layer, key[1]))
+
+
+def _weight_dim(layer: nn.Module, side: Side) -> int | None:
+    """The dimension of the weight that the entries of a side lie along."""
+    second = (side == "in") != is_transposed(layer)
+    return None if second and is_grouped(layer) else int(second)
 
 
 class _ShortcutPruner:

@@ -172,7 +172,7 @@ def _channel_means(model: nn.Module, calibration: Calibration) -> dict[str, Tens
 
 
 def _entropy(means: Tensor, bins: int) -> Tensor:
-    """Of each column, in bits."""
+    """The entropy of each column, in bits."""
     low, high = means.min(), means.max()
     step = (high - low).clamp(min=torch.finfo(means.dtype).tiny) / bins
     index = ((means - low) / step).long().clamp(0, bins - 1)

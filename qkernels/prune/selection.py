@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qkernels.prune.groups import ChannelGroup, Member, Side
+from qkernels.prune.cells import Side
+from qkernels.prune.groups import ChannelGroup, Member
 from qkernels.prune.scores import Scores
 
 Scope = Literal["layer", "global"]
 Order = Literal["lowest", "highest"]
+
+Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear  # whose multiply-adds are counted
 
 _ROUNDING = 1e-6  # so that 0.29 of 100 channels are 29
 
@@ -37,8 +41,8 @@ def channel_scores(group: ChannelGroup, scores: Scores) -> Tensor:
 def _entry_scores(member: Member, scores: Scores) -> Iterator[Tensor]:
     """What `scores` holds about a side of a layer, one value an entry of that side."""
     weight = scores.get(f"{member.layer}.weight")
-    if weight is not None:
-        sides = weight if member.side == "out" else weight.transpose(0, 1)
+    if weight is not None and member.dim is not None:
+        sides = weight.transpose(0, member.dim)
         yield sides.reshape(len(sides), -1).sum(1)
     if member.side == "in" and member.layer in scores:
         yield scores[member.layer]
@@ -82,7 +86,9 @@ class Selector:
     def rounded(self, wanted: Sequence[int]) -> list[int]:
         """The same with what is left, at least 1, rounded up: the channels that fill a multiple cost nothing."""
         left = [max(1, g.channels - w) for g, w in zip(self.groups, wanted, strict=True)]
-        up = [-(-count // self.multiple) * self.multiple for count in left]
+        # A head or group of several channels fills panels by itself: fewer of them make a multiple.
+        steps = [self.multiple // math.gcd(self.multiple, group.width) for group in self.groups]
+        up = [-(-count // step) * step for count, step in zip(left, steps, strict=True)]
         return [max(0, g.channels - count) for g, count in zip(self.groups, up, strict=True)]
 
     def dropped(self, counts: Sequence[int]) -> dict[ChannelGroup, Tensor]:
@@ -100,25 +106,39 @@ class Selector:
 
 @dataclass(frozen=True)
 class LayerMacs:
-    """Multiply-adds of a layer for one image, its output channels, and the inputs that each of them reads."""
+    """Multiply-adds of a layer for one image, its output channels, and the inputs that each of them reads.
+
+    Of a layer with `groups`, the inputs of one group: they stay as many when others go.
+    """
 
     macs: int
     outputs: int
     inputs: int
+    groups: bool = False
 
 
 def layer_macs(model: nn.Module, example_inputs: Tensor) -> dict[str, LayerMacs]:
-    """What every Conv2d and Linear of a model in eval mode computes."""
+    """What every convolution of images and every Linear of a model in eval mode computes."""
     found: dict[str, LayerMacs] = {}
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Conv2d | nn.Linear, args: tuple[Tensor, ...], y: Tensor) -> None:
+        def hook(layer: Layer, args: tuple[Tensor, ...], y: Tensor) -> None:
             outputs, inputs = layer.weight.shape[:2]
-            found[name] = LayerMacs(y[0].numel() * layer.weight[0].numel(), outputs, inputs)
+            groups = not isinstance(layer, nn.Linear) and layer.groups > 1
+            moved = y
+            if isinstance(layer, nn.ConvTranspose2d):
+                outputs, inputs, moved = (
+                    layer.out_channels,
+                    layer.in_channels // layer.groups,
+                    args[0],
+                )
+            found[name] = LayerMacs(
+                moved[0].numel() * layer.weight[0].numel(), outputs, inputs, groups
+            )
 
         return hook
 
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, Layer)}
     handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
     with torch.no_grad():
         model(example_inputs)
@@ -135,6 +155,8 @@ class Macs:
         self._cuts: dict[str, list[tuple[int, Side, float]]] = defaultdict(list)
         for at, group in enumerate(groups):
             for member in group.members:
+                if member.side == "in" and member.layer in layers and layers[member.layer].groups:
+                    continue
                 entries = len(member.index) / group.channels  # 1, or more behind a flatten
                 self._cuts[member.layer].append((at, member.side, entries))
 

@@ -13,7 +13,7 @@ from qkernels.data import ImageData
 from qkernels.distill import TrainConfig, train
 from qkernels.distill.cache import digest
 from qkernels.distill.run_folder import RunFolder
-from qkernels.evaluate import Evaluation, evaluate
+from qkernels.evaluate import Quality, evaluate
 from qkernels.qat.prepare import convert_qat, prepare_qat
 from qkernels.quantization.calibration import Calibration
 from qkernels.quantization.config import QuantConfig
@@ -24,8 +24,8 @@ from qkernels.reports import hang
 class QatResult:
     """The report of `fit_qat`: the int8 model on the validation images `before` and `after` training."""
 
-    before: Evaluation
-    after: Evaluation
+    before: Quality
+    after: Quality
 
     @property
     def trained(self) -> bool:
@@ -42,18 +42,21 @@ def fit_qat(
     quant: QuantConfig | Mapping[str, Any] | None = None,
     teacher: nn.Module | None = None,
     run_dir: str | Path | None = None,
+    extend: bool = False,
     progress: bool = True,
 ) -> nn.Module:
     """Train the int8 form of `model`, and keep it only if it got better.
 
     Args:
         model: trained float weights; not changed.
+        data: with validation images, which decide.
         config: an lr of 1e-4 and a temperature of 1 are a good start, see docs/quantization.md.
         calibration: as for `prepare_qat`.
         quant: as `config` of `prepare_qat`.
         teacher: as for `train`; the float model itself is a good teacher.
-        progress: as for `train`.
         run_dir: as for `train`, and for this model and this `quant` only; the training is in its folder "training".
+        extend: as for `train`.
+        progress: as for `train`.
 
     Returns:
         The better int8 model of the two on the validation images, with `QatResult` as its report.
@@ -72,12 +75,14 @@ def fit_qat(
         RunFolder(run_dir, description, resume=True).create()
     start = convert_qat(trained)
     before = evaluate(start, data, "val")
-    train(trained, data, config, teacher=teacher, run_dir=training, progress=progress)
+    train(
+        trained, data, config, teacher=teacher, run_dir=training, extend=extend, progress=progress
+    )
     int8 = convert_qat(trained)
     after = evaluate(int8, data, "val")
     result = QatResult(before, after)
     return hang(int8 if result.trained else start, result)
 
 
-def _rank(result: Evaluation) -> tuple[float, float]:
-    return result.accuracy, -result.loss
+def _rank(result: Quality) -> tuple[float, float]:
+    return result.value, -result.loss

@@ -98,6 +98,7 @@ class FakeQuantMixin(StandIn, nn.Module):
         return exact + (soft - soft.detach())  # the bits of exact, the gradient of soft
 
     def float_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """What the float layer answers with another weight; its gradients are those of the training."""
         raise NotImplementedError
 
     @classmethod

@@ -1,4 +1,4 @@
-"""From a float model to one that trains as int8, and from there to the int8 model."""
+"""The way from a float model to one that trains as int8, and from there to the int8 model."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ def calibrate(
     are then put back as they were.
 
     Args:
+        model: on any device, of any floating dtype.
         observers: full name of a layer (`""` is the model itself) -> its observer.
         calibration: an iterable of batches, a single Tensor or dict as the only batch, or a callable that is handed the
             model and runs it. What a batch may be, `qkernels.calling.BatchReader` says: `x`, `(x, y)`, `((u, v), y)`,

@@ -63,6 +63,8 @@ def save(
     """Write `model` to one safetensors file, atomically: readers see the old file or the new one.
 
     Args:
+        model: what `quantize` returned, with what came after it.
+        path: of the file, which is replaced at once.
         architecture: `{"name": ..., "kwargs": {...}}` for `qkernels.models.create`, with which
             `load(path)` rebuilds the model alone.
         extra: JSON-able values to keep in the file, see `read_metadata`.
@@ -109,6 +111,7 @@ def load(
     """Rebuild the model saved at `path`: same tensors, bit for bit, in eval mode.
 
     Args:
+        path: of a file that `save` wrote.
         model: the float model that was quantized (on any device, also meta; it is changed), or a
             function that makes one (its parameters are never allocated). None: the file's
             architecture, made by `qkernels.models.create`.

@@ -1,4 +1,4 @@
-"""Where the int8 model departs from the float model, layer by layer."""
+"""The departure of an int8 model from its float model, layer by layer."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def layer_errors(
 
 
 def call_errors(float_model: nn.Module, quant_model: nn.Module, call: Call) -> list[LayerError]:
-    """As `layer_errors`, of one call; layers that `float_model` does not have under their name are left out."""
+    """The `layer_errors` of one call; layers that `float_model` does not have under their name are left out."""
     known = dict(float_model.named_modules())
     points = {p: layer for p, layer in comparison_points(quant_model).items() if p in known}
     expected: dict[str, list[Tensor]] = {}

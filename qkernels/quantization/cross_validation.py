@@ -66,9 +66,13 @@ def cross_validate(
     Use training or validation data: test images that chose the range no longer test it.
 
     Args:
-        inputs: [N, ...] of the model; `labels` [N].
+        model: float weights; not changed.
+        inputs: [N, ...], what the model is called with.
+        labels: [N], what `metric` compares with.
         config: what the candidates' settings (fields of QuantConfig) are put on.
-        folds: parts of the data, 2..N, drawn by `seed`; the same for every candidate.
+        candidates: settings to try, fields of QuantConfig each.
+        folds: parts of the data, 2..N; the same for every candidate.
+        seed: of the draw of the folds.
         metric: (int8 model, inputs, labels) -> score, larger is better.
 
     Raises:

@@ -57,6 +57,8 @@ def make_plan(
     """Decide for every layer with weights of its own.
 
     Args:
+        model: plain already, see `qkernels.plain`.
+        config: what it includes, excludes and overrides.
         kinds: class names of modules that were made plain before, by their names.
         refused: name -> why a layer could not be made plain.
 

@@ -1,4 +1,4 @@
-"""From a model to the float model that is converted: plain, folded, every range found."""
+"""The way from a model to the float model that is converted: plain, folded, every range found."""
 
 from __future__ import annotations
 

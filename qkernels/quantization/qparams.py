@@ -1,4 +1,4 @@
-"""From a real range to the scale and zero point of signed 8-bit codes."""
+"""The scale and zero point of signed 8-bit codes for a real range."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def choose_qparams(low: float, high: float, *, symmetric: bool) -> tuple[float, 
     The codes are `clamp(round_half_even(x / scale) + zero_point, -128, 127)`.
 
     Args:
-        low, high: finite; widened to include 0.
+        low: the least value, finite; widened to include 0.
+        high: the largest, likewise.
         symmetric: zero point 0 and `scale = max(-low, high) / 127`; otherwise
             `scale = (high - low) / 255` with an integer zero point.
 

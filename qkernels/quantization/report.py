@@ -62,10 +62,12 @@ class QuantReport:
 
     @property
     def converted(self) -> list[LayerReport]:
+        """The layers that became int8, in the order of the model."""
         return [layer for layer in self.layers if layer.action == "converted"]
 
     @property
     def skipped(self) -> list[LayerReport]:
+        """The layers that stayed in float, each with its reason."""
         return [layer for layer in self.layers if layer.action == "skipped"]
 
     def to_dict(self) -> dict[str, Any]:

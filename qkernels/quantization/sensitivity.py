@@ -121,8 +121,13 @@ def mix(
     until the predicted time (of the float model, less what the layers save) is within it.
 
     Args:
-        floor: least metric (see `scan`).
+        model: as for `quantize`.
+        config: as for `quantize`.
+        calibration: as for `quantize`.
+        metric: as for `scan`.
+        floor: least metric.
         budget: most seconds of one call on `example_inputs`.
+        example_inputs: what the model is called with; needed by a budget.
 
     Returns:
         The model of int8 and float layers, batch norms folded, in eval mode, with `Mixed` as its report. Where the

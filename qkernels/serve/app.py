@@ -89,8 +89,10 @@ def application(
 
 
 def _routes(server: _Server) -> list[Route]:
-    """Of all endpoints, in the order in which they are tried: inferences first, since there are many; and what is a
-    name of its own before what has any name in its place."""
+    """The routes of all endpoints, in the order in which they are tried.
+
+    Inferences come first, since there are many; and what is a name of its own before what has any name in its place.
+    """
     by_path: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {}
     for endpoint in ENDPOINTS:
         by_path.setdefault(endpoint.path, {})[endpoint.method] = getattr(server, endpoint.name)
@@ -143,10 +145,9 @@ class _Server:
 
     def _addressed(self, url: bytes) -> Served | None:
         """The model that requests at this address are for, if it is one of those that are loaded."""
-        for base in (b"/v2/models/", b"/classify/"):
-            if url.startswith(base):
-                name = url[len(base) :].partition(b"/")[0]
-                return self._repository.get(unquote(name.decode("latin-1")))
+        name = _addressed_name(url)
+        if name is not None:
+            return self._repository.get(name)
         return self._only() if url.startswith(b"/classify") else None
 
     def _only(self) -> Served | None:
@@ -356,6 +357,7 @@ class _Server:
         if name is not None:
             return self._repository.find(name)
         if (only := self._only()) is None:
+            self._repository.check_known()
             there = ", ".join(f"/classify/{served.name}" for served in self._repository)
             raise RequestError(404, f"there are several models: {there}")
         return only
@@ -365,6 +367,15 @@ class _Server:
         served = self._repository.find(request.path_params["name"])
         version = served.find(request.path_params.get("version"))
         return served, version, version.loaded
+
+
+@functools.lru_cache(256)
+def _addressed_name(url: bytes) -> str | None:
+    """The name of a model in the address of an inference."""
+    for base in (b"/v2/models/", b"/classify/"):
+        if url.startswith(base):
+            return unquote(url[len(base) :].partition(b"/")[0].decode("latin-1"))
+    return None
 
 
 def _image_input(model: Model) -> ImageInput:

@@ -18,7 +18,7 @@ from qkernels.serve.workers import Workers
 
 
 class QueueFull(Exception):
-    """As many rows are waiting as may, or more than can be computed in time."""
+    """There are as many rows waiting as may, or more than can be computed in time."""
 
 
 @dataclass
@@ -39,6 +39,11 @@ class _Waiting:
     @property
     def rows(self) -> int:
         return len(self.inputs[0])
+
+    @property
+    def sizes(self) -> list[tuple[int, ...]]:
+        """The sizes of one example; they differ between requests only where a model takes any number of ids."""
+        return [x.shape[1:] for x in self.inputs]
 
 
 @dataclass
@@ -76,8 +81,11 @@ class Batcher:
         return self._is_full(1, self.settings.timeout)
 
     def _is_full(self, rows: int, seconds: float) -> bool:
-        """A request that would not be answered in its time is worth less than one that is refused at once: computed
-        just too late, such requests would take all of the workers' time, and none would be answered."""
+        """Whether so many rows more are too many for the queue, or for the time that they have.
+
+        A request that would not be answered in its time is worth less than one that is refused at once: computed just
+        too late, such requests would take all of the workers' time, and none would be answered.
+        """
         if self._rows + rows > self.settings.queue:
             return True
         if self._rows == 0:
@@ -87,10 +95,10 @@ class Batcher:
     async def infer(
         self, inputs: Arrays, seconds: float = math.inf, times: Times | None = None
     ) -> Arrays:
-        """Rows of the batch that these inputs run in. Cancelled, it leaves the queue. Raises QueueFull at once, also
-        where the rows that wait already need more than ``seconds``, the time that is left to the request.
+        """Rows of the batch that these inputs run in. Cancelled, it leaves the queue.
 
-        ``times``, where given, is filled in.
+        Raises QueueFull at once, also where the rows that wait already need more than ``seconds``, the time that is
+        left to the request. ``times``, where given, is filled in.
         """
         if self._is_full(len(inputs[0]), seconds):
             raise QueueFull
@@ -111,7 +119,7 @@ class Batcher:
         return results
 
     def take(self) -> Callable[[], _Ran] | None:
-        """For the workers: the batch that is due; one that will be asks again then."""
+        """The batch that is due, for the workers; one that will be asks again then."""
         if not self._waiting:
             return None
         left = self._waiting[0].arrived + self.settings.max_delay - time.perf_counter()
@@ -132,11 +140,20 @@ class Batcher:
         self._workers.ask(self)
 
     def _next_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
-        rows = 0
-        while self._waiting and rows + self._waiting[0].rows <= self.model.max_batch:
-            batch.append(self._waiting.popleft())
-            rows += batch[-1].rows
+        """The oldest request, and those behind it of the same sizes, in their order, that fit."""
+        batch, others = list[_Waiting](), list[_Waiting]()
+        rows, sizes = 0, self._waiting[0].sizes
+        while self._waiting and rows < self.model.max_batch:
+            waiting = self._waiting.popleft()
+            if waiting.sizes != sizes:
+                others.append(waiting)
+            elif rows + waiting.rows <= self.model.max_batch:
+                batch.append(waiting)
+                rows += waiting.rows
+            else:
+                others.append(waiting)
+                break
+        self._waiting.extendleft(reversed(others))
         self._count(-rows)
         return batch
 
@@ -145,7 +162,7 @@ class Batcher:
         self._metrics.queue_rows.inc(rows)
 
     def _run(self, batch: list[_Waiting]) -> _Ran:
-        """In a worker's thread."""
+        """Runs in a worker's thread."""
         began = time.perf_counter()
         results: list[Arrays] | Exception
         try:
@@ -155,7 +172,7 @@ class Batcher:
         return _Ran(batch, time.perf_counter() - began, results)
 
     def finish(self, run: asyncio.Future[_Ran], seconds: float) -> None:
-        """For the workers, which were kept for ``seconds``."""
+        """Called by the workers, which were kept for ``seconds``."""
         ran = run.result()
         rows = sum(waiting.rows for waiting in ran.batch)
         self._row_seconds += 0.2 * (seconds / rows / self._workers.count - self._row_seconds)

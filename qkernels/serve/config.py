@@ -13,7 +13,7 @@ def model_config(name: str, versions: list[str], batcher: Batcher) -> dict[str, 
     model, settings = batcher.model, batcher.settings
 
     def described(ends: tuple[Tensor, ...]) -> list[dict[str, Any]]:
-        return [{"name": t.name, "data_type": "TYPE_FP32", "dims": list(t.size)} for t in ends]
+        return [{"name": t.name, "data_type": f"TYPE_{t.datatype}", "dims": t.dims} for t in ends]
 
     return {
         "name": name,

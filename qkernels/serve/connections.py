@@ -21,7 +21,7 @@ _MOST_REFUSED = 32  # connections that are told so, of those for which there is 
 
 
 def most_connections() -> int:
-    """As many as the process may have file descriptors, whose limit is raised as far as it may be, less some."""
+    """How many there may be: the process's file descriptors, whose limit is raised as far as it may be, less some."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft = 1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -37,9 +37,12 @@ class Refusals:
 
 
 class Connections:
-    """Ends those that wait too long: for the rest of a request's headers, or for their client to read, longer than
-    ``timeout`` seconds; for another request, longer than ``keep_alive``. Beyond ``most`` a new connection ends the one
-    that has been idle longest, or is refused where all are busy, instead of being reset for want of a descriptor."""
+    """Ends connections that wait too long.
+
+    They may wait for the rest of a request's headers, or for their client to read, for ``timeout`` seconds; for another
+    request, for ``keep_alive``. Beyond ``most`` a new connection ends the one that has been idle longest, or is refused
+    where all are busy, instead of being reset for want of a descriptor.
+    """
 
     def __init__(self, metrics: Metrics, timeout: float, keep_alive: float, most: int) -> None:
         self._ended = metrics.connections_ended

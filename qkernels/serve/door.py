@@ -1,5 +1,6 @@
-"""What happens to a connection before there is a request: limits on all that is read before a body, refusals while the
-server is full, and errors that are no request's.
+"""What happens to a connection before there is a request.
+
+There are limits on all that is read before a body, refusals while the server is full, and errors that are no request's.
 
 What refusing costs is taken from the requests that are answered, and there may be many times more to refuse. An answer
 of the application costs three times as much as one from here, before anything is read.
@@ -8,6 +9,7 @@ of the application costs three times as much as one from here, before anything i
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import re
 import socket
@@ -34,9 +36,11 @@ _PIECE_OF_HEADS, _PIECE_OF_BODY = (
 )  # bytes that are parsed before it is seen what they were
 _MOST_THROWN = 256 << 20  # bytes that are still read behind the last answer
 
+_MOST_PLAIN = 4 << 10  # bytes of a head that is refused without being parsed
+
 # A head that llhttp would take, of a POST; and what in it the door leaves to the parser.
 _PLAIN_POST = re.compile(
-    rb"POST (/[!-~]{,4096}) HTTP/1\.1\r\n(?:[A-Za-z0-9-]+:[^\r\n\0]*\r\n){1,64}\r\n"
+    rb"POST (/[!-~]{,2048}) HTTP/1\.1\r\n(?:[A-Za-z0-9-]+:[^\r\n\0]*\r\n){1,64}\r\n"
 )
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
 _TELLING = re.compile(
@@ -61,7 +65,7 @@ class Inside(Protocol):
 
 
 class _Refused:
-    """In the place of a request that is answered, whose body may still come."""
+    """Stands for a request that is answered, whose body may still come."""
 
     response_complete = True
     keep_alive = True
@@ -72,11 +76,14 @@ _REFUSED = _Refused()
 
 
 class _Last:
-    """A transport that closes after the client has read the last answer: where its body is still on the way, closing
-    at once would be a reset, which takes the answer with it."""
+    """A transport that closes after the client has read the last answer.
+
+    Where its body is still on the way, closing at once would be a reset, which takes the answer with it.
+    """
 
     def __init__(self, transport: Any, door: Door) -> None:
-        self._transport, self._door = transport, door
+        self._transport = transport
+        self._door: Door | None = door
         self.pause_reading, self.get_extra_info = (
             transport.pause_reading,
             transport.get_extra_info,
@@ -89,7 +96,7 @@ class _Last:
             self._transport.write(data)
 
     def abort(self) -> None:
-        """With a reset: else the system would keep what the client does not read, and the client would not notice."""
+        """Ends with a reset: the system would keep what the client does not read, and the client would not notice."""
         self._transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
         )
@@ -98,7 +105,13 @@ class _Last:
     def is_closing(self) -> bool:
         return self._is_over or bool(self._transport.is_closing())
 
+    def forget(self) -> None:
+        """The door, which holds this: what ends shall not wait for the garbage collector."""
+        self._door = None
+
     def close(self) -> None:
+        if self._door is None:
+            return
         if self._is_over or not self._door.is_in_body or self._transport.is_closing():
             self._transport.close()
             if self._transport.get_write_buffer_size():
@@ -160,6 +173,9 @@ class Door(HttpToolsProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._connections.forget(self)
         super().connection_lost(error)
+        self.transport.forget()  # type: ignore[attr-defined]
+        self.pipeline.clear()
+        self.cycle = self.flow = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         if self._thrown is not None:
@@ -180,17 +196,14 @@ class Door(HttpToolsProtocol):
         is_fresh = self._is_in_head and not self._quiet and not self.is_behind
         if not (is_fresh and (self.cycle is None or self.cycle.response_complete)):
             return False
-        found = _PLAIN_POST.match(data)
-        if found is None or not self._inside.refuses(found[1]) or self.transport.is_closing():
+        end = data.find(b"\r\n\r\n", 0, _MOST_PLAIN) + 4
+        plain = _plain_post(data[:end]) if end > 3 else None
+        if plain is None or self.transport.is_closing():
             return False
-        lengths = _LENGTH.findall(found[0])
-        if (
-            len(lengths) != 1
-            or len(data) != found.end() + int(lengths[0])
-            or _TELLING.search(found[0])
-        ):
+        url, length = plain
+        if len(data) != end + length or not self._inside.refuses(url):
             return False
-        self._inside.count_refused(found[1])
+        self._inside.count_refused(url)
         if self._refuse(is_last=False):
             self.transport.close()
         else:
@@ -331,7 +344,7 @@ class Door(HttpToolsProtocol):
             self.on_response_complete()
 
     def on_response_complete(self) -> None:
-        """As uvicorn's, without a timer for each answer."""
+        """Does what uvicorn's does, without a timer for each answer."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -377,6 +390,15 @@ class Door(HttpToolsProtocol):
             lines.append(b"connection: close\r\n")
         rest = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
         return b"".join((STATUS_LINE[status], *lines, rest, body)), is_last or is_ending
+
+
+@functools.lru_cache(64)  # clients send the same headers again and again
+def _plain_post(head: bytes) -> tuple[bytes, int] | None:
+    """The address and the length of the body of a POST that says nothing about its connection; None: of another one."""
+    found, lengths = _PLAIN_POST.fullmatch(head), _LENGTH.findall(head)
+    if found is None or len(lengths) != 1 or _TELLING.search(head):
+        return None
+    return found[1], int(lengths[0])
 
 
 def _has_body(headers: Headers) -> bool:

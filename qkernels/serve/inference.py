@@ -34,8 +34,10 @@ class Answered:
 async def infer(
     served: Served, number: str | None, read: Read, encode: Callable[[Answered], Answer]
 ) -> Answer:
-    """The answer by the model's version of this number. ``read`` gets the request within the time limit, and says when
-    its body is there. Raises RequestError."""
+    """The answer by the model's version of this number.
+
+    ``read`` gets the request within the time limit, and says when its body is there. Raises RequestError.
+    """
     version = served.find(number)
     batcher, began = version.loaded, time.perf_counter()
     try:
@@ -61,8 +63,10 @@ async def counted(
     answer: Callable[[Served], Awaitable[Answer]],
     refuse: Callable[[Exception], Awaitable[tuple[int, Answer]]],
 ) -> Answer:
-    """``answer`` of the model that ``find`` finds, or what ``refuse`` makes of an exception, with its status; in the
-    metrics of the model, or of ``nobody`` where there is none."""
+    """``answer`` of the model that ``find`` finds, or what ``refuse`` makes of an exception, with its status.
+
+    It counts in the metrics of the model, or of ``nobody`` where there is none.
+    """
     served, began, status = nobody, time.perf_counter(), 200
     try:
         served = find()

@@ -16,8 +16,10 @@ from qkernels.serve.errors import COME_BACK, RequestError
 
 
 class TimeLimit(Deadline):
-    """Of a request; ``came``: when its body was there, by `time.perf_counter`, or None, which says whose fault it is
-    when the time is up."""
+    """The time limit of a request.
+
+    ``came``: when its body was there, by `time.perf_counter`, or None; it says whose fault it is when the time is up.
+    """
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
@@ -28,7 +30,7 @@ class TimeLimit(Deadline):
         self.came = time.perf_counter()
 
     def shorten(self, seconds: float) -> None:
-        """To so many from the start, where they are fewer."""
+        """Leave so many seconds from the start, where they are fewer."""
         if seconds < self.seconds:
             self.earlier(self.seconds - seconds)
             self.seconds = seconds

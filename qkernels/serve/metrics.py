@@ -20,8 +20,10 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Of one server, in a registry of its own; processor time and memory of the process are among them. `of` gives
-    those of a model; requests that are for none of the models are of the model ""."""
+    """The metrics of one server, in a registry of its own; processor time and memory of the process are among them.
+
+    `of` gives those of a model; requests that are for none of the models are of the model "".
+    """
 
     def __init__(self, restarts: int = 0) -> None:
         self.registry = CollectorRegistry()

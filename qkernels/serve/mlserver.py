@@ -1,5 +1,7 @@
-"""A program as a runtime of MLServer: `{"name": "student", "implementation": "qkernels.serve.mlserver.Runtime",
-"parameters": {"uri": "student.qkp"}}` is its model-settings.json.
+"""A program as a runtime of MLServer.
+
+`{"name": "student", "implementation": "qkernels.serve.mlserver.Runtime", "parameters": {"uri": "student.qkp"}}` is its
+model-settings.json.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from qkernels.serve.tensors import Given, arrays
 
 
 class Runtime(MLModel):
-    """Maps the program, so that the worker processes of a machine share its weights, and answers as `qkernels serve`
-    does. ``parameters.extra.sizes``: of its inputs, such as ["1,3,224,224"], where the file does not say them."""
+    """Maps the program, so that the worker processes of a machine share its weights, and answers as `qkernels serve`.
+
+    ``parameters.extra.sizes``: of its inputs, such as ["1,3,224,224"], where the file does not say them.
+    """
 
     async def load(self) -> bool:
         """Raises ValueError for what is no program."""

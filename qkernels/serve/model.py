@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import timeit
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,16 +18,64 @@ from qkernels.image_input import KEY, ImageInput
 from qkernels.input_size import Size, image_size
 from qkernels.program import Program
 
-Arrays = Sequence[NDArray[np.float32]]
+Arrays = Sequence[NDArray[Any]]
 Run = Callable[[Arrays], Arrays]
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of float32; ``size``: of one example, without the batch."""
+    """An input or output, of float32 or, of token ids and masks, int64.
+
+    ``size``: of one example, without the batch. ``id_count``: ids are 0 .. id_count - 1; None: float32. ``free``: the
+    axes of ``size`` along which an example may be smaller; the number of ids is one.
+    """
 
     name: str
     size: Size
+    id_count: int | None = None
+    free: tuple[int, ...] = ()
+
+    @property
+    def datatype(self) -> str:
+        """Its name in the Open Inference Protocol."""
+        return "FP32" if self.id_count is None else "INT64"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32 if self.id_count is None else np.int64)
+
+    @property
+    def dims(self) -> list[int]:
+        """The size as the protocol tells it, -1 where it is free."""
+        return [-1 if axis in self.free else n for axis, n in enumerate(self.size)]
+
+    def takes(self, shape: Sequence[int], max_batch: int) -> bool:
+        """Whether it may have this shape [N, *size]."""
+        rows, size = (shape[0] if shape else 0), tuple(shape[1:])
+        return 1 <= rows <= max_batch and (size == self.size or self._is_smaller(size))
+
+    def _is_smaller(self, size: Size) -> bool:
+        """Along its free axes, and not without anything."""
+        if len(size) != len(self.size):
+            return False
+        pairs = enumerate(zip(size, self.size, strict=True))
+        return all(n == most or (axis in self.free and 1 <= n < most) for axis, (n, most) in pairs)
+
+    def needed(self, max_batch: int) -> str:
+        """The shapes that it takes, in words."""
+        size = ", ".join(["N", *("T" if n < 0 else str(n) for n in self.dims)])
+        longest = "".join(f" and T from 1 to {self.size[axis]}" for axis in self.free)
+        return f"[{size}] with N from 1 to {max_batch}{longest}"
+
+    def wrong_id(self, x: NDArray[Any]) -> str:
+        """A sentence about the first id of int64 [N, T] that is none; empty where all are."""
+        if self.id_count is None or (x.min() >= 0 and x.max() < self.id_count):
+            return ""
+        row, column = np.argwhere((x < 0) | (x >= self.id_count))[0].tolist()
+        return (
+            f"input {self.name!r} holds the id {x[row, column]} at [{row}, {column}]; "
+            f"ids from 0 to {self.id_count - 1} are taken"
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +95,19 @@ class Model:
     image_input: ImageInput | None = None
 
     def run_together(self, requests: Sequence[Arrays]) -> list[Arrays]:
-        """The answers of requests of any number of rows, from one call."""
+        """The answers of requests of any number of rows, from one call for all that are of the same sizes."""
+        alike: dict[tuple[Size, ...], list[int]] = {}
+        for i, inputs in enumerate(requests):
+            alike.setdefault(tuple(x.shape[1:] for x in inputs), []).append(i)
+        if len(alike) == 1:
+            return self._run_alike(requests)
+        answers = dict[int, Arrays]()
+        for places in alike.values():
+            found = self._run_alike([requests[i] for i in places])
+            answers |= zip(places, found, strict=True)
+        return [answers[i] for i in range(len(requests))]
+
+    def _run_alike(self, requests: Sequence[Arrays]) -> list[Arrays]:
         if len(requests) == 1:
             return [self.run(requests[0])]
         results = self.run([np.concatenate(column) for column in zip(*requests, strict=True)])
@@ -54,20 +115,39 @@ class Model:
         parts = itertools.starmap(slice, itertools.pairwise((0, *ends)))
         return [[y[rows] for y in results] for rows in parts]
 
+    def batch_gain(self) -> float:
+        """How many times cheaper a row is in the largest batch than alone, by the best of three calls each."""
+        alone = [np.zeros((1, *tensor.size), tensor.dtype) for tensor in self.inputs]
+
+        def seconds(rows: int) -> float:
+            return min(timeit.repeat(lambda: self.run_together([alone] * rows), number=1, repeat=3))
+
+        return self.max_batch * seconds(1) / seconds(self.max_batch)
+
     def check(self, inputs: Arrays) -> None:
         """Raises ValueError for arrays that ``run`` does not take."""
         if len(inputs) != len(self.inputs):
             raise ValueError(f"the model takes {len(self.inputs)} input(s), not {len(inputs)}")
         for x, tensor in zip(inputs, self.inputs, strict=True):
-            fits = x.dtype == np.float32 and x.shape[1:] == tensor.size
-            if not (fits and 1 <= len(x) <= self.max_batch):
-                needed = ", ".join(["N", *map(str, tensor.size)])
+            if x.dtype != tensor.dtype or not tensor.takes(x.shape, self.max_batch):
                 raise ValueError(
-                    f"input {tensor.name!r} is {x.dtype} {list(x.shape)}; float32 [{needed}] with N from 1 to "
-                    f"{self.max_batch} is needed"
+                    f"input {tensor.name!r} is {x.dtype} {list(x.shape)}; {tensor.dtype} "
+                    f"{tensor.needed(self.max_batch)} is needed"
                 )
-        if len(rows := {len(x) for x in inputs}) != 1:
-            raise ValueError(f"the inputs differ in their batch: {sorted(rows)}")
+            if wrong := tensor.wrong_id(x):
+                raise ValueError(wrong)
+        if differ := self.differ(inputs):
+            raise ValueError(differ)
+
+    def differ(self, inputs: Arrays) -> str:
+        """A sentence about inputs that do not belong together; empty for those that do."""
+        rows = [len(x) for x in inputs]
+        if len(set(rows)) != 1:
+            return f"the inputs differ in their batch: {rows}"
+        lengths = [x.shape[1] for x, t in zip(inputs, self.inputs, strict=True) if t.free]
+        if len(set(lengths)) > 1:
+            return f"the inputs differ in their number of ids: {lengths}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +156,7 @@ class Opened:
 
     version: str
     platform: str
-    sizes: tuple[Size, ...]
+    inputs: tuple[Tensor, ...]
     max_batch: int | None
     run: Run
     image_input: ImageInput | None = None
@@ -88,30 +168,55 @@ class Opened:
         """
         largest = min(max_batch, self.max_batch or max_batch)
         for rows in (largest, 1):
-            results = self.run([np.zeros((rows, *size), np.float32) for size in self.sizes])
-        outputs = [y.shape[1:] for y in results]
+            outputs = self._sizes_from([(rows, *tensor.size) for tensor in self.inputs])
         return Model(
             self.version,
             self.platform,
-            _named("input", self.sizes),
-            _named("output", outputs),
+            self.inputs,
+            self._ends(outputs),
             largest,
             self.run,
             self._image_input(outputs),
         )
 
+    def _sizes_from(self, shapes: Sequence[Size]) -> list[Size]:
+        """The sizes of the outputs, from zeros of these shapes."""
+        given = zip(shapes, self.inputs, strict=True)
+        return [y.shape[1:] for y in self.run([np.zeros(shape, t.dtype) for shape, t in given])]
+
+    def _ends(self, outputs: Sequence[Size]) -> tuple[Tensor, ...]:
+        """The outputs, free along the axes that follow the inputs' free ones."""
+        ends = named("output", outputs)
+        if not any(tensor.free for tensor in self.inputs):
+            return ends
+        shorter = [
+            (
+                1,
+                *(
+                    max(1, n - 1) if axis in tensor.free else n
+                    for axis, n in enumerate(tensor.size)
+                ),
+            )
+            for tensor in self.inputs
+        ]
+        return tuple(
+            replace(tensor, free=_differing(tensor.size, size))
+            for tensor, size in zip(ends, self._sizes_from(shorter), strict=True)
+        )
+
     def _image_input(self, outputs: Sequence[Size]) -> ImageInput | None:
-        """For the size that is served."""
+        """The description of pictures for the size that is served."""
         said = self.image_input
         if said is None:
             return None
-        channels, *size = self.sizes[0]
-        is_image = len(self.sizes) == 1 and len(size) == 2 and channels in (1, 3)
+        sizes = [tensor.size for tensor in self.inputs]
+        channels, *size = sizes[0]
+        is_image = len(sizes) == 1 and len(size) == 2 and channels in (1, 3)
         same = channels == len(said.mean) == len(said.std)
         if not is_image or not same or [tuple(y) for y in outputs] != [(len(said.classes),)]:
             raise ValueError(
                 f"{KEY} has {len(said.mean)} means, {len(said.std)} stds and {len(said.classes)} classes; "
-                f"the model takes {self.sizes} and gives {outputs}"
+                f"the model takes {sizes} and gives {outputs}"
             )
         height, width = size
         return replace(said, size=(height, width))
@@ -121,7 +226,7 @@ def open_model(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
     """Read a program, or build an int8 checkpoint (.safetensors) and chain it.
 
     The file is copied, not mapped: whoever writes over it changes nothing here. Raises ValueError for a file that is
-    neither, or for images whose size nobody has said.
+    neither, or for images or token ids whose size nobody has said.
     """
     data = np.fromfile(path, np.uint8)
     version = f"{zlib.crc32(data.data):08x}"
@@ -135,8 +240,10 @@ def open_model(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
 
 
 def map_program(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
-    """A program that is mapped: processes of one machine that open it share its weights. The file may be replaced, as
-    `Program.save` does, but not written over. Raises as `open_model`."""
+    """A program that is mapped: processes of one machine that open it share its weights.
+
+    The file may be replaced, as `Program.save` does, but not written over. Raises as `open_model`.
+    """
     program = Program.load(path, threads)
     version = f"{zlib.crc32(program.data.data):08x}"
     return _program(program, path, version, sizes, program.extra)
@@ -145,20 +252,34 @@ def map_program(path: Path, sizes: Sequence[Size], threads: int) -> Opened:
 def _program(
     program: Program, path: Path, version: str, sizes: Sequence[Size], extra: Mapping[str, Any]
 ) -> Opened:
-    if "int64" in program.input_dtypes:
-        raise ValueError(f"{path} takes int64 token ids; float32 inputs alone are served")
     image_input = _read_image_input(path, extra)
     sizes = sizes or _sizes(image_input)
     if not sizes:
         if any(axes > 2 for axes, _ in program.inputs):
             raise ValueError(f"{path} takes images of any size: give --size, such as 1,3,224,224")
+        if not all(channels for _, channels in program.inputs):
+            raise ValueError(
+                f"{path} takes any number of token ids: give --size, the longest, such as 1,128, once an input"
+            )
         sizes = [(1, channels) for _, channels in program.inputs]
+    if len(sizes) != len(program.inputs):
+        raise ValueError(
+            f"{path} takes {len(program.inputs)} input(s), not {len(sizes)}: give as many --size"
+        )
 
     def run(inputs: Arrays) -> Arrays:
         return _listed(program(*inputs))
 
-    examples = tuple(size[1:] for size in sizes)
-    return Opened(version, "qkernels_program", examples, program.max_batch, run, image_input)
+    inputs = tuple(
+        tensor if count is None else replace(tensor, id_count=count, free=() if channels else (0,))
+        for tensor, count, (_, channels) in zip(
+            named("input", [size[1:] for size in sizes]),
+            program.id_counts,
+            program.inputs,
+            strict=True,
+        )
+    )
+    return Opened(version, "qkernels_program", inputs, program.max_batch, run, image_input)
 
 
 def _checkpoint(path: Path, version: str, sizes: Sequence[Size], threads: int) -> Opened:
@@ -182,7 +303,7 @@ def _checkpoint(path: Path, version: str, sizes: Sequence[Size], threads: int) -
             y = chained(*(torch.from_numpy(np.require(x, requirements="W")) for x in inputs))
         return [t.numpy() for t in _listed(y)]
 
-    taken = tuple(size[1:] for size in sizes)
+    taken = named("input", [size[1:] for size in sizes])
     return Opened(version, "qkernels_torch", taken, None, run, image_input)
 
 
@@ -203,6 +324,11 @@ def _listed(results: Any) -> Any:
     return results if isinstance(results, (list, tuple)) else [results]
 
 
-def _named(kind: str, sizes: Sequence[Size]) -> tuple[Tensor, ...]:
+def _differing(a: Size, b: Size) -> tuple[int, ...]:
+    return tuple(axis for axis, (m, n) in enumerate(zip(a, b, strict=True)) if m != n)
+
+
+def named(kind: str, sizes: Sequence[Size]) -> tuple[Tensor, ...]:
+    """Inputs or outputs of float32: "input", or "input_0", "input_1" of several."""
     names = [kind] if len(sizes) == 1 else [f"{kind}_{i}" for i in range(len(sizes))]
     return tuple(Tensor(name, tuple(size)) for name, size in zip(names, sizes, strict=True))

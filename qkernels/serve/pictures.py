@@ -42,7 +42,7 @@ class Decoder:
         self._most, self._now = most, 0
 
     async def __call__(self, body: bytes, image_input: ImageInput) -> NDArray[np.float32]:
-        """As `decode`. Raises QueueFull at once."""
+        """What `decode` gives. Raises QueueFull at once."""
         if self._now >= self._most:
             raise QueueFull
         self._now += 1

@@ -21,6 +21,7 @@ import uvicorn
 
 from qkernels.serve.app import application
 from qkernels.serve.door import Door, Inside
+from qkernels.serve.memory import GivesBack
 from qkernels.serve.settings import Settings
 
 logger = logging.getLogger("qkernels.serve")
@@ -178,15 +179,19 @@ def _end_with(parent: int) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn closes connections that look idle when it is told to end, though a request may lie in their buffers;
-    here these are read first, and each answer says that it is its connection's last."""
+    """A server that reads what has arrived before it ends.
+
+    uvicorn closes connections that look idle when it is told to end, though a request may lie in their buffers; here
+    these are read first, and each answer says that it is its connection's last.
+    """
 
     def __init__(self, config: uvicorn.Config, inside: Inside, handshake: float) -> None:
         super().__init__(config)
         self._inside, self._handshake = inside, handshake
+        self._memory = GivesBack()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's with sockets; a TLS handshake has as long as headers have."""
+        """Does what uvicorn's does with sockets; a TLS handshake has as long as headers have."""
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(1)
@@ -205,6 +210,7 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
             self._inside.connections.sweep()
+            self._memory.now_and_then()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -75,16 +75,20 @@ class _Message(_Strict, frozen=True):
 
 
 class IndexRequest(_Strict, frozen=True):
-    """Of the repository's index: only the models that are ready, or all."""
+    """A request for the repository's index: only the models that are ready, or all."""
 
     ready: bool | None = None
 
 
 class LoadRequest(_Strict, frozen=True):
+    """A request to load a model."""
+
     parameters: dict[str, Any] | None = None
 
 
 class UnloadRequest(_Strict, frozen=True):
+    """A request to let a model go."""
+
     parameters: dict[str, Any] | None = None  # unload_dependents: there are none
 
 
@@ -168,7 +172,7 @@ def encode(
 
 def metadata(name: str, versions: list[str], model: Model) -> dict[str, Any]:
     def described(ends: tuple[Tensor, ...]) -> list[dict[str, Any]]:
-        return [{"name": t.name, "datatype": "FP32", "shape": [-1, *t.size]} for t in ends]
+        return [{"name": t.name, "datatype": t.datatype, "shape": [-1, *t.dims]} for t in ends]
 
     return {
         "name": name,
@@ -211,10 +215,10 @@ def _raw(raw: bytes, model: Model) -> Request:
     if len(model.inputs) != 1:
         raise bad(f"raw bytes without JSON are for a model of one input, not {len(model.inputs)}")
     (tensor,) = model.inputs
-    row = tensors.raw_size("FP32", tensor.size)
+    row = tensors.raw_size(tensor.datatype, tensor.size)
     if len(raw) % row:
         raise bad(f"{len(raw)} bytes came; a row of input {tensor.name!r} has {row}")
-    given = Given(tensor.name, "FP32", [len(raw) // row, *tensor.size], raw)
+    given = Given(tensor.name, tensor.datatype, [len(raw) // row, *tensor.size], raw)
     outputs = [Wanted(i, is_binary=True) for i in range(len(model.outputs))]
     return Request(None, tensors.arrays([given], model), outputs, None)
 
@@ -246,7 +250,7 @@ def _given(inputs: list[_Input], raw: bytes) -> list[Given]:
 
 
 def refuse_parameters(given: Iterable[str]) -> None:
-    """Of a request to load: a configuration or files, which would be another model. Raises RequestError(400)."""
+    """Refuse a configuration or files of a request to load: they would be another model. Raises RequestError(400)."""
     if names := sorted(given):
         raise bad(f"a model is loaded as the repository has it: {names[0]!r} is not taken")
 

@@ -49,7 +49,7 @@ def _rows(requests: list[Arrays]) -> int:
 
 
 def _threads() -> int:
-    """As many as the replica has CPUs, so that those of a node take no more than its cores; 1 for a part of one."""
+    """A thread for each CPU of the replica, so that those of a node take no more than its cores; 1 for part of one."""
     return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
 
 
@@ -60,8 +60,11 @@ def _threads() -> int:
 )
 @serve.ingress()
 class Replica:
-    """One process that answers on as many threads as it has CPUs. It maps the program: the replicas of a node share
-    the weights. Raises what `map_program` and `Settings` raise, more CPUs than the node has among it."""
+    """One process that answers on as many threads as it has CPUs.
+
+    It maps the program: the replicas of a node share the weights. Raises what `map_program` and `Settings` raise, more
+    CPUs than the node has among it.
+    """
 
     def __init__(self, arguments: Arguments) -> None:
         self._settings = Settings(
@@ -86,7 +89,7 @@ class Replica:
         return application(self._settings, repository=partial(_Loaded, self))
 
     async def predict(self, *inputs: np.ndarray) -> Arrays:
-        """For a handle in Python: float32 arrays [N, ...] to the model's outputs. Raises ValueError for others."""
+        """The model's outputs for float32 arrays [N, ...]; for a handle in Python. Raises ValueError for others."""
         self.model.check(inputs)
         return await self.infer(inputs)
 
@@ -128,6 +131,6 @@ class _Loaded(Repository):
 
 
 def app(arguments: Arguments) -> serve.Application:
-    """For `serve run` and Serve's configuration files."""
+    """The application for `serve run` and Serve's configuration files."""
     replica: Any = Replica
     return replica.bind(arguments)

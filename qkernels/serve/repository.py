@@ -25,6 +25,7 @@ logger = logging.getLogger("qkernels.serve")
 PROGRAM, OWN = "model.qkp", "settings.json"
 _MOST_CHANGES = 16  # that wait for each other
 
+_WORTH = 1.1  # times that a row is cheaper in a full batch where waiting for one may pay
 _LOOK_SECONDS = 5.0  # for the file system to answer
 
 Stamp = tuple[int, ...]
@@ -114,8 +115,11 @@ class Served:
         return RequestError(503, f"model {self.name!r} is being loaded", COME_BACK)
 
     def is_full(self) -> bool:
-        """Whether one more request for results is one too many: as many are inside, waiting or still being read, as
-        the queue and the workers hold, or as many rows wait as may."""
+        """Whether one more request for results is one too many.
+
+        Then as many are inside, waiting or still being read, as the queue and the workers hold, or as many rows wait as
+        may.
+        """
         latest = self.latest
         if latest is None or latest.batcher is None:
             return False
@@ -145,11 +149,17 @@ class Repository:
         return self._models.get(name)
 
     def find(self, name: str) -> Served:
-        """Raises RequestError(404)."""
+        """Raises RequestError(404), and what `check_known` raises."""
         if (served := self._models.get(name)) is None:
+            self.check_known()
             there = ", ".join(map(repr, self._models)) or "none"
             raise RequestError(404, f"there is no model {name!r}; this is {there}")
         return served
+
+    def check_known(self) -> None:
+        """Raises RequestError(503) while nobody has read yet which models there are."""
+        if self._settings.is_folder and not self.is_ready:
+            raise RequestError(503, "the models are being loaded", COME_BACK)
 
     async def watch(self) -> None:
         """Load what is there, then whatever changes. Raises what is wrong with a file of its own at the start only."""
@@ -271,8 +281,11 @@ class Repository:
         return looking.result()
 
     def _look(self) -> Seen:
-        """Raises OSError; an empty folder that was not empty is one, since that is
-        what a file system leaves that is not there any more."""
+        """What lies in the folder, or the one file.
+
+        Raises OSError; an empty folder that was not empty is one, since that is what a file system leaves that is not
+        there any more.
+        """
         path = self._settings.path
         if not self._settings.is_folder:
             return {self._settings.name: {"": Source(path, _stamp(path))}}
@@ -334,6 +347,12 @@ class Repository:
             open_model, source.path, settings.sizes, settings.threads
         )
         model = await self._workers.run(opened.warm_up, settings.max_batch)
+        if settings.max_delay > 0 and (gain := await self._workers.run(model.batch_gain)) < _WORTH:
+            logger.warning(
+                "%s: requests wait for others, though a row of a full batch costs %.2f of one alone",
+                _label(served, version),
+                1 / gain,
+            )
         self._retire(served, version)
         version.batcher = Batcher(model, settings, self._workers, served.metrics)
         if not self._settings.is_folder:
@@ -377,9 +396,11 @@ class Repository:
 
 
 class Background:
-    """A thread for what may never come back, since a file system may not answer: nobody waits for it at the end, and
-    another takes its place for whatever comes while it is busy. It stays otherwise, for each new thread would have
-    memory of its own, which loading a model after the other would let grow."""
+    """A thread for what may never come back, since a file system may not answer.
+
+    Nobody waits for it at the end, and another takes its place for whatever comes while it is busy. It stays otherwise,
+    for each new thread would have memory of its own, which loading a model after the other would let grow.
+    """
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] | None = None

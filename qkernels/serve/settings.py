@@ -21,7 +21,9 @@ _LEAST = {
 
 @dataclass(frozen=True)
 class Settings:
-    """``path``: a model's file, or a folder of models, whose ``name`` is "": each of them has its own, and may have
+    """What a server is told.
+
+    ``path``: a model's file, or a folder of models, whose ``name`` is "": each of them has its own, and may have
     settings of its own beside its versions. ``control``: whether models are loaded and let go as their files are, or as
     clients ask, after those of ``loads``.
 
@@ -95,7 +97,7 @@ class _Own(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def own_settings(settings: Settings, path: Path) -> Settings:
-    """With what the file of a model says otherwise. Raises ValueError that names the file, and OSError."""
+    """The settings with what the file of a model says otherwise. Raises ValueError that names the file, and OSError."""
     try:
         own = msgspec.json.decode(path.read_bytes(), type=_Own)
         changed = {
@@ -110,7 +112,7 @@ def own_settings(settings: Settings, path: Path) -> Settings:
 
 
 def checked_token(text: str) -> str:
-    """Without white space around it. Raises ValueError for one that no header can hold."""
+    """The token without white space around it. Raises ValueError for one that no header can hold."""
     token = text.strip()
     if not token:
         raise ValueError("the bearer token is empty: set one, or unset $QKERNELS_TOKEN")

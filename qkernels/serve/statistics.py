@@ -24,8 +24,11 @@ class Sum:
 
 @dataclass
 class Statistics:
-    """Of one version. ``success``, ``fail``: requests, from their headers to their answer. ``input``, ``output``: the
-    reading and writing of their messages. ``batches``: those of so many rows."""
+    """The statistics of one version.
+
+    ``success``, ``fail``: requests, from their headers to their answer. ``input``, ``output``: the reading and writing
+    of their messages. ``batches``: those of so many rows.
+    """
 
     success: Sum = field(default_factory=Sum)
     fail: Sum = field(default_factory=Sum)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,10 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP16": np.dtype("<f2"),
     "UINT8": np.dtype("u1"),
+    "INT64": np.dtype("<i8"),
+    "INT32": np.dtype("<i4"),
 }
+_OF_IDS = ("INT64", "INT32")
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class Given:
 
 
 def arrays(given: Sequence[Given], model: Model) -> Arrays:
-    """In the model's order, of one batch. Raises RequestError(400) that names what is wrong."""
+    """Arrays in the model's order, of one batch. Raises RequestError(400) that names what is wrong."""
     wanted = {tensor.name: tensor for tensor in model.inputs}
-    found: dict[str, NDArray[np.float32]] = {}
+    found: dict[str, NDArray[Any]] = {}
     for one in given:
         if one.name not in wanted:
             raise bad(f"there is no input {one.name!r}; the model takes {', '.join(wanted)}")
@@ -42,9 +45,10 @@ def arrays(given: Sequence[Given], model: Model) -> Arrays:
         found[one.name] = _array(one, wanted[one.name], model)
     if missing := [name for name in wanted if name not in found]:
         raise bad(f"input {missing[0]!r} is missing")
-    if len({len(array) for array in found.values()}) != 1:
-        raise bad(f"the inputs differ in their batch: {[len(array) for array in found.values()]}")
-    return [found[name] for name in wanted]
+    ordered = [found[name] for name in wanted]
+    if differ := model.differ(ordered):
+        raise bad(differ)
+    return ordered
 
 
 def raw_size(datatype: str, shape: Sequence[int]) -> int:
@@ -52,27 +56,22 @@ def raw_size(datatype: str, shape: Sequence[int]) -> int:
     return _TYPES[datatype].itemsize * math.prod(shape) if datatype in _TYPES else 0
 
 
-def _array(given: Given, tensor: Tensor, model: Model) -> NDArray[np.float32]:
-    if given.datatype not in _TYPES:
+def _array(given: Given, tensor: Tensor, model: Model) -> NDArray[Any]:
+    if tensor.id_count is not None:
+        return _ids(given, tensor, model)
+    if given.datatype not in _TYPES or given.datatype in _OF_IDS:
         raise bad(
             f"input {given.name!r} has datatype {given.datatype!r}; FP32 is needed, or FP16, or UINT8 for pixels"
         )
-    is_pixels, size = given.datatype == "UINT8", tensor.size
+    is_pixels = given.datatype == "UINT8"
     if is_pixels:
         if model.image_input is None:
             raise bad(
                 f"input {given.name!r} has datatype 'UINT8'; FP32 is needed, for the model's file has no image_input: "
                 "how pixels become numbers"
             )
-        size = (*size[1:], size[0])
-    rows = given.shape[0] if given.shape else 0
-    if tuple(given.shape[1:]) != size or not 1 <= rows <= model.max_batch:
-        needed = ", ".join(["N", *map(str, size)])
-        raise bad(
-            f"input {given.name!r} has shape {list(given.shape)}; [{needed}] with N from 1 to {model.max_batch} is "
-            "needed"
-        )
-    values = _values(given, _TYPES[given.datatype]).reshape(given.shape)
+        tensor = replace(tensor, size=(*tensor.size[1:], tensor.size[0]))
+    values = _shaped(given, tensor, model)
     if is_pixels:
         assert model.image_input is not None
         return model.image_input.normalised(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
@@ -80,6 +79,25 @@ def _array(given: Given, tensor: Tensor, model: Model) -> NDArray[np.float32]:
     if not np.isfinite(floats).all():
         raise bad(f"input {given.name!r} holds NaN, infinity or a number beyond {given.datatype}")
     return floats
+
+
+def _ids(given: Given, tensor: Tensor, model: Model) -> NDArray[np.int64]:
+    if given.datatype not in _OF_IDS:
+        raise bad(
+            f"input {given.name!r} has datatype {given.datatype!r}; INT64 is needed, or INT32"
+        )
+    ids = _shaped(given, tensor, model).astype(np.int64, copy=False)
+    if wrong := tensor.wrong_id(ids):
+        raise bad(wrong)
+    return ids
+
+
+def _shaped(given: Given, tensor: Tensor, model: Model) -> NDArray[Any]:
+    if not tensor.takes(given.shape, model.max_batch):
+        raise bad(
+            f"input {given.name!r} has shape {list(given.shape)}; {tensor.needed(model.max_batch)} is needed"
+        )
+    return _values(given, _TYPES[given.datatype]).reshape(given.shape)
 
 
 def _values(given: Given, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -101,9 +119,12 @@ def _values(given: Given, dtype: np.dtype[Any]) -> NDArray[Any]:
         raise bad(
             f"the data of input {given.name!r} have shape {list(values.shape)}, not {list(given.shape)} or [{count}]"
         )
-    if dtype.kind == "u":
-        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 255:
-            raise bad(f"the data of input {given.name!r} are not whole numbers from 0 to 255")
+    if dtype.kind in "ui":
+        limits = np.iinfo(dtype)
+        if values.dtype.kind == "f" or values.min() < limits.min or values.max() > limits.max:
+            raise bad(
+                f"the data of input {given.name!r} are not whole numbers from {limits.min} to {limits.max}"
+            )
         return values.astype(dtype)
     with np.errstate(over="ignore"):
         return values.astype(dtype)

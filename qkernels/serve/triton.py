@@ -20,8 +20,8 @@ def write_triton_model(
     ``sizes`` [N, C, H, W] or [N, C] of each input, whose N is only an example; none: they follow from the program.
     ``max_batch`` holds where the program says nothing less. Returns the model, which has run.
 
-    Raises ValueError for a file that is no program, for images whose size nobody has said, and for a name that Triton
-    has trouble with; FileExistsError where the folder is there already.
+    Raises ValueError for a file that is no program, for images or ids whose size nobody has said, and for a name that
+    Triton has trouble with; FileExistsError where the folder is there already.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", folder.name, re.ASCII):
         raise ValueError(
@@ -44,9 +44,10 @@ def write_triton_model(
 def _config(name: str, model: Model) -> str:
     """inference.ModelConfig in protobuf's text form; its batches, queue and warm-up are those of `qkernels serve`."""
     ends = [("input", t) for t in model.inputs] + [("output", t) for t in model.outputs]
-    tensors = "\n".join(f'{kind} {{ name: "{t.name}" {_type(t)} }}' for kind, t in ends)
+    tensors = "\n".join(f'{kind} {{ name: "{t.name}" {_type(t, t.dims)} }}' for kind, t in ends)
     zeros = " ".join(
-        f'inputs {{ key: "{t.name}" value {{ {_type(t)} zero_data: true }} }}' for t in model.inputs
+        f'inputs {{ key: "{t.name}" value {{ {_type(t, t.size)} zero_data: true }} }}'
+        for t in model.inputs
     )
     return f"""\
 name: "{name}"
@@ -68,5 +69,5 @@ model_warmup {{ name: "smallest" batch_size: 1 {zeros} }}
 """
 
 
-def _type(tensor: Tensor) -> str:
-    return f"data_type: TYPE_FP32 dims: {list(tensor.size)}"
+def _type(tensor: Tensor, dims: Sequence[int]) -> str:
+    return f"data_type: TYPE_{tensor.datatype} dims: {list(dims)}"

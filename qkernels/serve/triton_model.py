@@ -31,6 +31,14 @@ class TritonPythonModel:
             [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs]
             for request in requests
         ]
+        try:
+            return self._answers(asked)
+        except ValueError as error:  # such as an id that is none, which is one request's fault
+            if len(asked) == 1:
+                return [pb_utils.InferenceResponse([], pb_utils.TritonError(str(error)))]
+            return [answer for request in requests for answer in self.execute([request])]
+
+    def _answers(self, asked: list[list[Any]]) -> list[Any]:
         results = self._program(*(np.concatenate(column) for column in zip(*asked, strict=True)))
         if len(self._outputs) == 1:
             results = [results]

@@ -116,7 +116,7 @@ def test_faults_are_named() -> None:
         Split(images.float())
     with pytest.raises(ValueError, match=r"\[N, C, H, W\], not \(3, 2, 2\)"):
         Split(images[0])
-    with pytest.raises(ValueError, match=r"int64 \[4\], not torch.int64 \[3\]"):
+    with pytest.raises(ValueError, match=r"int64 \[4\] or float \[4, K\], not torch.int64 \[3\]"):
         Split(images, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"train, val or test, not 'dev'"):
         make_data().batches("dev", 4)

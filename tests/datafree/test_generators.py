@@ -9,8 +9,16 @@ from datafree_nets import resnet
 from torch import Tensor, nn
 
 from qkernels.data import ImageData, Split
-from qkernels.datafree import DAFL, BatchNormGap, Generator, GeneratorObjective, ImageKind, LabelVAE
-from qkernels.distill import TrainConfig, train
+from qkernels.datafree import (
+    DAFL,
+    DFQ,
+    BatchNormGap,
+    Generator,
+    GeneratorObjective,
+    ImageKind,
+    LabelVAE,
+)
+from qkernels.distill import TrainConfig, hinton_loss, train
 from qkernels.evaluate import evaluate
 from qkernels.models import TutorialCNN
 
@@ -28,7 +36,7 @@ def generator(data: ImageData, seed: int = 0) -> Generator:
 
 
 def make(kind: str, data: ImageData, teacher: nn.Module, **options: float) -> GeneratorObjective:
-    return {"dafl": DAFL, "vae": LabelVAE}[kind](teacher, generator(data), **options)
+    return {"dafl": DAFL, "vae": LabelVAE, "dfq": DFQ}[kind](teacher, generator(data), **options)
 
 
 def gap(teacher: nn.Module, images: Tensor) -> Tensor:
@@ -92,7 +100,43 @@ def test_generator_and_student_learn_each_its_own_and_the_teacher_nothing(
     assert not any(name.startswith("teachers") for name in objective.state_dict())
 
 
-@pytest.mark.parametrize("kind", ["dafl", "vae"])
+def test_dfq_s_generator_seeks_what_the_student_does_not_know_and_the_student_does_not_help_it(
+    digits: ImageData, teacher: nn.Module
+) -> None:
+    objective, student = DFQ(teacher, generator(digits), adversarial=0.7, memory=0), resnet()
+    images, twin = torch.zeros(32, 1, 8, 8), copy.deepcopy(student)
+    torch.manual_seed(0)
+    made = objective.make(32, images.device)
+    answers, known = twin(made.images).log_softmax(1), made.logits.log_softmax(1)
+    apart = (known.exp() * (known - answers)).sum(1).mean()
+    wanted = torch.autograd.grad(made.loss - 0.7 * apart, list(objective.parameters()))
+    torch.manual_seed(0)
+    objective(student, images, None).loss.backward()
+    for parameter, grad in zip(objective.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, grad)
+    twin = copy.deepcopy(resnet())
+    soft = hinton_loss(twin(made.images.detach()), made.logits.detach(), temperature=4.0, alpha=1.0)
+    soft.backward()
+    for mine, alone in zip(student.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, alone.grad)  # of the soft loss alone
+    for name, value in student.named_buffers():  # statistics of one pass, not of two
+        torch.testing.assert_close(value, twin.get_buffer(name))
+
+
+def test_dfq_s_memory_holds_the_last_images_and_their_answers(
+    digits: ImageData, teacher: nn.Module
+) -> None:
+    objective = DFQ(teacher, generator(digits), memory=48)
+    for _ in range(2):
+        objective(resnet(), torch.zeros(32, 1, 8, 8), None)
+    assert int(objective.seen) == 64
+    with torch.no_grad():
+        again = objective.teachers[0](objective._recalled(torch.arange(48)))
+    # rounded to 8 bits, the images are nearly those that were answered
+    assert (again.argmax(1) == objective.answers.argmax(1)).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("kind", ["dafl", "vae", "dfq"])
 def test_a_student_of_no_real_image_reads_real_digits(
     digits: ImageData, teacher: nn.Module, kind: str
 ) -> None:
@@ -104,7 +148,7 @@ def test_a_student_of_no_real_image_reads_real_digits(
     assert evaluate(student, digits).accuracy > 0.5
 
 
-@pytest.mark.parametrize("kind", ["dafl", "vae"])
+@pytest.mark.parametrize("kind", ["dafl", "vae", "dfq"])
 def test_a_killed_run_goes_on_to_the_same_bits(
     tmp_path: Path, digits: ImageData, teacher: nn.Module, kind: str
 ) -> None:

@@ -154,9 +154,14 @@ def test_dkd_of_a_teacher_that_is_all_but_certain_is_finite() -> None:
     assert loss.isfinite() and student.grad is not None and student.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", SOFT_LOSSES)
-def test_every_soft_loss_is_at_its_least_where_the_student_is_the_teacher(name: str) -> None:
-    loss, teacher = SOFT_LOSSES[name], logits(1)
+EVERY = [(name, task) for name, tasks in SOFT_LOSSES.items() for task in tasks]
+
+
+@pytest.mark.parametrize(("name", "task"), EVERY)
+def test_every_soft_loss_is_at_its_least_where_the_student_is_the_teacher(
+    name: str, task: str
+) -> None:
+    loss, teacher = SOFT_LOSSES[name][task], logits(1)
     student = teacher.clone().requires_grad_()
     least = loss(student, teacher, LABELS, T)
     least.backward()
@@ -166,11 +171,12 @@ def test_every_soft_loss_is_at_its_least_where_the_student_is_the_teacher(name: 
     assert loss(logits(0), teacher, LABELS, T) > least + 0.1
 
 
-@pytest.mark.parametrize("name", SOFT_LOSSES)
+@pytest.mark.parametrize(("name", "task"), EVERY)
 def test_every_soft_loss_is_a_mean_over_images_with_gradients_for_the_student_alone(
     name: str,
+    task: str,
 ) -> None:
-    loss = SOFT_LOSSES[name]
+    loss = SOFT_LOSSES[name][task]
     student, teacher = logits(0).requires_grad_(), logits(1).requires_grad_()
     once = loss(student, teacher, LABELS, T)
     once.backward()
@@ -184,7 +190,7 @@ def test_t_squared_makes_soft_cross_entropy_pull_like_hintons_loss() -> None:
     gradients = []
     for name in ("hinton", "soft_cross_entropy"):
         student = logits(0).requires_grad_()
-        SOFT_LOSSES[name](student, logits(1), None, T).backward()
+        SOFT_LOSSES[name]["multiclass"](student, logits(1), None, T).backward()
         gradients.append(student.grad)
     torch.testing.assert_close(*gradients)
 

@@ -114,7 +114,7 @@ def objective(name: str, student: nn.Module, seed: int = 0) -> Objective:
     config = CONFIG.model_copy(
         update={"loss": name, "features": "0,2", "feature_weight": 1.0, "seed": seed}
     )
-    return OBJECTIVES[name](config, teacher, student, shape)
+    return OBJECTIVES[name](config, teacher, student, toy_data())
 
 
 @pytest.mark.parametrize("name", ["fitnets", "crd", "heads"])

@@ -214,7 +214,10 @@ def test_a_teacher_that_cannot_be_copied_teaches_all_the_same() -> None:
     teacher[0] = torch.nn.utils.weight_norm(teacher[0])
     teacher(torch.zeros(2, 1, 4, 4))  # which leaves a computed weight
     teacher.lock = threading.Lock()
-    train(toy_model(), toy_data(), CONFIG, teacher=teacher)
+    student = toy_model()
+    before = copy.deepcopy(student)
+    train(student, toy_data(), CONFIG, teacher=teacher)
+    assert not same_state(before, student)
 
 
 def test_a_model_that_nothing_can_train_is_refused_by_layer() -> None:

@@ -250,3 +250,31 @@ def test_layers_and_pools_that_a_forward_reaches_through_a_list_are_exported(
     int8 = quantized(Walked().eval(), x)
     export_onnx(int8, x, tmp_path / "m.onnx")
     assert off(run(tmp_path / "m.onnx", x), int8(x)) < 0.01
+
+
+class Tied(nn.Module):
+    """Reads the weights of its layers itself, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(40, 16), nn.Linear(16, 16)
+
+    def forward(self, words: Tensor, *, mask: Tensor) -> dict[str, Tensor]:
+        h = self.layer(self.table(words)) * mask.unsqueeze(-1)
+        decoded = nn.functional.linear(h, self.table.weight)
+        return {"logits": decoded, "state": h @ self.layer.weight}
+
+
+def test_a_model_with_keyword_arguments_and_tied_weights_returns_the_same_but_for_rounding(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    call = {"words": torch.randint(0, 40, (2, 6)), "mask": torch.ones(2, 6)}
+    model = qk.quantize(Tied().eval(), {"activation": "static"}, [call])
+    export_onnx(model, call, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert [value.name for value in session.get_inputs()] == list(call)
+    call = {"words": torch.randint(0, 40, (5, 6)), "mask": torch.rand(5, 6)}
+    got = session.run(None, {name: x.numpy() for name, x in call.items()})
+    for found, expected in zip(got, model(**call).values(), strict=True):
+        assert off(torch.from_numpy(found), expected) < 1e-3

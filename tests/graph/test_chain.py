@@ -233,3 +233,19 @@ def test_accuracy_on_official_images_is_unchanged(name: str) -> None:
     exact, quick = (qk.compile(model, x, exact=flag) for flag in (True, False))
     assert evaluate(exact, data).correct == expected
     assert abs(evaluate(quick, data).correct - expected) <= 3  # measured: 854 of 854, 864 of 866
+
+
+def test_a_batch_norm_and_a_relu_before_a_layer_are_one_step() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), norm, nn.ReLU(), nn.Conv2d(8, 4, 3)
+    ).eval()
+    x = torch.randn(2, 3, 12, 12)
+    compiled = qk.compile(qk.quantize(model, "static", [x]), x)
+    assert compiled.program is not None
+    kinds = [step.kind for step in compiled.profile(x, runs=1).steps]
+    assert kinds == ["conv2d", "max_pool", "affine", "conv2d", "planar"]
+    assert compiled.report.sqnr_db["output"] > 30

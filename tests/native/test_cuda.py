@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -298,19 +301,31 @@ FAULTS = {
 }
 
 
+@contextmanager
+def planted(fault: Fault, tree: Path) -> Iterator[Path]:
+    """The program with the fault. Sources and objects are then what they were, with the times of their last change, so
+    that the next one compiles what it changes and no more."""
+    emulated(tree, fault.program, fault.arch)
+    file, objects = tree / "csrc/cuda" / fault.file, tree / f"build{fault.arch}"
+    original, kept = file.read_text(), file.stat()
+    assert original.count(fault.text) == 1, "the fault's text must occur once"
+    aside = shutil.copytree(objects, tree / "aside")
+    file.write_text(original.replace(fault.text, fault.becomes))
+    try:
+        yield emulated(tree, fault.program, fault.arch)
+    finally:
+        file.write_text(original)
+        os.utime(file, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+        shutil.rmtree(objects)
+        aside.rename(objects)
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_fault_is_found(name: str, tree: Path, expected: dict[str, str]) -> None:
     fault = FAULTS[name]
-    file = tree / "csrc/cuda" / fault.file
-    original = file.read_text()
-    assert original.count(fault.text) == 1, "the fault's text must occur once"
-    file.write_text(original.replace(fault.text, fault.becomes))
-    try:
-        program = emulated(tree, fault.program, fault.arch)
+    with planted(fault, tree) as program:
         few = FEW_LARGE if fault.kind in LARGE_KINDS else FEW
         result = emulate(program, few, *fault.kind.split())
-    finally:
-        file.write_text(original)
     if fault.found == "wrong":
         assert differing(result, expected)
     elif fault.found == "conflicts":

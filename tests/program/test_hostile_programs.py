@@ -224,6 +224,8 @@ ONE_STEP: list[tuple[str, dict[str, Any], dict[str, np.ndarray], int, tuple[str,
     ("rms_norm", {}, {"weight": ONES}, 4, ("int8",)),
     ("layer_norm", {}, {"weight": ONES, "bias": ONES}, 4, ("int8",)),
     ("group_norm", {"groups": 2}, {"weight": ONES, "bias": ONES}, 4, ("float32",)),
+    ("lookup", {}, {"table": np.arange(256, dtype=np.uint8).view(np.int8)}, 4, ("int8",)),
+    ("affine", {}, {"weight": ONES, "bias": ONES}, 4, ("int8",)),
     ("reduce", {}, {}, 4, ("int8",)),
     ("avg_pool", {"same_scale": 0, "adaptive": 1, "out_h": 3, "out_w": 5}, {}, 4, ("int8",)),
     (
@@ -244,15 +246,18 @@ ONE_STEP: list[tuple[str, dict[str, Any], dict[str, np.ndarray], int, tuple[str,
 
 
 def of_one_step(case: tuple[Any, ...]) -> tuple[Program, np.ndarray]:
-    """A program of one step of a kind, behind steps that make int8 of its input where it is wanted so."""
+    """A program of one step of a kind, between steps that make int8 of its input, and of int8 the output."""
     kind, fields, constants, rank, types = case
     values = [Value(4, rank, "float32", callers=True, nhwc_only=rank == 4)]
-    values += [Value(4, rank, t) for t in types] + [Value(4, rank, "float32", callers=True)]
+    values += [Value(4, rank, t) for t in types]
     steps = [Step("unary", f"x{i}", 0, 1 + i) for i in range(len(types))]
-    reads = range(1, 1 + len(types))
-    steps.append(
-        Step(kind, "it", 1, len(values) - 1, tuple(reads[1:]), fields=fields, constants=constants)
-    )
+    if kind == "lookup":  # which writes what it reads
+        values.append(Value(4, rank, "int8"))
+        steps.append(Step("unary", "y", len(values) - 1, len(values)))
+    values.append(Value(4, rank, "float32", callers=True))
+    reads, y = range(1, 1 + len(types)), 1 + len(types)
+    made = Step(kind, "it", 1, y, tuple(reads[1:]), fields=fields, constants=constants)
+    steps.insert(len(types), made)
     x = np.ones((2, 4, 3, 5)[:rank] if rank == 4 else (2, 3, 4)[3 - rank :], np.float32)
     return Program(assemble(values, steps, [0], [len(values) - 1])), x
 

@@ -96,6 +96,25 @@ def test_groups_are_normalized_in_the_order_of_the_reference(
     OneStep("group_norm", fields, e, size, constants).check([x], expected, threads)
 
 
+@given(data=st.data(), size=sizes(), e=outputs(), threads=THREADS)
+@quick(150)
+def test_a_factor_and_a_summand_a_channel_are_two_binary_steps(
+    data: Any, size: tuple[int, ...], e: Epilogue, threads: int
+) -> None:
+    x, seed = data.draw(operands(size)), data.draw(SEEDS)
+    weight, bias = floats(seed, size[-1:]), floats(seed + 1, size[-1:])
+    expected = reference.affine(x.floats(), weight, bias, e)
+    constants = {"weight": weight.numpy(), "bias": bias.numpy()}
+    OneStep("affine", scaled(x), e, size, constants).check([x], expected, threads)
+
+
+def test_rows_longer_than_the_products_kept_at_hand_have_a_factor_and_a_summand_too() -> None:
+    x, weight, bias = floats(0, (3, 5000)), floats(1, (5000,)), floats(2, (5000,))
+    constants = {"weight": weight.numpy(), "bias": bias.numpy()}
+    expected = reference.affine(x, weight, bias, Epilogue())
+    OneStep("affine", {}, Epilogue(), (3, 5000), constants).check([Operand(x)], expected, 2)
+
+
 def test_a_group_norm_is_close_to_torch_in_double_and_the_same_on_three_threads() -> None:
     x, weight, bias = floats(0, (2, 28, 28, 96)) + 2, floats(1, (96,)), floats(2, (96,))
     exact = F.group_norm(x.permute(0, 3, 1, 2).double(), 32, weight.double(), bias.double(), 1e-5)
@@ -225,6 +244,9 @@ RMS = {"weight": NORM["weight"]}
         ("group_norm", {"groups": 3}, NORM, "its groups do not divide its channels"),
         ("group_norm", {"groups": 0}, NORM, "its groups do not divide its channels"),
         ("group_norm", {}, RMS, "its bias lies outside"),
+        ("affine", {}, RMS, "its bias lies outside"),
+        ("affine", {}, {}, "its weight lies outside"),
+        ("affine", {"lo": 2.0, "hi": 1.0}, NORM, "its clamp is empty"),
         ("reduce", {"op": 4}, {}, "its operation is none that is known"),
         ("reduce", {"over_w": 2}, {}, "a flag is neither 0 nor 1"),
         ("reduce", {"lo": 2.0, "hi": 1.0}, {}, "its clamp is empty"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from value_steps import ISAS
 from qkernels import _core, ops, reference  # noqa: F401
 from qkernels.program import Program
 from qkernels.program.format import Step, Value, assemble
-from qkernels.serve.model import open_model
 
 
 def ids(tokens: int = 0, **how: Any) -> Value:
@@ -106,7 +104,7 @@ def test_ids_of_another_dtype_or_number_are_refused() -> None:
     values = [ids(5), Value(4, 3, "float32", callers=True)]
     steps = [Step("embedding", "words", 0, 1, fields={"rows": 7}, constants=table(7, 4, "int8"))]
     program = Program(assemble(values, steps, [0], [1]))
-    assert program.input_dtypes == ["int64"]
+    assert program.input_dtypes == ["int64"] and program.id_counts == [7]
     with pytest.raises(TypeError, match="input 0 has dtype int32; int64 is needed"):
         program(np.zeros((1, 5), np.int32))
     with pytest.raises(TypeError, match="input 0 has dtype float32; int64 is needed"):
@@ -219,9 +217,3 @@ def test_a_table_without_good_scales_is_refused() -> None:
     steps = [Step("embedding", "words", 0, 1, fields={"rows": 9}, constants=constants)]
     with pytest.raises(ValueError, match="a scale of its rows is not finite and above 0"):
         Program(assemble(values, steps, [0], [1]))
-
-
-def test_a_program_of_ids_is_not_served_as_one_of_floats(tmp_path: Path) -> None:
-    with_first_token("int8").save(tmp_path / "words.qkp")
-    with pytest.raises(ValueError, match="takes int64 token ids; float32 inputs alone are served"):
-        open_model(tmp_path / "words.qkp", [], 1)

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import load
 
 X = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
-ASK = load.infer(X, "small")
+ASK = load.infer(X, name="small")
 HEADERS = b"POST /v2/models/small/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
 
 
@@ -149,6 +149,17 @@ def test_whatever_way_a_request_to_a_full_server_comes_it_has_one_answer(
             if CLOSING[line]:
                 break
             assert round_ < 2
+
+
+def test_a_full_server_ends_the_connection_of_an_http_1_0_client_that_would_keep_it(
+    full: Served,
+) -> None:
+    head, _, body = WHOLE
+    request = head.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\nConnection: Keep-Alive\r\n\r\n" + body
+    with socket.create_connection(address(full), timeout=20) as wire:
+        wire.sendall(request)
+        answer = b"".join(iter(partial(wire.recv, 1000), b""))  # up to the end
+    assert answer.startswith(b"HTTP/1.1 503") and b"connection: close" in answer
 
 
 @pytest.fixture(scope="module")

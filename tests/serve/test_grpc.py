@@ -352,6 +352,22 @@ def test_a_killed_process_listens_at_the_same_grpc_port_again(program: Path) -> 
         wait_for(is_back)
 
 
+def test_ids_and_traces_of_grpc_are_in_the_log(program: Path) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    words = ("--size", SIZE, "--grpc-port", 0, "--log-level", "debug")
+    with serving(program, *words) as server:
+        client = triton.InferenceServerClient(address(server))
+        client.infer("small", given(), request_id="mine", headers={"traceparent": trace})
+        with pytest.raises(InferenceServerException):
+            client.infer(
+                "small", given(X[:, :2]), headers={"x-request-id": "abc", "traceparent": trace}
+            )
+        wait_for(lambda: sum("trace_id" in line for line in server.lines) == 2)
+    lines = [line for line in server.lines if "trace_id" in line]
+    assert [line["id"] for line in lines] == ["mine", "abc"]
+    assert {line["trace_id"] for line in lines} == {trace.split("-")[1]}
+
+
 def test_models_are_loaded_and_unloaded_by_grpc(tmp_path: Path) -> None:
     save_program(tmp_path / "x.qkp")
     (tmp_path / "models/m/3").mkdir(parents=True)
@@ -430,8 +446,8 @@ print(inference_pb2.DESCRIPTOR.serialized_pb.hex())
         return len(ours.fields) + sum(check(inner.full_name) for inner in ours.nested_types)
 
     assert sum(check(f"inference.{message.name}") for message in made.message_type) > 100
-    for value in ("TYPE_FP32",):
-        assert pool.FindEnumTypeByName("inference.DataType").values_by_name[value].number == 11
+    for value, number in (("TYPE_FP32", 11), ("TYPE_INT64", 9)):
+        assert pool.FindEnumTypeByName("inference.DataType").values_by_name[value].number == number
     methods = {method.name for method in made.service[0].method}
     assert methods <= set(
         theirs.FindServiceByName("inference.GRPCInferenceService").methods_by_name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import json
 import os
 import re
@@ -14,16 +16,23 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+import uvicorn
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve_process import Served, serving
 from served_nets import SIZE
+from uvicorn.server import ServerState
+
+from qkernels.serve import Settings, application
+from qkernels.serve.door import Door
 
 INFER = b"POST /v2/models/small/infer HTTP/1.1\r\nHost: x\r\n"
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
@@ -422,6 +431,44 @@ def test_any_mixture_of_http_is_answered_or_closed_and_nothing_stays_inside(
     assert b" 500 " not in answer.partition(b"\r\n")[0]
     with served.client() as client:
         assert client.get("/v2/health/ready").status_code == 200
+
+
+def test_a_connection_that_has_ended_leaves_nothing_for_the_garbage_collector(
+    program: Path,
+) -> None:
+    app = application(Settings(program, "small", sizes=((1, 3, 8, 8),)))
+    config = uvicorn.Config(app, log_config=None)
+    config.load()
+    doors = weakref.WeakSet[Door]()
+
+    def made() -> Door:
+        door = Door(config, ServerState(), {}, inside=app.state.inside)
+        doors.add(door)
+        return door
+
+    async def use() -> None:
+        server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        asked = (LIVE + b"\r\n", LIVE, b"no HTTP\r\n\r\n", INFER + b"Content-Length: 9\r\n\r\n")
+        for ask in asked:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(ask)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reader.read(1000), 0.1)
+            assert doors
+            writer.close()
+        del reader, writer
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+        server.close()
+
+    gc.collect()
+    gc.disable()
+    try:
+        uvloop.run(use())
+        assert not doors
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="reads /proc")

@@ -17,13 +17,14 @@ from served_nets import SIZE
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import faults  # noqa: E402
 import load  # noqa: E402
 import make_serving_doc  # noqa: E402
 import served  # noqa: E402
 import serving  # noqa: E402
 import soak  # noqa: E402
 
-SMALL = served.Model("small", (3, 8, 8), 8, 64, 1000.0)
+SMALL = served.Model("small", ((3, 8, 8),), 8, 64, 1000.0)
 
 
 @pytest.fixture
@@ -32,11 +33,15 @@ def results(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
     monkeypatch.setattr(served, "FILES", tmp_path)
     shutil.copy(program, SMALL.file("qkp"))
     cores = sorted(os.sched_getaffinity(0))
-    machine = {"cpu": "c", "isa": "i", "versions": {}, "contenders": {}}
+    machine = {"cpu": "c", "isa": "i", "versions": {}, "contenders": {}, "left_out": {}}
     return {
         "machine": machine, "command": "x", "threads": 1, "seconds": 0.3, "server_cores": cores[:1],
         "client_cores": cores[-1:], "models": {"small": vars(SMALL)}, "rows": [],
     }  # fmt: skip
+
+
+def server(name: str) -> served.Server:
+    return next(one for one in served.SERVERS if one.name == name)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +54,7 @@ def same_cores() -> Any:
 def test_every_run_is_measured_once_and_every_request_answered(
     results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = served.SERVERS[0]
+    ours = server(served.OURS)
     here = served.Server(**{**vars(ours), "models": ("small",)})
     monkeypatch.setattr(served, "SERVERS", (here,))
     monkeypatch.setattr(serving, "STEPS", 2)
@@ -75,13 +80,13 @@ def test_onnx_runtime_answers_behind_the_same_layer(results: dict[str, Any]) -> 
         pool (float[N, 3, 8, 8] x) => (float[N, 3, 1, 1] y) { y = GlobalAveragePool(x) }
     """)
     onnx.save(graph, SMALL.file("onnx"))
-    row = serving.measure(SMALL, served.SERVERS[1], served.BATCHED, results)
+    row = serving.measure(SMALL, server(served.PEER), served.BATCHED, results)
     assert row["answered_per_second"] > 0 and not row["unanswered"] and not row["refused_per_second"]  # fmt: skip
 
 
 def test_litserve_answers_with_the_same_program(results: dict[str, Any]) -> None:
     pytest.importorskip("litserve")
-    row = serving.measure(SMALL, served.SERVERS[2], served.ALONE, results)
+    row = serving.measure(SMALL, server(served.LITSERVE), served.ALONE, results)
     assert row["answered_per_second"] > 0 and not row["unanswered"] and not row["refused_per_second"]  # fmt: skip
 
 
@@ -104,7 +109,8 @@ def test_a_soak_finds_every_answer_right(
     program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "soak.json"
-    words = ["--minutes", "0.17", "--model", str(program), "--size", SIZE[2:], "--out", str(out)]
+    words = ["--minutes", "0.08", "--rate", "150", "--model", str(program), "--size", SIZE[2:]]
+    words += ["--out", str(out)]
     command = [sys.executable, str(ROOT / "benchmarks/soak.py"), *words]
     done = subprocess.run(command, timeout=120, capture_output=True, text=True)
     assert out.exists(), done.stderr
@@ -124,4 +130,14 @@ def test_memory_that_grows_is_seen_and_memory_that_wavers_is_not() -> None:
 
 def test_the_page_has_a_place_for_the_figures() -> None:
     page = (ROOT / "docs/serving.md").read_text()
-    assert "<!-- serving -->\n" in page and "<!-- soak -->\n" in page
+    assert all(f"<!-- {name} -->\n" in page for name in ("serving", "faults", "soak"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
+def test_a_fault_is_measured_with_what_it_leaves(program: Path, tmp_path: Path) -> None:
+    row = faults.measure(faults.FAULTS[1], program, SIZE[2:], 1.0)
+    assert row["fault"].startswith("kill -9") and not row["wrong"] and not row["hung"]
+    assert row["answered"] > 0 and row["lost"] <= faults.CLIENTS
+    start = faults.many_models(program, SIZE[2:], 3)
+    page = make_serving_doc.faults_text({"faults": [row], "start": start, "command": "x"})
+    assert "kill -9 of the serving process" in page and "3 models" in page

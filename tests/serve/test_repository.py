@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 from serve_process import Served, serving
 from served_nets import save_program
+from starlette.testclient import TestClient
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
 from qkernels.program import Program
-from qkernels.serve import repository
+from qkernels.serve import application, repository
 from qkernels.serve.metrics import Metrics
+from qkernels.serve.model import Arrays, Model, Tensor
 from qkernels.serve.settings import Settings, own_settings
 from qkernels.serve.workers import Workers
 
@@ -234,6 +236,35 @@ def test_limits_are_each_models_own(folder: Path) -> None:
         assert len(asked(server, "a")) == 2
 
 
+@pytest.mark.parametrize(("gain", "told"), [(1.0, True), (2.0, False)])
+def test_who_makes_requests_wait_is_told_where_rows_are_no_cheaper_together(
+    program: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    gain: float,
+    told: bool,
+) -> None:
+    monkeypatch.setattr(Model, "batch_gain", lambda self: gain)
+
+    async def use() -> None:
+        settings = Settings(program, "small", ((1, 3, 8, 8),), max_delay=0.5, control="explicit")
+        models = repository.Repository(settings, Metrics())
+        await models.watch()
+        models.close()
+
+    asyncio.run(use())
+    assert ("a row of a full batch costs 1.00 of one alone" in caplog.text) == told
+
+
+def test_a_batch_that_costs_less_than_its_rows_alone_gains() -> None:
+    def run(inputs: Arrays) -> Arrays:
+        time.sleep(0.004 + 0.001 * len(inputs[0]))
+        return inputs
+
+    one = (Tensor("x", (1,)),)
+    assert Model("v", "p", one, one, 8, run).batch_gain() > 1.5
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -345,6 +376,20 @@ def test_a_killed_process_comes_back_with_its_models(folder: Path) -> None:
 
         wait_for(is_back)
         asked(server, "a")
+
+
+def test_a_repository_that_nobody_has_read_yet_says_come_back_and_not_that_there_is_no_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, look = threading.Event(), repository.Repository._look
+    monkeypatch.setattr(repository.Repository, "_look", lambda self: (go.wait(20), look(self))[1])
+    with TestClient(application(Settings(folder))) as client:
+        for path in ("/v2/models/a", "/v2/models/a/ready", "/v2/models/nothing", "/classify"):
+            answer = client.get(path)
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+        go.set()
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+        assert client.get("/v2/models/nothing").status_code == 404
 
 
 def test_twenty_models_are_all_served(tmp_path: Path, programs: list[Path]) -> None:

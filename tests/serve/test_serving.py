@@ -25,7 +25,7 @@ import qkernels as qk
 from qkernels import models
 from qkernels.program import Program
 from qkernels.serve import Settings, application
-from qkernels.serve.model import Arrays, Opened, open_model
+from qkernels.serve.model import Arrays, Opened, Tensor, open_model
 
 X = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
 ASK = {
@@ -270,7 +270,7 @@ def test_a_model_that_fails_is_answered_and_logged_and_the_server_goes_on(
                 raise RuntimeError("out of luck")
             return inputs
 
-        return Opened("1", "p", ((1,),), None, run)
+        return Opened("1", "p", (Tensor("input", (1,)),), None, run)
 
     monkeypatch.setattr("qkernels.serve.repository.open_model", failing)
     ask = {"inputs": [{"name": "input", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}]}
@@ -290,7 +290,7 @@ def test_a_server_is_live_before_it_is_ready(
 
     def slow(path: Path, sizes: object, threads: int) -> Opened:
         go.wait(20)
-        return Opened("1", "p", ((1,),), None, lambda inputs: inputs)
+        return Opened("1", "p", (Tensor("input", (1,)),), None, lambda inputs: inputs)
 
     monkeypatch.setattr("qkernels.serve.repository.open_model", slow)
     with TestClient(application(Settings(program, "m"))) as client:

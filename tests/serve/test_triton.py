@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 from google.protobuf import json_format, text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from served_nets import save_words
 
 from qkernels.cli import main
 from qkernels.program import Program
@@ -23,7 +24,7 @@ from qkernels.serve.triton import write_triton_model
 
 SIZE = (1, 3, 8, 8)
 HEADS = ((1, 3, 8, 8), (1, 2, 8, 8))
-TYPE_FP32 = 11  # of inference.DataType
+TYPE_FP32, TYPE_INT64 = 11, 9  # of inference.DataType
 
 
 def load(path: Path) -> ModuleType:
@@ -126,6 +127,25 @@ def test_one_output_is_no_list(small: Path, program: Path) -> None:
     (response,) = start(small).execute([pb_utils.InferenceRequest([pb_utils.Tensor("input", x)])])
     (tensor,) = response.output_tensors()
     assert np.array_equal(tensor.as_numpy(), Program.load(program)(x))
+
+
+def test_a_wrong_id_fails_its_own_request_alone(tmp_path: Path) -> None:
+    words, folder = save_words(tmp_path / "words.qkp"), tmp_path / "models/words"
+    write_triton_model(words, folder, [(1, 16), (1, 16)])
+    config = read_config(folder)
+    assert [(t.data_type, list(t.dims)) for t in config.input] == [(TYPE_INT64, [-1])] * 2
+    assert [list(zeros.dims) for zeros in config.model_warmup[0].inputs.values()] == [[16]] * 2
+
+    def request(id: int) -> pb_utils.InferenceRequest:
+        ids = np.full((1, 3), id)
+        return pb_utils.InferenceRequest(
+            [pb_utils.Tensor("input_0", ids), pb_utils.Tensor("input_1", 0 * ids)]
+        )
+
+    good, bad = start(folder).execute([request(1), request(50)])
+    want = Program.load(words)(np.full((1, 3), 1), np.zeros((1, 3), np.int64))
+    assert good.error() is None and np.array_equal(good.output_tensors()[0].as_numpy(), want[0])
+    assert "the id at [0, 0] is 50" in bad.error().message() and not bad.output_tensors()
 
 
 @pytest.mark.parametrize(("cores", "instances", "threads"), [(8, 1, 8), (8, 3, 2), (2, 4, 1)])

@@ -28,10 +28,22 @@ class InferenceRequest:
         return self._inputs
 
 
+class TritonError:
+    def __init__(self, message: str) -> None:
+        assert isinstance(message, str)
+        self._message = message
+
+    def message(self) -> str:
+        return self._message
+
+
 class InferenceResponse:
-    def __init__(self, output_tensors: list[Tensor]) -> None:
+    def __init__(self, output_tensors: list[Tensor], error: TritonError | None = None) -> None:
         assert all(isinstance(tensor, Tensor) for tensor in output_tensors)
-        self._output_tensors = output_tensors
+        self._output_tensors, self._error = output_tensors, error
+
+    def error(self) -> TritonError | None:
+        return self._error
 
     def output_tensors(self) -> list[Tensor]:
         return self._output_tensors

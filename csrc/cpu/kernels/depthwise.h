@@ -170,7 +170,10 @@ struct Depthwise {
     } else {
       const int32_t* weights = memory.weights;
       for (int64_t i = 0; i < kh; ++i)
-        for (int64_t q = 0; q < quads; ++q, weights += size) add(memory.rows[i] + w * 16 + q * next_quad, weights);
+        for (int64_t q = 0; q < quads; ++q, weights += size) {
+          asm("" : "+r"(weights));  // or GCC makes vectors of one lane's quads, 250 KB of code
+          add(memory.rows[i] + w * 16 + q * next_quad, weights);
+        }
     }
   }
 
@@ -316,8 +319,9 @@ void depthwise(const DepthwiseBlock& d) {
   const DepthwiseShape shape(d);
   const DepthwiseMemory memory(shape, d.kh, d.memory);
   using K = Depthwise<V>;
+  constexpr int known = V::width > 1;  // or the compiler takes long over a 5x5 kernel of one lane, which is no faster
   if (shape.pixels == 2 && d.kh == 3 && shape.quads == 1) K::template run<2, 3, 1>(d, shape, memory);
-  else if (shape.pixels == 2 && d.kh == 5 && shape.quads == 2) K::template run<2, 5, 2>(d, shape, memory);
+  else if (shape.pixels == 2 && d.kh == 5 && shape.quads == 2) K::template run<2, 5 * known, 2 * known>(d, shape, memory);
   else if (shape.pixels == 2) K::template run<2, 0, 0>(d, shape, memory);
   else if (d.kh == 3 && shape.quads == 1) K::template run<1, 3, 1>(d, shape, memory);
   else K::template run<1, 0, 0>(d, shape, memory);

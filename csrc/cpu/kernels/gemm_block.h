@@ -257,5 +257,15 @@ QK_INLINE void column_of_tiles(int64_t j, const GemmBlock& g) {
   column_of_tiles<V, Tile, Most, P>(j, g, std::make_integer_sequence<int, Most>());
 }
 
+// The whole block: P panels at a time, and one where one is left.
+template <class V, class Tile, int Most, int P>
+QK_INLINE void gemm_columns(const GemmBlock& g) {
+  static_assert(P <= 2);
+  int64_t j = 0;
+  for (; j + (P - 1) * kPanel < g.cols; j += P * kPanel) column_of_tiles<V, Tile, Most, P>(j, g);
+  if constexpr (P > 1)
+    if (j < g.cols) column_of_tiles<V, Tile, Most, 1>(j, g);
+}
+
 }  // namespace
 }  // namespace qk

@@ -71,11 +71,7 @@ struct VnniTile {
 
 }  // namespace
 
-void gemm_s8_12x32_avx512vnni(const GemmBlock& g) {
-  int64_t j = 0;
-  for (; j + 16 < g.cols; j += 32) column_of_tiles<Avx512, VnniTile, 12, 2>(j, g);
-  if (j < g.cols) column_of_tiles<Avx512, VnniTile, 12, 1>(j, g);
-}
+void gemm_s8_12x32_avx512vnni(const GemmBlock& g) { gemm_columns<Avx512, VnniTile, 12, 2>(g); }
 
 int64_t gemm_s8_12x32_avx512vnni_peak(int64_t rounds) {
   __m512i sum[12], a = _mm512_set1_epi8(1), b = _mm512_set1_epi8(2);

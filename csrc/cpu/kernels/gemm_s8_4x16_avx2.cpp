@@ -47,9 +47,7 @@ struct Avx2Tile {
 
 }  // namespace
 
-void gemm_s8_4x16_avx2(const GemmBlock& g) {
-  for (int64_t j = 0; j < g.cols; j += 16) column_of_tiles<Avx2, Avx2Tile, 4, 1>(j, g);
-}
+void gemm_s8_4x16_avx2(const GemmBlock& g) { gemm_columns<Avx2, Avx2Tile, 4, 1>(g); }
 
 int64_t gemm_s8_4x16_avx2_peak(int64_t rounds) {
   __m256i sum[8], a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(2);

@@ -21,9 +21,7 @@ struct ScalarTile {
 
 }  // namespace
 
-void gemm_s8_4x16_scalar(const GemmBlock& g) {
-  for (int64_t j = 0; j < g.cols; j += 16) column_of_tiles<Scalar, ScalarTile, 4, 1>(j, g);
-}
+void gemm_s8_4x16_scalar(const GemmBlock& g) { gemm_columns<Scalar, ScalarTile, 4, 1>(g); }
 
 int64_t gemm_s8_4x16_scalar_peak(int64_t rounds) {
   int32_t sum = 0, x = 3;

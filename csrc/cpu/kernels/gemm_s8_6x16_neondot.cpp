@@ -43,9 +43,7 @@ struct NeonTile {
 
 }  // namespace
 
-void gemm_s8_6x16_neondot(const GemmBlock& g) {
-  for (int64_t j = 0; j < g.cols; j += 16) column_of_tiles<Neon, NeonTile, 6, 1>(j, g);
-}
+void gemm_s8_6x16_neondot(const GemmBlock& g) { gemm_columns<Neon, NeonTile, 6, 1>(g); }
 
 int64_t gemm_s8_6x16_neondot_peak(int64_t rounds) {
   int32x4_t sum[16];

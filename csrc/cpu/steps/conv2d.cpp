@@ -41,15 +41,23 @@ bool has_padding(const ProgramValue& x, const Payload& p) {
          x.border >= std::max({p.pad_top, p.pad_bottom, p.pad_left, p.pad_right});
 }
 
-Conv2dProblem problem(const StepCall& call) {
-  const Payload& s = call.payload<Payload>();
-  const ProgramShape& x = call.x_shape();
+// What of a problem follows from the program alone.
+Conv2dProblem geometry(const Program& program, const ProgramStep& step) {
+  const Payload& s = payload_of<Payload>(program, step);
   Conv2dProblem p;
-  p.batch = x.n, p.h = x.h, p.w = x.w, p.c = x.c;
-  p.oc = call.y().channels, p.kh = s.kh, p.kw = s.kw, p.groups = s.groups;
+  p.c = program.values[step.reads[0]].channels, p.oc = program.values[step.y].channels;
+  p.kh = s.kh, p.kw = s.kw, p.groups = s.groups;
   p.stride_h = s.stride_h, p.stride_w = s.stride_w, p.dilation_h = s.dilation_h, p.dilation_w = s.dilation_w;
   p.pad_top = s.pad_top, p.pad_bottom = s.pad_bottom, p.pad_left = s.pad_left, p.pad_right = s.pad_right;
   p.pad_mode = s.pad_mode;
+  return p;
+}
+
+Conv2dProblem problem(const StepCall& call) {
+  const Payload& s = call.payload<Payload>();
+  const ProgramShape& x = call.x_shape();
+  Conv2dProblem p = geometry(call.program, call.step);
+  p.batch = x.n, p.h = x.h, p.w = x.w, p.c = x.c;
   p.x = call.data(call.read(0));
   p.x_type = call.x().type;
   p.x_mask = call.mask_of(call.x());
@@ -64,8 +72,15 @@ Conv2dProblem problem(const StepCall& call) {
   p.y = call.data(call.step.y);
   p.y_nhwc = !call.y().planar;
   p.y_border = call.y().border;
-  p.epilogue = epilogue_of(call, s, p.batch * p.oh() * p.ow());
+  p.epilogue = product_epilogue(call, s, p.batch * p.oh() * p.ow());
   return p;
+}
+
+// Fills the step's place with the weight as this plan reads it, once and for all.
+void keep_weight(const StepCall& call, KeptPlace& place, const Conv2dProblem& p, const ConvPlan& plan) {
+  if (!plan.keeps_weight || place.load(&KeptPlace::filled)) return;
+  transform_weight(p, plan, Parallel{}, reinterpret_cast<int16_t*>(call.program.kept + place.at));
+  place.store(&KeptPlace::filled, 1);
 }
 
 int64_t plan(const StepCall& call, int threads, void* plan) {
@@ -76,10 +91,7 @@ int64_t plan(const StepCall& call, int threads, void* plan) {
     place->store(&KeptPlace::weight_sum, p.weight_sum);
   }
   const ConvPlan& made = *new (plan) ConvPlan(plan_conv2d(p, call.isa, threads));
-  if (place && made.keeps_weight && !place->load(&KeptPlace::filled)) {
-    transform_weight(p, made, Parallel{}, reinterpret_cast<int16_t*>(call.program.kept + place->at));
-    place->store(&KeptPlace::filled, 1);
-  }
+  if (place) keep_weight(call, *place, p, made);
   return std::max(made.bytes, made.read_on);
 }
 
@@ -89,13 +101,9 @@ void run(const StepCall& call, const void* plan, const Parallel& parallel, void*
 
 const char* way(const void* plan) { return kConvPathNames[int(static_cast<const ConvPlan*>(plan)->path)]; }
 
-int64_t kept_bytes(const Program& program, const ProgramStep& step) {
-  const Payload& s = payload_of<Payload>(program, step);
-  Conv2dProblem p;
-  p.c = program.values[step.reads[0]].channels, p.oc = program.values[step.y].channels;
-  p.kh = s.kh, p.kw = s.kw, p.groups = s.groups;
-  p.stride_h = s.stride_h, p.stride_w = s.stride_w, p.dilation_h = s.dilation_h, p.dilation_w = s.dilation_w;
-  return has_winograd(p) ? winograd_weight(p, weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups)).bytes() : 0;
+int64_t kept_room(const Program& program, const ProgramStep& step) {
+  const Conv2dProblem p = geometry(program, step);
+  return is_3x3_stride_1(p) ? winograd_weight(p, weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups)).bytes() : 0;
 }
 
 double macs(const StepCall& call) {
@@ -108,6 +116,6 @@ double macs(const StepCall& call) {
 
 const StepType conv2d_step{.name = "conv2d", .payload = kPayload<Payload>, .most_reads = 2, .strided = true, .writes_planes = true,
                            .check = check, .shape = shape, .plan_bytes = sizeof(ConvPlan), .plan = plan, .run = run, .way = way,
-                           .kept_bytes = kept_bytes, .macs = macs};
+                           .kept_room = kept_room, .macs = macs};
 
 }  // namespace qk

@@ -27,6 +27,8 @@ std::string shape(const StepCall& call, ProgramShape& y) {
   return {};
 }
 
+int64_t id_count(const void* payload) { return static_cast<const Payload*>(payload)->rows; }
+
 std::string check_ids(const StepCall& call) {
   const int64_t rows = call.payload<Payload>().rows, *ids = call.data_as<const int64_t>(call.read(0));
   const ProgramShape& x = call.x_shape();
@@ -52,6 +54,6 @@ void run(const StepCall& call, const void*, const Parallel& parallel, void* work
 }  // namespace
 
 const StepType embedding_step{.name = "embedding", .payload = kPayload<Payload>, .reads_integers = true,
-                              .check = check, .shape = shape, .plan = plan, .run = run, .check_values = check_ids};
+                              .check = check, .shape = shape, .plan = plan, .run = run, .id_count = id_count, .check_values = check_ids};
 
 }  // namespace qk

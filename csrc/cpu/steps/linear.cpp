@@ -37,7 +37,7 @@ GemmProblem problem(const StepCall& call) {
   p.weight = call.constant<int8_t>(s.weight);
   p.c = call.data(call.step.y);
   p.c_stride = p.n;
-  p.epilogue = epilogue_of(call, s, p.m);
+  p.epilogue = product_epilogue(call, s, p.m);
   return p;
 }
 

@@ -52,7 +52,7 @@ const char* check_product(const StepCheck& c, const Payload& p, const PackedLayo
 }
 
 template <class Payload>
-Epilogue epilogue_of(const StepCall& call, const Payload& p, int64_t rows) {
+Epilogue product_epilogue(const StepCall& call, const Payload& p, int64_t rows) {
   Epilogue e = output_of(call, p);
   e.x_scale = &p.x_scale;
   e.x_zero = &p.x_zero;

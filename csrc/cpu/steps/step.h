@@ -1,5 +1,6 @@
 // A kind of step: the questions that a program asks it, from the check of its bytes to the run. One file a kind.
 #pragma once
+#include <algorithm>
 #include <cmath>
 
 #include "../../core/layout.h"
@@ -69,8 +70,29 @@ struct StepCall {
     KeptPlace* place = program.kept ? reinterpret_cast<KeptPlace*>(program.kept) + (&step - program.steps) : nullptr;
     return place && place->bytes ? place : nullptr;
   }
-  void* data(int32_t v) const;                     // the first pixel inside its border
-  void strides(int32_t v, int64_t* elements) const;  // of an image, in order n, c, h, w
+  // The first pixel inside its border.
+  void* data(int32_t v) const {
+    const ProgramValue& of = value(v);
+    const ProgramShape& s = shape(v);
+    const int64_t before = of.border * (s.w + 2 * of.border + 1) * s.c;  // bytes of the border in front of it
+    if (of.slot >= 0) return arena ? arena + part.slots[size_t(of.slot)] + before : nullptr;
+    for (int32_t i = 0; i < program.header->inputs; ++i)
+      if (program.inputs[i] == v) return const_cast<void*>(inputs[i].data);
+    for (int32_t i = 0; outputs && i < program.header->outputs; ++i)
+      if (program.outputs[i] == v) return outputs[i];
+    return nullptr;
+  }
+  // Of an image, elements in order n, c, h, w.
+  void strides(int32_t v, int64_t* s) const {
+    for (int32_t i = 0; i < program.header->inputs; ++i)
+      if (program.inputs[i] == v) {
+        std::copy_n(inputs[i].strides, 4, s);
+        return;
+      }
+    const ProgramShape& of = shape(v);
+    const int64_t border = 2 * value(v).border;
+    s[1] = 1, s[3] = of.c, s[2] = (of.w + border) * s[3], s[0] = (of.h + border) * s[2];
+  }
   template <class T>
   T* data_as(int32_t v) const { return static_cast<T*>(data(v)); }
 };
@@ -83,8 +105,6 @@ struct PayloadType {
 };
 template <class Payload>
 constexpr PayloadType kPayload{Payload::fields, Payload::read, kBytesOf<Payload>};
-
-int8_t mask_of(Isa isa);         // of int8 values within a program
 
 struct StepType {
   const char* name;
@@ -108,7 +128,9 @@ struct StepType {
   // Which way a plan takes, in a word; null: there is one.
   const char* (*way)(const void* plan) = nullptr;
   // Bytes of another form of its weight, which it may keep from call to call (kept.h); null: there is none.
-  int64_t (*kept_bytes)(const Program& program, const ProgramStep& step) = nullptr;
+  int64_t (*kept_room)(const Program& program, const ProgramStep& step) = nullptr;
+  // How many ids there are for it: those of x are from 0 on and below this; null: it reads none.
+  int64_t (*id_count)(const void* payload) = nullptr;
   // Multiply-adds of one of y's n; null: none. A double, since sizes are not checked before it.
   double (*macs)(const StepCall& call) = nullptr;
   // Why it may not run on the values of the call's inputs, looked at before any step runs; null: it may on any.

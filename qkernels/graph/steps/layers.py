@@ -84,8 +84,10 @@ def _finish(b: Builder, node: fx.Node, made: Any, given: dict[str, Any]) -> None
 
 
 def like_image(b: Builder, node: fx.Node, x: Place, format: Format) -> Place:
-    """A new image of the node's sizes, of the batch of ``x``; a size is free where it is, and follows from one of
-    ``x`` that is."""
+    """A new image of the node's sizes, of the batch of ``x``.
+
+    A size is free where it is, and follows from one of ``x`` that is.
+    """
     y = nodes.value(node)
     assert y is not None
     free = [

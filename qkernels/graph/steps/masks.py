@@ -77,7 +77,7 @@ def function_of_words(b: Builder, node: fx.Node) -> None:
 
 
 def _table(b: Builder, node: fx.Node) -> tuple[Place, Tensor] | None:
-    """Where the words of a function of one word are, and its values; None where it is of several."""
+    """The place of the words of a function of one word, and its values; None where it is of several."""
     known: dict[fx.Node, Tensor] = {}
     places = []
     for x in node.all_input_nodes:

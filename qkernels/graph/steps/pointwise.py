@@ -56,6 +56,8 @@ def clamp(b: Builder, node: fx.Node) -> None:
     bounds = clamp_of(node)
     if bounds is None:
         raise LeftToTorch("its bounds are tensors")
+    if b.clamp_where_written(node, *bounds, stored(node)):
+        return
     unary(b, node, function="identity", lo=bounds[0], hi=bounds[1])
 
 

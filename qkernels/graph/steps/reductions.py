@@ -14,7 +14,6 @@ from qkernels.graph.fuse import ours
 from qkernels.graph.places import Place, groups_by_axis
 from qkernels.graph.steps.layers import like_image
 from qkernels.graph.steps.moves import window
-from qkernels.graph.steps.pointwise import with_constant
 from qkernels.graph.steps.table import step
 
 aten = torch.ops.aten
@@ -203,12 +202,14 @@ def batch_norm(b: Builder, node: fx.Node) -> None:
     weight = _parameter(b, given["weight"], torch.ones_like(mean))
     factor = weight.double() / (var.double() + given["eps"]).sqrt()
     summand = _parameter(b, given["bias"], torch.zeros_like(mean)).double() - mean.double() * factor
-    x = b.compact(b.place(given["input"]))
-    factor, summand = (
-        v.float().reshape([1, -1] + [1] * (len(x.axes) - 2)) for v in (factor, summand)
-    )
-    scaled = with_constant(b, "mul", x, factor, None)
-    b.put(node, with_constant(b, "add", scaled, summand, stored(node)))
+    x = b.place(given["input"])
+    rank = len(x.axes)
+    last = [0, *range(2, rank), 1]
+    rows = b.rows(x.permuted(last))
+    y = b.write_like(rows, stored(node))
+    made = b.compute("affine", rows, y)
+    made.constants |= {"weight": b.array(factor.float()), "bias": b.array(summand.float())}
+    b.put(node, y.permuted([last.index(i) for i in range(rank)]))
 
 
 # ---- softmax

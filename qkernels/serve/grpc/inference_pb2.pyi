@@ -10,8 +10,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TYPE_INVALID: _ClassVar[DataType]
+    TYPE_INT64: _ClassVar[DataType]
     TYPE_FP32: _ClassVar[DataType]
 TYPE_INVALID: DataType
+TYPE_INT64: DataType
 TYPE_FP32: DataType
 
 class ServerLiveRequest(_message.Message):

@@ -14,11 +14,16 @@ from qkernels.serve.model import Model
 from qkernels.serve.protocol import Request, Wanted
 from qkernels.serve.tensors import Given, arrays
 
-_CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
+_CONTENTS = {
+    "FP32": "fp32_contents",
+    "UINT8": "uint_contents",
+    "INT64": "int64_contents",
+    "INT32": "int_contents",
+}
 
 
 def decode(message: Any, model: Model) -> Request:
-    """Of a ModelInferRequest. Raises RequestError(400) that names what is wrong."""
+    """What a ModelInferRequest asks. Raises RequestError(400) that names what is wrong."""
     parameters = message.parameters
     flags = [
         _flag(parameters, name) if parameters else None
@@ -38,7 +43,7 @@ def decode(message: Any, model: Model) -> Request:
 
 
 def encode(answered: Answered) -> Any:
-    """As a ModelInferResponse, whose contents are raw."""
+    """The ModelInferResponse of an answer, whose contents are raw."""
     request, model = answered.request, answered.model
     response = pb.ModelInferResponse(
         model_name=answered.served.name,

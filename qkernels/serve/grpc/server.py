@@ -21,12 +21,13 @@ from qkernels.serve.door import FULL
 from qkernels.serve.errors import COME_BACK, RequestError
 from qkernels.serve.grpc import inference_pb2 as pb
 from qkernels.serve.grpc import messages
-from qkernels.serve.inference import counted, infer, status_of
+from qkernels.serve.inference import Answered, counted, infer, status_of
 from qkernels.serve.limits import TimeLimit, time_limit
 from qkernels.serve.model import Model
 from qkernels.serve.repository import Repository, Served
 from qkernels.serve.settings import Settings
 from qkernels.serve.token import is_let_in
+from qkernels.serve.traces import traced
 
 logger = logging.getLogger("qkernels.serve")
 
@@ -124,12 +125,14 @@ class _Service:
         return made
 
     async def _answered(self, name: str, method: Method, message: Any, context: Context) -> Any:
-        """With gRPC's status for what is refused."""
+        """The answer, with gRPC's status for what is refused."""
         try:
             if name not in _OPEN:
                 self._let_in(context)
             return await method(message, context)
         except RequestError as error:
+            extra = {"path": name} | _traced(message, context)
+            logger.debug("%d %s", error.status, error, extra=extra)
             if error.headers is COME_BACK:
                 context.set_trailing_metadata((("grpc-retry-pushback-ms", "1000"),))
             code = _CODES.get(error.status, grpc.StatusCode.UNKNOWN)
@@ -197,7 +200,8 @@ class _Service:
 
         async def refuse(error: Exception) -> tuple[int, Any]:
             if not isinstance(error, RequestError):
-                logger.error("a request failed", exc_info=error, extra={"path": "ModelInfer"})
+                extra = {"path": "ModelInfer"} | _traced(message, context)
+                logger.error("a request failed", exc_info=error, extra=extra)
                 error = RequestError(500, "the server failed; its log says why")
             return status_of(error), error
 
@@ -222,9 +226,13 @@ class _Service:
                 limit.shorten(max(left, 0.001))
             return messages.decode(message, model)
 
-        answer = await infer(served, message.model_version or None, read, messages.encode)
-        logger.debug("200", extra={"id": message.id, "path": "ModelInfer"})
-        return answer
+        def encode(answered: Answered) -> Any:
+            if logger.isEnabledFor(logging.DEBUG):
+                extra: dict[str, Any] = {"rows": len(answered.request.inputs[0])}
+                logger.debug("200", extra=extra | _traced(message, context))
+            return messages.encode(answered)
+
+        return await infer(served, message.model_version or None, read, encode)
 
     async def ModelStreamInfer(
         self, requests: AsyncIterator[Any], context: Context
@@ -241,3 +249,9 @@ class _Service:
             except RequestError as error:
                 failed = pb.ModelInferResponse(id=message.id)
                 yield pb.ModelStreamInferResponse(error_message=str(error), infer_response=failed)
+
+
+def _traced(message: Any, context: Context) -> dict[str, str]:
+    """Whose request it is, by its id and the metadata, which are gRPC's headers."""
+    given = dict(context.invocation_metadata() or ())
+    return traced(given, getattr(message, "id", None))
