@@ -60,7 +60,7 @@ def convnextv2_atto() -> Any:
     return _create("convnextv2_atto", depths=(1, 1, 2, 1), dims=(16, 24, 32, 48)), images(64)
 
 
-@_model("fastvit_t8", programs=None)
+@_model("fastvit_t8")
 def fastvit_t8() -> Any:
     return _create("fastvit_t8", layers=(1, 1, 1, 1), embed_dims=(16, 32, 64, 64)), images(64)
 

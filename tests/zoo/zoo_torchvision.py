@@ -109,7 +109,7 @@ def efficientnet_b0() -> Any:
     return EfficientNet(blocks, 0.2, num_classes=10, last_channel=last), images(64)
 
 
-@_model("regnet_y_400mf", programs=None)
+@_model("regnet_y_400mf")
 def regnet_y_400mf() -> Any:
     from torchvision.models.regnet import BlockParams, RegNet
 
@@ -117,7 +117,7 @@ def regnet_y_400mf() -> Any:
     return RegNet(blocks, num_classes=10), images(64)
 
 
-@_model("convnext_tiny", programs=None)
+@_model("convnext_tiny")
 def convnext_tiny() -> Any:
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
@@ -139,7 +139,7 @@ def swin_t() -> Any:
     return SwinTransformer([4, 4], 24, [2, 2], [2, 4], [4, 4], num_classes=10), images(48)
 
 
-@_model("lraspp_mobilenet_v3_large", programs=None)
+@_model("lraspp_mobilenet_v3_large")
 def lraspp_mobilenet_v3_large() -> Any:
     from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
