@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 BUILD_TOOLS := torch numpy ninja pybind11 setuptools wheel
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint docs sanitize bench bench-serving faults soak engines proto clean
+.PHONY: demo test lint docs sanitize bench zoo bench-serving faults soak engines proto clean
 
 demo: $(STAMP)-train
 	$(BIN)/qkernels pipeline
@@ -40,6 +40,11 @@ bench: $(STAMP)-peers
 	$(BIN)/python benchmarks/make_docs.py build/layers.json build/layers-avx2.json
 	$(BIN)/python benchmarks/models.py --out build/models.json
 	$(BIN)/python benchmarks/make_models_doc.py build/models.json
+
+# Models that others wrote, ours alone: half an hour on an idle machine; goes on where it was stopped.
+zoo: $(STAMP)-bare
+	$(BIN)/python benchmarks/zoo.py --out build/zoo.json
+	$(BIN)/python benchmarks/make_zoo_doc.py build/zoo.json
 
 # Served models under load, on an idle machine: ten minutes; goes on where it was stopped.
 bench-serving: $(STAMP)-peers $(STAMP)-bare

@@ -28,6 +28,7 @@ class Signature:
         inputs, output: how a call is taken apart to tensors, and an answer put together.
         sizes: of each tensor, a size where it has to be the example's, None where it is free.
         max_batch: larger batches are refused.
+        dtypes: of the tensors of the answer, where the model is in half precision.
     """
 
     known: list[Argument]
@@ -35,6 +36,7 @@ class Signature:
     output: pytree.TreeSpec
     sizes: list[tuple[int | None, ...]]
     max_batch: int | None
+    dtypes: list[torch.dtype] | None = None
 
     def __post_init__(self) -> None:
         self._positional = self.inputs == pytree.tree_structure(((0,) * len(self.known), {}))
@@ -42,6 +44,8 @@ class Signature:
 
     def answer(self, outputs: Any) -> Any:
         """The model's answer, put together of its tensors."""
+        if self.dtypes is not None:
+            outputs = [y.to(dtype) for y, dtype in zip(outputs, self.dtypes, strict=True)]
         return outputs[0] if self._returns_one else pytree.tree_unflatten(outputs, self.output)
 
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -67,13 +71,19 @@ class Signature:
                 known.check_value(i, value)
                 continue
             known.check(i, value, next(sizes), self.max_batch)
-            found.append(value)
+            found.append(in_float32(value))
         return found
 
     def _in_order(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments in the order of the example, which a specification remembers."""
         order = self.inputs.child(1).context if self.inputs.num_children > 1 else []
         return {k: kwargs[k] for k in order if k in kwargs} | kwargs
+
+
+def in_float32(value: Any) -> Any:
+    """The value, or float32 of a tensor in half precision."""
+    is_half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if is_half else value
 
 
 @dataclass

@@ -12,9 +12,10 @@ from torch.utils import _pytree as pytree
 
 from qkernels.calling import Call, example_call
 from qkernels.capture import CaptureError
+from qkernels.copying import copied
 from qkernels.eval_mode import answering
 from qkernels.graph.chain import chain_on_cpu, chain_on_device
-from qkernels.graph.compiled import Argument, CompiledGraph, CompiledModel, Signature
+from qkernels.graph.compiled import Argument, CompiledGraph, CompiledModel, Signature, in_float32
 from qkernels.graph.lower import whole as whole_program
 from qkernels.graph.parts import compile_parts
 from qkernels.graph.report import ChainReport
@@ -44,7 +45,8 @@ def compile(
     its own, the same on every processor and for any number of threads.
 
     Args:
-        model: a quantized model in eval mode, in float32.
+        model: a quantized model in eval mode. One in bfloat16 or float16 is compiled in float32, on the CPU and in the
+            fast form, and is called and answers as it was; its file takes and gives float32.
         example_inputs: what ``model`` is called with: a tensor, a tuple of positional arguments, or a dict of keyword
             arguments. The batch may differ later; so may image sizes and token counts where the model and its steps
             allow it.
@@ -62,8 +64,8 @@ def compile(
     """
     call = example_call(example_inputs)
     for i, x in enumerate(pytree.tree_leaves((call.args, call.kwargs))):
-        if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16, torch.float64):
-            raise ValueError(f"example input {i} is {x.dtype}; only float32 models can be chained")
+        if isinstance(x, Tensor) and x.dtype is torch.float64:
+            raise ValueError(f"example input {i} is float64, which no int8 layer takes")
     if model.training:
         raise ValueError("the model is in training mode; call .eval() first")
     device = _device_of(model)
@@ -85,7 +87,13 @@ def compile(
 
 def _compiled(
     model: nn.Module, call: Call, device: torch.device, exact: bool, max_batch: int | None
-) -> CompiledModel:
+) -> CompiledGraph:
+    half = half_dtype(model, call)
+    if half is not None:
+        if exact or device.type != "cpu":
+            form = "with exact=True" if exact else f"on {device}"
+            raise ValueError(f"the model is in {half}; {form} only a float32 model can be chained")
+        return _of_half(model, call, device, max_batch)
     traced = trace(model, call)
     if device.type != "cpu":
         graph, report = chain_on_device(traced.graph, model, exact)
@@ -106,6 +114,29 @@ def assembled(
     known = [Argument.of(value) for value in pytree.tree_leaves((call.args, call.kwargs))]
     signature = Signature(known, traced.inputs, traced.output, traced.sizes, max_batch)
     return CompiledGraph(graph, whole_program(graph), signature, report)
+
+
+def half_dtype(model: nn.Module, call: Call) -> torch.dtype | None:
+    """bfloat16 or float16, where the model or its call holds such values."""
+    values = (*model.parameters(), *model.buffers(), *pytree.tree_leaves((call.args, call.kwargs)))
+    dtypes = {x.dtype for x in values if isinstance(x, Tensor)}
+    return next((d for d in (torch.bfloat16, torch.float16) if d in dtypes), None)
+
+
+def _of_half(
+    model: nn.Module, call: Call, device: torch.device, max_batch: int | None
+) -> CompiledGraph:
+    """A model in half precision: compiled in float32, which it is called with and answers in as it was."""
+    with answering(model):
+        answer = call.run(model)
+    args, kwargs = pytree.tree_map(in_float32, (call.args, call.kwargs))
+    compiled = _compiled(
+        copied(model)[0].float(), Call(args, kwargs), device, exact=False, max_batch=max_batch
+    )
+    signature = compiled.signature
+    signature.known = [Argument.of(value) for value in pytree.tree_leaves((call.args, call.kwargs))]
+    signature.dtypes = [x.dtype for x in pytree.tree_leaves(answer) if isinstance(x, Tensor)]
+    return compiled
 
 
 def _check_answer(model: nn.Module, compiled: CompiledModel, call: Call, exact: bool) -> None:
