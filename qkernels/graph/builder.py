@@ -36,7 +36,7 @@ _FILLED = {
 }
 
 
-_CLAMPED = {"affine", "binary"}  # kinds whose own last step is a clamp
+_CLAMPED = {"conv2d", "linear", "affine", "binary"}  # kinds whose last step is a clamp
 
 
 class LeftToTorch(ValueError):
@@ -473,20 +473,20 @@ class Builder:
         return self.add(kind, "", self.read(x), y.value, **fields, **given, **made)
 
     def clamp_where_written(self, node: fx.Node, lo: float, hi: float, format: Format) -> bool:
-        """Whether the step that writes the one value that ``node`` clamps does so now, and writes ``format``."""
-        source = node.args[0]
-        if not isinstance(source, fx.Node) or list(source.users) != [node]:
-            return False
-        place = self.place(source)
+        """Whether the step that writes what ``node`` clamps, and nobody else reads, clamps it and writes ``format``."""
+        place = self.place(node.args[0])
         value, writers = self.values[place.value], [s for s in self.steps if s.y == place.value]
-        if self.formats[place.value] or len(writers) != 1:
+        if self.formats[place.value] or len(writers) != 1 or writers[0].kind not in _CLAMPED:
             return False
-        if writers[0].kind not in _CLAMPED or "lo" in writers[0].fields:
+        views = [n for n, at in self._places.items() if at.value == place.value]
+        fields = writers[0].fields
+        bounds = fields.get("lo", -math.inf), fields.get("hi", math.inf)
+        if any(len(n.users) != 1 for n in views) or bounds != (-math.inf, math.inf):
             return False
         if format:
             value.dtype, value.size = "int8", value.size // 4
         self.formats[place.value] = format
-        writers[0].fields |= {"lo": lo, "hi": hi} | output_fields(format)
+        fields |= {"lo": lo, "hi": hi} | output_fields(format)
         self.put(node, place)
         return True
 

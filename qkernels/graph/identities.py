@@ -1,6 +1,7 @@
 """Steps that are something simpler: lookups by positions in order, masks of which a part is always true.
 
-They are what transformers make masks and segment ids of; without them a mask is a view of what the caller gave.
+They are what transformers make masks and segment ids of; without them a mask is a view of what the caller gave. And
+windows along a line are windows of an image.
 """
 
 from __future__ import annotations
@@ -212,6 +213,28 @@ def _heads_before(node: Any) -> fx.Node | None:
     return chain[3] if kept and same and nodes.hint(repeated.shape[1]) == heads else None
 
 
+# ---- windows along a line are windows of height 1
+
+
+def _along_line(two: Any, *sizes: str) -> Callable[[fx.GraphModule, fx.Node], fx.Node | None]:
+    """``two`` of an image of one line; ``sizes`` are the arguments that it has for height and width."""
+
+    def rule(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+        given = nodes.arguments(node)
+        x = given.pop("self")
+        if nodes.value(x).dim() != 3:  # type: ignore[union-attr]
+            return None
+        for name in sizes:
+            own = given[name] if isinstance(given[name], int) else (*given[name], None)[0]
+            given[name] = [] if own is None else [int(name != "padding"), own]
+        image = _unsqueezed(x, 2)
+        pooled = graph.graph.call_function(two, (image,), given)
+        pooled.meta = dict(node.meta) | {"val": two(nodes.value(image), **given)}
+        return _call(node, aten.squeeze.dim, pooled, 2)
+
+    return rule
+
+
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], fx.Node | None]] = {
     aten.index.Tensor: _index,
     aten.pad.default: _pad,
@@ -220,6 +243,9 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], fx.Node | None]] = {
     **dict.fromkeys((aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default), _joined_with(False)),
     **dict.fromkeys((aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf), _where),
     aten.scaled_dot_product_attention.default: _attention,
+    aten.max_pool1d.default: _along_line(aten.max_pool2d.default, "kernel_size", "stride", "padding", "dilation"),
+    aten.avg_pool1d.default: _along_line(aten.avg_pool2d.default, "kernel_size", "stride", "padding"),
+    aten.adaptive_avg_pool1d.default: _along_line(aten.adaptive_avg_pool2d.default, "output_size"),
     aten.embedding.default: _embedding,
     torch.ops.qkernels.embedding.default: _embedding,
 }  # fmt: skip

@@ -249,3 +249,37 @@ def test_a_batch_norm_and_a_relu_before_a_layer_are_one_step() -> None:
     kinds = [step.kind for step in compiled.profile(x, runs=1).steps]
     assert kinds == ["conv2d", "max_pool", "affine", "conv2d", "planar"]
     assert compiled.report.sqnr_db["output"] > 30
+
+
+def test_a_clamp_of_a_part_of_what_a_layer_writes_leaves_the_other_part_as_it_is() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, two = self.a(x).chunk(2, 1)
+            return self.b(one.relu()) + self.c(two) + self.c(self.a(x)[:, :4].clamp(-0.1, 0.1))
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 12, 12)
+    int8 = qk.quantize(Halves().eval(), "static", [x])
+    for exact in (True, False):
+        compiled = qk.compile(int8, x, exact=exact)
+        assert compiled.report.sqnr_db["output"] > 25
+    assert torch.equal(qk.compile(int8, x, exact=True)(x), int8(x))
+
+
+def test_windows_along_a_line_and_what_is_behind_them_are_one_program() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(4, 8, 3, padding=1), nn.ReLU(), nn.MaxPool1d(3, stride=2, padding=1), nn.Conv1d(8, 8, 3),
+        nn.AvgPool1d(2), nn.Conv1d(8, 8, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 4, 40)
+    int8 = qk.quantize(model, "static", [x])
+    compiled = qk.compile(int8, x)
+    assert compiled.program is not None
+    other = torch.randn(3, 4, 40)
+    assert (compiled(other) - int8(other)).norm() < 0.02 * int8(other).norm()
+    assert torch.equal(qk.compile(int8, x, exact=True)(other), int8(other))

@@ -253,7 +253,7 @@ def gru_classifier() -> Any:
     return RecurrentClassifier(nn.GRU), torch.randint(1, 50, (3, 6))
 
 
-@zoo_model("conv1d_net", programs=2)
+@zoo_model("conv1d_net")
 def conv1d_net() -> Any:
     return Conv1dNet(), torch.randn(3, 2, 64)
 
