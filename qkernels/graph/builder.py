@@ -30,6 +30,7 @@ _INPUTS = {torch.float32: "float32", torch.int64: "int64", torch.bool: "int64"}
 
 
 _FILLED = {
+    torch.ops.aten.new_zeros.default: 0,
     torch.ops.aten.zeros_like.default: 0,
     torch.ops.aten.ones_like.default: 1,
     torch.ops.aten.full_like.default: 0,

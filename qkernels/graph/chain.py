@@ -20,6 +20,7 @@ from qkernels.graph.formats import Formats, Role, stored
 from qkernels.graph.fuse import fuse, merge_linears, name_layers, ours
 from qkernels.graph.lower import Refused, build, left_to_torch, replace
 from qkernels.graph.report import ChainReport, LayerChain
+from qkernels.graph.spellings import respell
 from qkernels.graph.steps import Row, role_of, row
 from qkernels.graph.steps.moves import window
 
@@ -30,6 +31,8 @@ def chain_on_cpu(
     graph: fx.GraphModule, model: nn.Module, exact: bool, max_batch: int | None
 ) -> tuple[fx.GraphModule, ChainReport]:
     """The graph with programs in it."""
+    if not exact:
+        respell(graph)
     rows = _prepared(graph, model, activations=not exact)
     refused: dict[fx.Node, str] = {}
 

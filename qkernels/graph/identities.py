@@ -235,8 +235,22 @@ def _along_line(two: Any, *sizes: str) -> Callable[[fx.GraphModule, fx.Node], fx
     return rule
 
 
+# ---- x.reshape_as(y) is x.reshape of the sizes of y
+
+
+def _reshape_as(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    result = nodes.value(node)
+    assert result is not None
+    sizes = [int(n) if nodes.is_fixed(n) else -1 for n in result.shape]
+    if sizes.count(-1) > 1:
+        return None
+    return _call(node, aten.reshape.default, node.args[0], sizes)
+
+
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], fx.Node | None]] = {
     aten.index.Tensor: _index,
+    aten.reshape_as.default: _reshape_as,
+    aten.view_as.default: _reshape_as,
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
     **dict.fromkeys((aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default), _joined_with(True)),

@@ -55,7 +55,7 @@ def deit_tiny() -> Any:
     return _create("deit_tiny_patch16_224", **small), images(32)
 
 
-@_model("convnextv2_atto", programs=None)
+@_model("convnextv2_atto")
 def convnextv2_atto() -> Any:
     return _create("convnextv2_atto", depths=(1, 1, 2, 1), dims=(16, 24, 32, 48)), images(64)
 
@@ -65,7 +65,7 @@ def fastvit_t8() -> Any:
     return _create("fastvit_t8", layers=(1, 1, 1, 1), embed_dims=(16, 32, 64, 64)), images(64)
 
 
-@_model("levit_128s", programs=None)
+@_model("levit_128s")
 def levit_128s() -> Any:
     small = {"img_size": 64, "embed_dim": (32, 48, 64), "num_heads": (2, 3, 4), "depth": (1, 1, 1)}
     return _create("levit_128s", **small), images(64)
