@@ -35,7 +35,7 @@ class GivesBack:
         self._next = 0.0
 
     def now_and_then(self) -> None:
-        """To be called about once a second."""
+        """Give back what is left, if it is time; whoever serves calls it about once a second."""
         began = time.monotonic()
         if began < self._next:
             return

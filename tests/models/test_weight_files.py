@@ -57,7 +57,7 @@ def test_code_in_a_weights_file_is_never_run(tmp_path: Path) -> None:
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "a web page"),
-        (b"", "is not a safetensors file or is cut off"),
+        (b"", "is empty: write or fetch it again"),
         (b"PK\x03\x04 and no more", "cut off or no file of torch.save"),
         (b"\x80\x02 and no more", "cut off|besides tensors"),
     ],
