@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import re
+import signal
 import sys
 import time
 import warnings
@@ -39,6 +40,7 @@ FORMS = tuple(
     Contender(name, package, lambda calls, name: calls[name])
     for name, package in ((FLOAT, "torch"), (LAYERS, "qkernels"), (COMPILED, "qkernels"))
 )
+LIMIT = 90  # seconds for a model, quantized, compiled twice and timed
 Row = dict[str, Any]
 
 
@@ -66,14 +68,28 @@ def run(arguments: argparse.Namespace) -> None:
             advance(1, model.name)
 
 
+class TookTooLong(BaseException):
+    """No Exception, so that nobody on the way takes it for a reason of his own."""
+
+
 def measured(model: RealModel, threads: int, quick: bool) -> Row:
     """The row of a model; ``failed`` is the sentence of the first step that it did not survive."""
     row: Row = {"model": model.name, "package": model.package, "threads": threads, "failed": ""}
+    signal.signal(signal.SIGALRM, _stop)
+    signal.alarm(LIMIT)
     try:
         row["us"] = _times(_forms(model, row), 0.1 if quick else 0.5)
+    except TookTooLong:
+        row["failed"] = f"took more than {LIMIT} seconds"
     except Exception as error:  # this is what the table is for
         row["failed"] = f"{type(error).__name__}: {first_line(error)}"
+    finally:
+        signal.alarm(0)
     return row
+
+
+def _stop(*_: Any) -> None:
+    raise TookTooLong
 
 
 def _forms(model: RealModel, row: Row) -> dict[str, tuple[nn.Module, Call]]:
