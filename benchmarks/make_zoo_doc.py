@@ -55,7 +55,7 @@ def summary_text(rows: list[Row]) -> str:
         line(["run in int8, whole or in parts compiled", len(done)]),
         line(["every layer with weights int8", sum(r["int8_layers"] == r["layers"] for r in done)]),
         line(["one program", sum(r["is_one"] for r in done)]),
-        line(["exact form has the layers' bits", sum(math.isinf(r["exact_db"]) for r in done)]),
+        line(["exact form has the layers' bits", sum(is_exact(r) for r in done)]),
         line(["compiled within 1 dB of layer by layer", sum(lost_db(r) <= 1 for r in done)]),
         line(["compiled slower than layer by layer", sum(speed(r, "layer by layer") < 1 for r in done)]),
         line(["compiled slower than float", sum(speed(r, "float") < 1 for r in done)]),
@@ -82,7 +82,7 @@ def package_text(package: str, rows: list[Row]) -> str:
         ]
         lines.append(line([
             row["model"], f"{row['int8_layers']} of {row['layers']}", "one" if row["is_one"] else row["programs"],
-            len(row["left"]) or "", "yes" if math.isinf(row["exact_db"]) else f"{row['exact_db']:.0f} dB",
+            len(row["left"]) or "", exact_text(row),
             decibels(row["layers_db"]), decibels(row["compiled_db"]), *milliseconds,
             times(speed(row, "float")), times(speed(row, "layer by layer")),
         ]))  # fmt: skip
@@ -113,6 +113,16 @@ def speed(row: Row, form: str) -> float:
 def lost_db(row: Row) -> float:
     same = row["layers_db"] == row["compiled_db"]  # both may be inf
     return 0.0 if same else row["layers_db"] - row["compiled_db"]
+
+
+def is_exact(row: Row) -> bool:
+    return row["exact_db"] is not None and math.isinf(row["exact_db"])
+
+
+def exact_text(row: Row) -> str:
+    if row["exact_db"] is None:
+        return "refused"
+    return "yes" if is_exact(row) else f"{row['exact_db']:.0f} dB"
 
 
 def decibels(level: float) -> str:

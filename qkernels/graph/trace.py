@@ -63,14 +63,27 @@ def trace(model: nn.Module, call: Call, *, free_sizes: bool = True) -> Traced:
         CaptureError: torch.export cannot follow the forward, or it changes its own buffers.
     """
     if free_sizes:
-        traced = _normalized(_exported(model, call, all_sizes=True), call)
+        traced = _traced(model, call, all_sizes=True)
         if not any(_follows_from_sizes(node) for node in traced.graph.graph.nodes):
             traced.free_sizes = True
             return traced
-    return _normalized(_exported(model, call, all_sizes=False), call)
+    return _traced(model, call, all_sizes=False)
 
 
 # ---- capture
+
+
+def _traced(model: nn.Module, call: Call, all_sizes: bool) -> Traced:
+    """With a batch of at least 2 where that leaves the batch free; else for the sizes of the call alone."""
+    traced = _normalized(_exported(model, call, all_sizes), call)
+    tensors = [x for x in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(x, Tensor)]
+    if all(map(_is_taken, tensors, traced.sizes)):
+        return traced
+    return _normalized(exported(model, call, all_sizes), call)
+
+
+def _is_taken(x: Tensor, sizes: tuple[int | None, ...]) -> bool:
+    return all(needed in (None, size) for size, needed in zip(x.shape, sizes, strict=True))
 
 
 def _exported(model: nn.Module, call: Call, all_sizes: bool) -> torch.export.ExportedProgram:

@@ -283,3 +283,21 @@ def test_windows_along_a_line_and_what_is_behind_them_are_one_program() -> None:
     other = torch.randn(3, 4, 40)
     assert (compiled(other) - int8(other)).norm() < 0.02 * int8(other).norm()
     assert torch.equal(qk.compile(int8, x, exact=True)(other), int8(other))
+
+
+def test_a_model_that_asks_for_its_batch_is_compiled_for_that_of_the_example() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * 2 if x.shape[0] == 2 else self.layer(x)
+
+    torch.manual_seed(0)
+    x = torch.randn(1, 4)
+    int8 = qk.quantize(Asking().eval(), "static", [x])
+    compiled = qk.compile(int8, x, exact=True)
+    assert torch.equal(compiled(x), int8(x))
+    with pytest.raises(ValueError, match="the model was made for a size of 1 in dimension 0"):
+        compiled(torch.cat([x, x]))
