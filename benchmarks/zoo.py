@@ -148,7 +148,8 @@ def _timed(row: Row, name: str, step: Callable[[], nn.Module]) -> nn.Module:
 def _channels_last(value: Any) -> Any:
     """Weights and images as torch's convolutions are fastest on them."""
     if isinstance(value, nn.Module):
-        return value.to(memory_format=torch.channels_last)
+        has_volumes = any(p.dim() == 5 for p in value.parameters())
+        return value if has_volumes else value.to(memory_format=torch.channels_last)
     images = lambda x: isinstance(x, Tensor) and x.dim() == 4  # noqa: E731
     return pytree.tree_map(
         lambda x: x.contiguous(memory_format=torch.channels_last) if images(x) else x, value
