@@ -55,7 +55,7 @@ def fit(run: Path, epochs: int) -> None:
 
 
 def _made(kind: ImageKind, real: ImageData) -> ImageData:
-    """As many placeholders as an epoch has images, and the real test images to look at."""
+    """The data of a run: as many placeholders as an epoch has images, and the real test images to look at."""
     made = kind.data(kind.placeholders(STEPS * BATCH))
     return replace(made, val=real.test, class_names=real.class_names)
 

@@ -295,7 +295,7 @@ def command_of(models: Path, port: int, *flags: str) -> list[str]:
 
 
 def put(folder: Path, program: Path, size: str) -> None:
-    """As the only version of a model."""
+    """Put a program into the folder as the only version of a model."""
     (folder / "1").mkdir(parents=True)
     shutil.copyfile(program, folder / "1/model.qkp")
     (folder / "settings.json").write_text(json.dumps({"size": [f"1,{size}"]}))

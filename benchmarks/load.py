@@ -237,7 +237,7 @@ def infer(*inputs: np.ndarray, name: str = "m") -> bytes:
 
 
 def input_name(i: int, inputs: Sequence[np.ndarray]) -> str:
-    """As the server calls them."""
+    """The name of an input, as the server calls it."""
     return "input" if len(inputs) == 1 else f"input_{i}"
 
 
@@ -253,7 +253,7 @@ def infer_by_grpc(*inputs: np.ndarray, name: str = "m") -> bytes:
 
 
 def _message_class(name: str) -> Any:
-    """Of the protocol's messages, whoever has declared them in this process: Triton's client has the same names."""
+    """The class of a message of the protocol, whoever has declared it in this process: Triton has the same names."""
     from google.protobuf import descriptor_pool, message_factory
 
     pool = descriptor_pool.Default()

@@ -177,7 +177,7 @@ def _answers(url: str) -> bool:
 
 
 def unverified(url: str) -> ssl.SSLContext | None:
-    """For a certificate that nobody has signed."""
+    """A context that takes a certificate that nobody has signed; None for plain HTTP."""
     return ssl._create_unverified_context() if url.startswith("https") else None
 
 

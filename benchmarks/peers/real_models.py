@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qkernels.calling import Call
 
+from . import torchvision_schemas
+
 TORCHVISION = (
     "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "googlenet",
     "inception_v3", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "shufflenet_v2_x1_0",
@@ -50,13 +52,6 @@ TRANSFORMERS = {
     "wav2vec2": ("Wav2Vec2", "Model", {"num_hidden_layers": 4}),
 }  # fmt: skip
 TOKENS = 128
-_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
-for _name in (
-    "nms",
-    "qnms",
-):  # schemas that torchvision's wheel asks for, and a CPU build of torch lacks
-    if not hasattr(torch.ops.torchvision, _name):
-        _LIBRARY.define(f"{_name}(Tensor a) -> Tensor")
 
 
 @dataclass(frozen=True)
@@ -99,9 +94,14 @@ def settled(net: nn.Module, calls: Sequence[Call]) -> nn.Module:
     return net.eval()
 
 
+def _imported(library: str) -> Any:
+    torchvision_schemas.declare()
+    return importlib.import_module(library)
+
+
 def _torchvision(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        models = importlib.import_module("torchvision.models")
+        models = _imported("torchvision.models")
         settings: dict[str, Any] = {"weights": None}
         if name in DENSE:
             settings["weights_backbone"] = None
@@ -113,12 +113,12 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
 
 
 def _timm(name: str) -> Callable[[], nn.Module]:
-    return lambda: importlib.import_module("timm").create_model(name)
+    return lambda: _imported("timm").create_model(name)
 
 
 def _transformers(family: str, head: str, settings: dict[str, Any]) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        library = importlib.import_module("transformers")
+        library = _imported("transformers")
         model = getattr(library, family + head)(getattr(library, f"{family}Config")(**settings))
         return model.encoder if family == "Whisper" else model
 

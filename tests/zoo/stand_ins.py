@@ -5,6 +5,7 @@ import importlib
 import pytest
 import torch
 from torch import Tensor
+from zoo_models import ZOO, ZooModel
 
 
 def torchvision_without_its_operators(patch: pytest.MonkeyPatch) -> None:
@@ -13,6 +14,16 @@ def torchvision_without_its_operators(patch: pytest.MonkeyPatch) -> None:
     align = importlib.import_module("torchvision.ops.roi_align")
     patch.setattr(boxes, "nms", nms)
     patch.setattr(align, "_roi_align", getattr(align._roi_align, "__wrapped__", align._roi_align))
+
+
+def usable(name: str, patch: pytest.MonkeyPatch) -> ZooModel:
+    """The entry of the zoo, which can be built now; the test is skipped where its package is missing."""
+    entry = ZOO[name]
+    if entry.package is not None:
+        pytest.importorskip(entry.package)
+    if entry.package == "torchvision":
+        torchvision_without_its_operators(patch)
+    return entry
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

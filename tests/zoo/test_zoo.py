@@ -13,7 +13,7 @@ import zoo_timm
 import zoo_torchvision
 import zoo_transformers
 from fake_quant import fake_quantized, float_layer, sqnr_db
-from stand_ins import torchvision_without_its_operators
+from stand_ins import usable
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from zoo_models import ZOO, Batch, ZooModel
@@ -50,12 +50,8 @@ def threads() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=ZOO)
 def built(request: pytest.FixtureRequest) -> Iterator[Float]:
-    entry = ZOO[request.param]
-    if entry.package is not None:
-        pytest.importorskip(entry.package)
     with pytest.MonkeyPatch.context() as patch:
-        if entry.package == "torchvision":
-            torchvision_without_its_operators(patch)
+        entry = usable(request.param, patch)
         model, batch = entry.build()
         yield Float(entry, model, batch)
 

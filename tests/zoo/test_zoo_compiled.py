@@ -6,7 +6,7 @@ import zoo_plain
 import zoo_timm
 import zoo_torchvision
 import zoo_transformers
-from stand_ins import torchvision_without_its_operators
+from stand_ins import usable
 from zoo_models import ZOO, call
 
 import qkernels as qk
@@ -23,11 +23,7 @@ MAY_LOSE = 4.0  # dB; int8 sums of convolutions cost FastViT 3.4, the others les
 def test_a_compiled_model_is_as_few_programs_as_expected_and_as_near_to_float_as_its_layers(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = ZOO[name]
-    if entry.package is not None:
-        pytest.importorskip(entry.package)
-    if entry.package == "torchvision":
-        torchvision_without_its_operators(monkeypatch)
+    entry = usable(name, monkeypatch)
     model, batch = entry.build()
     int8 = qk.quantize(model, "static", entry.calibration(batch))
     fast = qk.compile(int8, batch)

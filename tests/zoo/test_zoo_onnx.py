@@ -9,7 +9,7 @@ import zoo_plain  # noqa: F401  fills the table, as the next three do
 import zoo_timm  # noqa: F401
 import zoo_torchvision  # noqa: F401
 import zoo_transformers  # noqa: F401
-from stand_ins import torchvision_without_its_operators
+from stand_ins import usable
 from torch.utils import _pytree as pytree
 from zoo_models import ZOO
 
@@ -38,11 +38,7 @@ def one_thread() -> Iterator[None]:
 def test_onnx_runtime_answers_what_the_int8_model_does(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = ZOO[name]
-    if entry.package is not None:
-        pytest.importorskip(entry.package)
-    if entry.package == "torchvision":
-        torchvision_without_its_operators(monkeypatch)
+    entry = usable(name, monkeypatch)
     model, batch = entry.build()
     int8 = qk.quantize(model, "static", entry.calibration(batch))
     path = tmp_path / "m.onnx"

@@ -49,7 +49,6 @@ _REDUCTIONS: dict[Any, str] = {
 @step(
     *_REDUCTIONS,
     aten.adaptive_avg_pool2d.default,
-    aten.adaptive_avg_pool1d.default,
     role=Role.COMPUTES,
 )
 def reduce(b: Builder, node: fx.Node) -> None:
