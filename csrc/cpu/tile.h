@@ -24,6 +24,8 @@ struct Tiles {
     for (int r = 0; r < 16; ++r) std::memcpy(bytes[T][r], static_cast<const char*>(p) + r * stride, 64);
   }
   template <int T>
+  void load_once(const void* p, int64_t stride) { load<T>(p, stride); }
+  template <int T>
   void store(void* p, int64_t stride) {
     for (int r = 0; r < 16; ++r) std::memcpy(static_cast<char*>(p) + r * stride, bytes[T][r], 64);
   }
@@ -55,6 +57,11 @@ struct Tiles {
   template <int T>
   inline __attribute__((always_inline)) void load(const void* p, int64_t stride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "n"(T) : "memory");
+  }
+  // Past L1, where it would push out what is read again.
+  template <int T>
+  inline __attribute__((always_inline)) void load_once(const void* p, int64_t stride) {
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "n"(T) : "memory");
   }
   template <int T>
   inline __attribute__((always_inline)) void store(void* p, int64_t stride) {

@@ -28,6 +28,62 @@ struct Ahead {
   }
 };
 
+// Rows of N neighbouring vectors of columns, whole, one line and of known types: their sums to C, a few rows at a time.
+template <class V, int N, bool OneScale, DType Out, Residual R>
+class KnownRows {
+ public:
+  static constexpr int64_t at_once = Out == DType::s8 ? 4 / N : 1;  // int8 vectors, of two rows or four, share their packing
+
+  // Rows from r0 on of columns from `column` on; `gap`: of C, elements before them besides rows.
+  QK_METHOD KnownRows(const GemmBlock& g, const Finisher<V>& finish, const Dequantizer<V>* columns, int64_t column, int64_t r0, int64_t gap)
+      : e_(*g.epilogue), lo_(finish.lo), hi_(finish.hi), inv_scale_(finish.inv_scale), zero_(finish.zero), step_(g.c_stride * size_of(Out)),
+        residual_step_(e_.residual_stride * size_of(e_.residual_type)), c_(static_cast<char*>(g.c) + (r0 * g.c_stride + gap + column) * size_of(Out)),
+        residual_(finish.residual_at(g.m0 + r0, g.n0 + column)), scale_(g.row_scale + r0), offset_(g.row_offset + r0) {
+#pragma GCC unroll 2
+    for (int i = 0; i < N; ++i) dequantize[i] = columns[i];
+  }
+
+  // The next at_once rows, whose sums lie `pitch` apart; of the `left` that there are, the last one may be stored again.
+  QK_METHOD void store(const int32_t* acc, int64_t pitch, int64_t left) {
+    const Finisher<V> finish{e_, lo_, hi_, inv_scale_, zero_};
+    const auto value = [&](int64_t r, int i) QK_LAMBDA {
+      if constexpr (!OneScale) dequantize[i].use(scale_[r], offset_[r]);
+      const auto y = dequantize[i](V::load_i32(acc + r * pitch + i * V::width));
+      return finish.template add<R>(y, residual_ + r * residual_step_ + i * V::width * size_of(R == Residual::s8 ? DType::s8 : DType::f32));
+    };
+    if constexpr (Out == DType::f32) {
+#pragma GCC unroll 2
+      for (int i = 0; i < N; ++i) V::store_f32(reinterpret_cast<float*>(c_) + i * V::width, finish.clamp(value(0, i)));
+    } else {
+      typename V::I q[4];
+      int8_t* to[at_once];
+#pragma GCC unroll 4
+      for (int k = 0; k < at_once; ++k) {
+        const int64_t row = k < left ? k : left - 1;
+        to[k] = reinterpret_cast<int8_t*>(c_) + row * step_;
+#pragma GCC unroll 2
+        for (int i = 0; i < N; ++i) q[k * N + i] = finish.round(value(row, i));
+      }
+      V::store_s8_rows(to, q, e_.out_zero, e_.out_mask);
+    }
+    c_ += at_once * step_;
+    if constexpr (R != Residual::none) residual_ += at_once * residual_step_;
+    if constexpr (!OneScale) scale_ += at_once, offset_ += at_once;
+  }
+
+  Dequantizer<V> dequantize[N];
+
+ private:
+  Epilogue e_;                   // copies that no store can alias
+  typename V::F lo_, hi_, inv_scale_;
+  typename V::I zero_;
+  int64_t step_, residual_step_;
+  char* c_;
+  const char* residual_;
+  const float* scale_;
+  const int32_t* offset_;
+};
+
 // P panels of columns from j on, and what their epilogue needs: built once for all row tiles.
 template <class V, int P>
 struct Columns {
@@ -182,50 +238,16 @@ struct Columns {
     return e.residual_type == DType::s8 ? store_whole<N, OneScale, Out, Residual::s8> : nullptr;
   }
 
-  // N vectors of columns, v the first, to float32 or int8; four int8 vectors, of two rows or four, share their packing.
+  // N vectors of columns, v the first.
   template <int N, bool OneScale, DType Out, Residual R>
   static void store_whole(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v, int64_t gap) {
-    const GemmBlock& g = own.g;
-    const Epilogue e = own.e;          // copies that no store can alias
-    const Finisher<V> f{e, own.finish.lo, own.finish.hi, own.finish.inv_scale, own.finish.zero};
-    Dequantizer<V> d[N];
-#pragma GCC unroll 2
-    for (int i = 0; i < N; ++i) d[i] = own.dequantize[v + i];
-    const int64_t place = own.place(v), column = own.j + place, step = g.c_stride, item = size_of(e.residual_type);
-    const int64_t residual_step = e.residual_stride * item;
-    const char* const residual = f.residual_at(g.m0 + r0, g.n0 + column);
-    const float* const scale = g.row_scale + r0;
-    const int32_t* const offset = g.row_offset + r0;
-    const auto value = [&](int64_t r, int i) QK_LAMBDA {
-      if constexpr (!OneScale) d[i].use(scale[r], offset[r]);
-      const auto y = d[i](V::load_i32(acc + r * P * kPanel + place + i * V::width));
-      return f.template add<R>(y, residual + r * residual_step + i * V::width * item);
-    };
-    const int64_t first = r0 * step + gap + column;
-    if constexpr (Out == DType::f32) {
-      float* c = static_cast<float*>(g.c) + first;
-      for (int64_t r = 0; r < rows; ++r, c += step)
-#pragma GCC unroll 2
-        for (int i = 0; i < N; ++i) V::store_f32(c + i * V::width, f.clamp(value(r, i)));
-    } else {
-      constexpr int at_once = 4 / N;
-      int8_t* c = static_cast<int8_t*>(g.c) + first;
-      typename V::I q[4];
-      int8_t* to[at_once];
-      for (int64_t r = 0; r < rows; r += at_once) {
-#pragma GCC unroll 4
-        for (int k = 0; k < at_once; ++k) {
-          const int64_t row = r + k < rows ? r + k : rows - 1;  // the last one may be stored again
-          to[k] = c + row * step;
-#pragma GCC unroll 2
-          for (int i = 0; i < N; ++i) q[k * N + i] = f.round(value(row, i));
-        }
-        V::store_s8_rows(to, q, e.out_zero, e.out_mask);
-      }
-    }
+    using Known = KnownRows<V, N, OneScale, Out, R>;
+    const int64_t place = own.place(v);
+    Known known(own.g, own.finish, own.dequantize + v, own.j + place, r0, gap);
+    for (int64_t r = 0; r < rows; r += Known::at_once) known.store(acc + r * P * kPanel + place, P * kPanel, rows - r);
     if constexpr (!OneScale)
 #pragma GCC unroll 2
-      for (int i = 0; i < N; ++i) own.dequantize[v + i] = d[i];
+      for (int i = 0; i < N; ++i) own.dequantize[v + i] = known.dequantize[i];
   }
 };
 
