@@ -1,4 +1,5 @@
-"""Results of benchmarks/models.py as docs/benchmarks-models.md with a plot a batch size.
+"""Results of benchmarks/models.py as docs/benchmarks-models.md with a plot a batch size; of AMX,
+docs/benchmarks-models-amx.md.
 
 python benchmarks/make_models_doc.py RESULTS.json
 """
@@ -11,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import make_docs
-from make_docs import line, machine_text, pyplot, table, times, unique
+from make_docs import (
+    SHARED_CORES,
+    line,
+    machine_text,
+    page_ending,
+    pyplot,
+    table,
+    times,
+    unique,
+)
 
 OURS, FAST = "qkernels", "qkernels, not exact"
 Row = dict[str, Any]
@@ -34,14 +44,15 @@ static shapes, channels-last weights, frozen weights and their own graph optimiz
 
 
 def main(path: Path) -> None:
-    """Write docs/benchmarks-models.md and its plots."""
+    """Write the page of the results' instruction set and its plots."""
     results = json.loads(path.read_text())
-    rows = results["rows"]
-    parts = [INTRO, machine_text(results), targets_text(rows)]
-    parts += [plot_text(rows, threads) for threads in unique(row["threads"] for row in rows)]
+    rows, ending = results["rows"], page_ending(results)
+    parts = [INTRO, SHARED_CORES.get(ending, ""), machine_text(results), targets_text(rows)]
+    for threads in unique(row["threads"] for row in rows):
+        parts.append(plot_text(rows, threads, ending))
     for model in unique(row["model"] for row in rows):
         parts.append(model_text(model, [row for row in rows if row["model"] == model]))
-    out = make_docs.DOCS / "benchmarks-models.md"
+    out = make_docs.DOCS / f"benchmarks-models{ending}.md"
     out.write_text("\n".join(parts))
     print(f"wrote {out}")
 
@@ -109,14 +120,14 @@ def model_text(model: str, rows: list[Row]) -> str:
     return "\n".join(lines) + f"\nOne row alone: `{command}`\n"
 
 
-def plot_text(rows: list[Row], threads: int) -> str:
+def plot_text(rows: list[Row], threads: int, ending: str) -> str:
     """A group of bars a row: each contender in times the speed of torch float32."""
     rows = [row for row in rows if row["threads"] == threads and "torch fp32" in row["us"]]
     if not rows:
         return ""
     shown = (OURS, "OpenVINO int8", "ONNX Runtime int8", "torch FX int8", "torch.compile fp32")
     colors = ("#1f6f8b", "#d98c3f", "#8aa7b3", "#b9c4c9", "#dde3e6")
-    path = make_docs.DOCS / "benchmarks" / f"models-{threads}.svg"
+    path = make_docs.DOCS / "benchmarks" / f"models-{threads}{ending}.svg"
     path.parent.mkdir(exist_ok=True)
     height = 0.8 / len(shown)
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.65 * len(rows)), layout="constrained")

@@ -88,20 +88,21 @@ def test_the_command_writes_a_row_and_the_document_shows_it(
     assert 0 < results["rows"][0]["share_of_peak"] < 1.5
     monkeypatch.setattr(make_docs, "DOCS", tmp_path)
     make_docs.main([out])
-    text = (tmp_path / "benchmarks.md").read_text()
+    text = (tmp_path / f"benchmarks{make_docs.page_ending(results)}.md").read_text()
     assert "| 1x1024x1024 | int8 | 1 |" in text
     for image in re.findall(r"\]\((benchmarks/[^)]*)\)", text):
         assert (tmp_path / image).exists()
 
 
-def test_every_class_has_its_analysis_and_every_link_of_the_document_leads_there() -> None:
+def test_every_class_has_its_analysis_and_every_link_of_the_documents_leads_there() -> None:
     headings = re.findall(r"^#+ (.*)$", (ROOT / "docs/kernels.md").read_text(), re.M)
     anchors = {make_docs.anchor(heading) for heading in headings}
     assert {make_docs.anchor(target.name) for target in TARGETS} <= anchors
-    document = (ROOT / "docs/benchmarks.md").read_text()
-    assert set(re.findall(r"kernels\.md#([\w-]*)", document)) <= anchors
-    for image in re.findall(r"\]\((benchmarks/[^)]*)\)", document):
-        assert (ROOT / "docs" / image).exists()
+    for page in ("benchmarks.md", "benchmarks-amx.md"):
+        document = (ROOT / "docs" / page).read_text()
+        assert set(re.findall(r"kernels\.md#([\w-]*)", document)) <= anchors
+        for image in re.findall(r"\]\((benchmarks/[^)]*)\)", document):
+            assert (ROOT / "docs" / image).exists()
 
 
 MODELS = [ModelProblem(name, 1) for name in ("resnet20", "tutorial_cnn", "encoder")]
@@ -228,7 +229,7 @@ def test_a_row_of_a_model_is_kept_and_the_document_shows_it(
     )
     assert results["rows"][1]["goals"][0]["best"] is None
     make_models_doc.main(out)
-    text = (tmp_path / "benchmarks-models.md").read_text()
+    text = (tmp_path / f"benchmarks-models{make_docs.page_ending(results)}.md").read_text()
     assert "(1) OpenVINO int8: not installed: x" in text
     assert "1.1: not compared" in text
     for image in re.findall(r"\]\((benchmarks/[^)]*)\)", text):

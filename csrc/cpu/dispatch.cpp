@@ -2,7 +2,7 @@
 
 namespace qk {
 
-#define QK_KERNELS(isa, gemm, mr, x_mask, piece, piece_rows, suffix)                                                  \
+#define QK_KERNELS(isa, gemm, mr, x_mask, piece, piece_rows, x_kb, suffix)                                                  \
   void gemm(const GemmBlock&);                                                                       \
   int64_t gemm##_peak(int64_t);                                                                      \
   void weight_only_##suffix(const WeightOnlyBlock&);                                                 \
@@ -37,8 +37,8 @@ namespace {
 constexpr int64_t kFewRows = 8;  // up to here AMX tiles are mostly empty
 
 constexpr Kernels kTable[] = {
-#define QK_KERNELS(isa, gemm, mr, x_mask, piece, piece_rows, suffix)                                                      \
-  {Isa::isa, #gemm, mr, x_mask, piece, piece_rows, gemm, gemm##_peak,                                     \
+#define QK_KERNELS(isa, gemm, mr, x_mask, piece, piece_rows, x_kb, suffix)                                                      \
+  {Isa::isa, #gemm, mr, x_mask, piece, piece_rows, x_kb * 1024, gemm, gemm##_peak,                                     \
    weight_only_##suffix, depthwise_##suffix, winograd_weights_##suffix, winograd_input_##suffix,          \
    winograd_products_##suffix, winograd_output_##suffix, quantize_##suffix, extremes_##suffix, to_f32_##suffix,      \
    dequantize_##suffix, gather_##suffix, interleave_##suffix, deinterleave_##suffix, pool_##suffix, \

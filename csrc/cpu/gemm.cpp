@@ -60,6 +60,8 @@ void gemm(const GemmProblem& p, const GemmPlan& plan, const Parallel& parallel, 
 
 namespace {
 
+constexpr int64_t kFloatBytes = 256 * 1024;  // of packed rows: a part of L2 that leaves room for weights and C
+
 struct WeightOnlyPlan {
   int64_t block_rows, block_cols, row_blocks, col_blocks, lda;
   int workers;
@@ -69,7 +71,7 @@ WeightOnlyPlan plan_weight_only(const WeightOnlyProblem& p, int threads) {
   WeightOnlyPlan plan;
   plan.lda = round_up(p.k, 16);
   plan.workers = int(std::clamp<int64_t>(ceil_div(p.m * p.n * p.k, kProductsPerThread), 1, std::clamp(threads, 1, kMaxThreads)));
-  plan.block_rows = std::clamp<int64_t>(kPackedBytes / (plan.lda * 4) / 4 * 4, 4, round_up(std::max<int64_t>(p.m, 1), 4));
+  plan.block_rows = std::clamp<int64_t>(kFloatBytes / (plan.lda * 4) / 4 * 4, 4, round_up(std::max<int64_t>(p.m, 1), 4));
   plan.row_blocks = ceil_div(p.m, plan.block_rows);
   plan.block_cols = std::max<int64_t>(kPanel, round_up(ceil_div(p.n, plan.workers), kPanel));
   plan.col_blocks = ceil_div(p.n, plan.block_cols);

@@ -42,7 +42,7 @@ GemmPlan plan_gemm(const RowParts& rows, const PackedLayout& layout, const Kerne
   const int64_t units = ceil_div(rows.part_rows, rows.unit), sources = std::max<int64_t>(rows.parts * layout.groups, 1);
   const bool weights_stay = layout.group_bytes() <= kHalfL1;  // in L1, and so can a few rows of x and C
   const int64_t row_bytes = std::max<int64_t>(1, weights_stay ? rows.x_bytes + rows.c_bytes : rows.x_bytes);
-  const int64_t fit = std::max<int64_t>(1, (weights_stay ? kHalfL1 : kPackedBytes) / (row_bytes * rows.unit));
+  const int64_t fit = std::max<int64_t>(1, (weights_stay ? kHalfL1 : kernels.x_bytes) / (row_bytes * rows.unit));
   int64_t blocks = std::max<int64_t>(1, ceil_div(units, fit));
   if (m * layout.groups > kFewRows * plan.workers && sources * blocks % plan.workers && sources * blocks < 8 * plan.workers)
     blocks = ceil_div(round_up(sources * blocks, plan.workers), sources);

@@ -4,7 +4,6 @@
 
 namespace qk {
 
-constexpr int64_t kPackedBytes = 256 * 1024;    // of packed x: a part of L2 that leaves room for weights and C
 constexpr int64_t kProductsPerThread = 1 << 19;  // multiply-adds below which another thread costs more than it gives
 
 // How C is cut into tasks. Every field follows from shapes, ISA and threads; results do not depend on it.

@@ -228,6 +228,7 @@ struct Kernels {
   int64_t mr;                 // rows of `gemm`'s largest tile
   int8_t x_mask;              // what x is XORed with: -128 where the kernel reads unsigned bytes, else 0
   int64_t piece, piece_rows;  // of x, that the kernel reads at a time: bytes of K and rows
+  int64_t x_bytes;            // of the rows of a block: a part of L2 that leaves room for weights and C
   void (*gemm)(const GemmBlock&);
   int64_t (*peak)(int64_t rounds);  // runs `gemm`'s multiply instruction on registers alone; returns its operations
   void (*weight_only)(const WeightOnlyBlock&);

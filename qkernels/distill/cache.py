@@ -27,6 +27,7 @@ class CachedTeacher(nn.Module):
     An image is known by a hash of its pixels as the model sees them, cropped, flipped and normalised, and by the
     autocast precision: an answer is never that of another image, whatever happens to data, seed or augmentation.
     The batches of an epoch repeat exactly, so a second run of the same seed and epochs finds every answer.
+    Where torch's last bits depend on the batch that an image is in, an answer has those of the batch that first asked.
     float32 logits of K classes take about 4 K + 40 bytes an image and augmentation.
 
     Every batch is one transaction of SQLite: a killed run leaves a sound file, several processes may share one.

@@ -34,13 +34,19 @@ class KnownRows {
  public:
   static constexpr int64_t at_once = Out == DType::s8 ? 4 / N : 1;  // int8 vectors, of two rows or four, share their packing
 
-  // Rows from r0 on of columns from `column` on; `gap`: of C, elements before them besides rows.
-  QK_METHOD KnownRows(const GemmBlock& g, const Finisher<V>& finish, const Dequantizer<V>* columns, int64_t column, int64_t r0, int64_t gap)
+  QK_METHOD KnownRows(const GemmBlock& g, const Finisher<V>& finish, const Dequantizer<V>* columns)
       : e_(*g.epilogue), lo_(finish.lo), hi_(finish.hi), inv_scale_(finish.inv_scale), zero_(finish.zero), step_(g.c_stride * size_of(Out)),
-        residual_step_(e_.residual_stride * size_of(e_.residual_type)), c_(static_cast<char*>(g.c) + (r0 * g.c_stride + gap + column) * size_of(Out)),
-        residual_(finish.residual_at(g.m0 + r0, g.n0 + column)), scale_(g.row_scale + r0), offset_(g.row_offset + r0) {
+        residual_step_(e_.residual_stride * size_of(e_.residual_type)) {
 #pragma GCC unroll 2
     for (int i = 0; i < N; ++i) dequantize[i] = columns[i];
+  }
+
+  // To rows from r0 on of columns from `column` on; `gap`: of C, elements before them besides rows.
+  QK_METHOD void go_to(const GemmBlock& g, int64_t column, int64_t r0, int64_t gap) {
+    const Finisher<V> finish{e_, lo_, hi_, inv_scale_, zero_};
+    c_ = static_cast<char*>(g.c) + (r0 * g.c_stride + gap + column) * size_of(Out);
+    residual_ = finish.residual_at(g.m0 + r0, g.n0 + column);
+    scale_ = g.row_scale + r0, offset_ = g.row_offset + r0;
   }
 
   // The next at_once rows, whose sums lie `pitch` apart; of the `left` that there are, the last one may be stored again.
@@ -243,7 +249,8 @@ struct Columns {
   static void store_whole(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v, int64_t gap) {
     using Known = KnownRows<V, N, OneScale, Out, R>;
     const int64_t place = own.place(v);
-    Known known(own.g, own.finish, own.dequantize + v, own.j + place, r0, gap);
+    Known known(own.g, own.finish, own.dequantize + v);
+    known.go_to(own.g, own.j + place, r0, gap);
     for (int64_t r = 0; r < rows; r += Known::at_once) known.store(acc + r * P * kPanel + place, P * kPanel, rows - r);
     if constexpr (!OneScale)
 #pragma GCC unroll 2

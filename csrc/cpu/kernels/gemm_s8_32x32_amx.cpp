@@ -3,8 +3,9 @@
 //              tmm6: b panel 0   tmm7: b panel 1     one k step is 64 deep: a tile is 16 rows x 64 bytes as
 //   tmm4: a 0..15    tmm0              tmm1          they lie, b tile 16 groups of four k x 16 channels
 //   tmm5: a 16..31   tmm2              tmm3
-// Rows outside, panels inside: C is written along its rows while the row panel of a stays in L1. The sums of a block are
-// stored a few rows at a time between the tile products of the next one, which leave the vector units idle.
+// Rows outside, panels inside, a part of the weights that L2 holds at a time: C is written along its rows, a's rows stay in L1,
+// which tiles of b are read past. The sums of a block are stored a few rows at a time between the tile products of the next
+// one, which leave the vector units idle (measured: some 12 vector instructions a product, with four tile loads a step).
 #include <new>
 #include <type_traits>
 
@@ -27,105 +28,127 @@ using Vec = Scalar;
 using Vec = Avx512;
 #endif
 
-// Sums that are yet to be stored: pairs of panels, each [rows][32].
+// Sums that are yet to be stored: pairs of panels, each [rows][32]. Their rows are one run of C, or one a tile of a.
 struct Sums {
+  struct Run {
+    int64_t first, rows;
+    int64_t gap;                 // of C, elements before them besides rows
+  };
   alignas(64) int32_t acc[32 * 32];
-  int64_t pairs = 0, rows = 0, first, j;
-  int64_t gap;                   // of C, elements before them besides rows
-  bool whole;                    // all columns exist, and no line of C ends between the rows
+  int64_t j, pairs = 0, runs = 0;
+  Run run[2];
+  bool whole;                    // all columns exist, and no line of C ends between the rows of a run
 
-  const int32_t* pair(int64_t i) const { return acc + i * 16 * 32; }
+  const int32_t* sums(int64_t i, int64_t pair) const { return acc + (pair + i) * 16 * 32; }
+  int64_t rows() const { return runs == 2 ? run[0].rows + run[1].rows : runs ? run[0].rows : 0; }
 
-  void hold(const GemmBlock& g, int64_t column, int64_t panels, int64_t row, int64_t count) {
-    pairs = (panels + 1) / 2, rows = count, first = row, j = column;
-    const int64_t line = g.c_gap ? (g.c_column + row) / g.c_line : 0;
-    gap = line * g.c_gap;
-    whole = j + pairs * 32 <= g.cols && (!g.c_gap || g.c_column + row + count <= (line + 1) * g.c_line);
+  void hold(const GemmBlock& g, int64_t column, int64_t panels) {
+    j = column, pairs = (panels + 1) / 2, runs = 0;
+    whole = j + pairs * 32 <= g.cols;
+  }
+  void add(const GemmBlock& g, int64_t first, int64_t rows) {
+    const int64_t line = g.c_gap ? (g.c_column + first) / g.c_line : 0;
+    run[runs++] = {first, rows, line * g.c_gap};
+    whole = whole && (!g.c_gap || g.c_column + first + rows <= (line + 1) * g.c_line);
   }
 };
 
 // Stores them a few rows at a time, of any types.
 class AnyTypes {
  public:
-  static constexpr bool known = false;
-
   QK_METHOD AnyTypes(const GemmBlock& g, const Finisher<Vec>&, const Sums& sums, int64_t steps)
-      : sums_(sums), share_(round_up(ceil_div(sums.rows, steps), 2)) {
+      : sums_(sums), share_(round_up(ceil_div(sums.rows(), steps), 2)) {
     for (int64_t i = 0; i < sums.pairs; ++i) new (&columns_[i]) Columns<Vec, 2>(g, sums.j + i * 2 * kPanel);
   }
   QK_METHOD ~AnyTypes() {}       // of `columns_`, which hold nothing to end
 
   QK_METHOD void store() { store_rows(share_); }
-  QK_METHOD void store_rest() { store_rows(sums_.rows); }
+  QK_METHOD void store_rest() {
+    while (run_ < sums_.runs) store_rows(32);
+  }
 
  private:
   const Sums& sums_;
   const int64_t share_;
-  int64_t done_ = 0;
+  int64_t run_ = 0, done_ = 0;   // of the run at hand
   union {
     Columns<Vec, 2> columns_[2];
   };
 
   QK_METHOD void store_rows(int64_t most) {
-    const int64_t left = sums_.rows - done_, count = most < left ? most : left;
-    if (!count) return;
-    for (int64_t i = 0; i < sums_.pairs; ++i) columns_[i].store(sums_.pair(i) + done_ * 32, sums_.first + done_, count);
+    if (run_ == sums_.runs) return;
+    const Sums::Run& run = sums_.run[run_];
+    const int64_t left = run.rows - done_, count = most < left ? most : left;
+    for (int64_t i = 0; i < sums_.pairs; ++i) columns_[i].store(sums_.sums(run_, i) + done_ * 32, run.first + done_, count);
     done_ += count;
+    if (done_ == run.rows) ++run_, done_ = 0;
   }
 };
 
 // The same for whole sums of known types, with what their columns need in registers.
 template <bool OneScale, DType Out, Residual R>
 struct Types {
-  template <int Pairs>
+  template <int Pairs, int Runs>
   class Known {
    public:
     QK_METHOD Known(const GemmBlock& g, const Finisher<Vec>& finish, const Sums& sums, int64_t steps)
-        : sums_(sums), share_(ceil_div(sums.rows, steps * Rows::at_once)) {
+        : g_(g), sums_(sums), share_(ceil_div(sums.rows(), steps * Rows::at_once)) {
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t column = sums.j + i * N * Vec::width;
         Dequantizer<Vec> columns[N];
 #pragma GCC unroll 2
         for (int v = 0; v < N; ++v) {
-          columns[v] = Dequantizer<Vec>::make(*g.epilogue, g.n0 + column + v * Vec::width);
+          columns[v] = Dequantizer<Vec>::make(*g.epilogue, g.n0 + column(i) + v * Vec::width);
           if (OneScale) columns[v].use(g.row_scale[0], g.row_offset[0]);
         }
-        new (&rows_[i]) Rows(g, finish, columns, column, sums.first, sums.gap);
+        new (&rows_[i]) Rows(g, finish, columns);
       }
+      begin_run();
     }
     QK_METHOD ~Known() {}        // of `rows_`, which hold nothing to end
 
     QK_METHOD void store() {
-      for (int64_t i = 0; i < share_ && done_ < sums_.rows; ++i) store_some();
+      for (int64_t i = 0; i < share_ && some_left(); ++i) store_some();
     }
     QK_METHOD void store_rest() {
-      while (done_ < sums_.rows) store_some();
+      while (some_left()) store_some();
     }
 
    private:
     static constexpr int N = 2;
     static constexpr int64_t in_pair = 32 / (N * Vec::width), count = Pairs * in_pair;
     using Rows = KnownRows<Vec, N, OneScale, Out, R>;
+    const GemmBlock& g_;
     const Sums& sums_;
     const int64_t share_;        // of at_once rows, after each step of K
-    int64_t done_ = 0;
+    int64_t run_ = 0, done_ = 0, rows_of_run_;
     union {
       Rows rows_[count];
     };
 
+    QK_METHOD int64_t column(int64_t i) const { return sums_.j + i * N * Vec::width; }
+
+    QK_METHOD void begin_run() {
+      done_ = 0, rows_of_run_ = sums_.run[run_].rows;
+      for (int64_t i = 0; i < count; ++i) rows_[i].go_to(g_, column(i), sums_.run[run_].first, sums_.run[run_].gap);
+    }
+
+    QK_METHOD bool some_left() const { return done_ < rows_of_run_; }
+
     QK_METHOD void store_some() {
 #pragma GCC unroll 2
       for (int64_t i = 0; i < count; ++i)
-        rows_[i].store(sums_.pair(i / in_pair) + done_ * 32 + i % in_pair * N * Vec::width, 32, sums_.rows - done_);
+        rows_[i].store(sums_.sums(run_, i / in_pair) + done_ * 32 + i % in_pair * N * Vec::width, 32, rows_of_run_ - done_);
       done_ += Rows::at_once;
+      if constexpr (Runs > 1)
+        if (!some_left() && ++run_ < Runs) begin_run();
     }
   };
 };
 
-// A x P tiles of C into acc; a share of what is left of the block before is stored after each step of K.
+// A x P tiles of C into acc, `second` bytes between the tiles of a; a share of the block before is stored after each step of K.
 template <int A, int P, class Later>
-__attribute__((noinline)) void multiply(Tiles& t, const int8_t* a, const int8_t* b, const GemmBlock& g, int32_t* acc, const Finisher<Vec>& finish,
-                                        const Sums& before) {
+__attribute__((noinline)) void multiply(Tiles& t, const int8_t* a, int64_t second, const int8_t* b, const GemmBlock& g, int32_t* acc,
+                                        const Finisher<Vec>& finish, const Sums& before) {
   const int64_t lda = g.lda, panel_bytes = g.panel_bytes, k64 = ceil_div(g.k4, 16);
   Later later(g, finish, before, g.piece_rows * g.piece_columns * k64);
   const auto for_tiles = [](auto body) QK_LAMBDA {
@@ -136,7 +159,7 @@ __attribute__((noinline)) void multiply(Tiles& t, const int8_t* a, const int8_t*
   for_pieces(a, b, g, [&](const int8_t* x, const int8_t* w) QK_LAMBDA {
     for (int64_t k = 0; k < k64; ++k) {
       t.load<4>(x + k * 64, lda);
-      if (A > 1) t.load<5>(x + 16 * lda + k * 64, lda);
+      if (A > 1) t.load<5>(x + second + k * 64, lda);
       for_tiles([&]<int I>() QK_LAMBDA {  // column by column, so that a tile of b is loaded once
         constexpr int row = I % A, column = I / A;
         if (row == 0) t.load_once<6 + column % 2>(w + column * panel_bytes + k * 1024, 64);
@@ -163,12 +186,7 @@ class Blocks {
     const int64_t column = g_.panel_bytes / kPanel, parts = ceil_div(g_.cols * column, kNearBytes);
     const int64_t each = round_up(ceil_div(g_.cols, parts), 64);
     for (int64_t j = 0; j < g_.cols; j += each)
-      for (int64_t line = 0; line < g_.lines; ++line) {
-        const int64_t end = j + each < g_.cols ? j + each : g_.cols;
-        int64_t r = 0;
-        for (; r + 16 < g_.rows; r += 32) row<2>(line, r, j, end);
-        if (r < g_.rows) row<1>(line, r, j, end);
-      }
+      lines(j, j + each < g_.cols ? j + each : g_.cols);
     AnyTypes(g_, finish_, sums_[turn_ ^ 1], 1).store_rest();
   }
 
@@ -180,27 +198,48 @@ class Blocks {
   Sums sums_[2];
   int turn_ = 0;
 
+  // Columns [j, end) of all lines: by tiles of a line, or of two lines that fill none.
+  QK_METHOD void lines(int64_t j, int64_t end) {
+    int64_t line = 0;
+    for (; g_.rows <= 16 && line + 1 < g_.lines; line += 2) row<2>({line, 0, g_.line_stride, g_.rows, g_.rows}, j, end);
+    for (; line < g_.lines; ++line) {
+      int64_t r = 0;
+      for (; r + 16 < g_.rows; r += 32) row<2>({line, r, 16 * g_.lda, g_.rows - r < 32 ? g_.rows - r : 32, 0}, j, end);
+      if (r < g_.rows) row<1>({line, r, 0, g_.rows - r, 0}, j, end);
+    }
+  }
+
+  struct RowTiles {
+    int64_t line, r, second;     // bytes of a from the first tile to the second
+    int64_t rows, next_rows;     // of this line, of the next one
+  };
+
   template <int A>
-  QK_METHOD void row(int64_t line, int64_t r, int64_t j, int64_t end) {
+  QK_METHOD void row(const RowTiles& at, int64_t j, int64_t end) {
     if constexpr (A == 1)
-      for (; j + 48 < end; j += 64) block<A, 4>(line, r, j);
-    for (; j + 16 < end; j += 32) block<A, 2>(line, r, j);
-    if (j < end) block<A, 1>(line, r, j);
+      for (; j + 48 < end; j += 64) block<A, 4>(at, j);
+    for (; j + 16 < end; j += 32) block<A, 2>(at, j);
+    if (j < end) block<A, 1>(at, j);
   }
 
   template <int A, int P>
-  QK_METHOD void block(int64_t line, int64_t r, int64_t j) {
-    const int8_t *a = g_.a + line * g_.line_stride + r * g_.lda, *b = g_.b + j / kPanel * g_.panel_bytes;
+  QK_METHOD void block(const RowTiles& at, int64_t j) {
+    const int8_t *a = g_.a + at.line * g_.line_stride + at.r * g_.lda, *b = g_.b + j / kPanel * g_.panel_bytes;
     Sums& own = sums_[turn_];
     const Sums& before = sums_[turn_ ^= 1];
-    (*product_of<A, P>(before))(tiles_, a, b, g_, own.acc, finish_, before);
-    own.hold(g_, j, P, line * g_.rows + r, g_.rows - r < A * 16 ? g_.rows - r : A * 16);
+    (*product_of<A, P>(before))(tiles_, a, at.second, b, g_, own.acc, finish_, before);
+    own.hold(g_, j, P);
+    own.add(g_, at.line * g_.rows + at.r, at.rows);
+    if (at.next_rows) own.add(g_, (at.line + 1) * g_.rows, at.next_rows);
   }
 
   template <int A, int P>
   QK_METHOD auto product_of(const Sums& before) {
     if constexpr (!std::is_void_v<T> && A * P == 4)
-      if (before.whole && before.pairs == P / 2) return multiply<A, P, typename T::template Known<P / 2>>;
+      if (before.whole && before.pairs == P / 2) {
+        if (before.runs == 1) return multiply<A, P, typename T::template Known<P / 2, 1>>;
+        if constexpr (A == 2) return multiply<A, P, typename T::template Known<P / 2, 2>>;
+      }
     return multiply<A, P, AnyTypes>;
   }
 };
@@ -244,11 +283,12 @@ int64_t gemm_s8_32x32_amx_emulated_peak(int64_t rounds) {
 int64_t gemm_s8_32x32_amx_peak(int64_t rounds) {
 #endif
   Tiles tiles;
-  alignas(64) const int8_t zeros[16 * 64] = {};
-  tiles.load<4>(zeros, 64);
-  tiles.load<5>(zeros, 64);
-  tiles.load<6>(zeros, 64);
-  tiles.load<7>(zeros, 64);
+  alignas(64) int8_t bytes[16 * 64];
+  for (int i = 0; i < 16 * 64; ++i) bytes[i] = int8_t(i * 89 + (i >> 3));  // zeros would take less power, and go faster
+  tiles.load<4>(bytes, 64);
+  tiles.load<5>(bytes, 64);
+  tiles.load<6>(bytes, 64);
+  tiles.load<7>(bytes, 64);
   tiles.zero<0>();
   tiles.zero<1>();
   tiles.zero<2>();
