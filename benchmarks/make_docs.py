@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -35,34 +35,43 @@ Targets were set for a machine with AMX, whose peers use a third of its peak; th
 that do not reach theirs link to what bounds them.
 """
 
-SHARED_CORES = {
-    "-amx": """The cores of this machine are shared with strangers, and what they multiply by AMX takes half of the rate
-and more, for milliseconds or minutes (*peak* itself was seen between 2,200 and 5,800 GOPS a core). Contenders take
-turns, but single rows are off by more than their percentiles tell.
-"""
-}
-BOUNDS = {"-amx": "amx"}  # the section of docs/kernels.md; elsewhere, that of the row's class
+
+class Page(NamedTuple):
+    """What tells the pages and plots of one kind of machine from those of another."""
+
+    ending: str
+    bounds: (
+        str | None
+    )  # the section of docs/kernels.md that says what bounds its rows; None: each class's own
+    note: str
+
+
+VNNI = Page("", None, "")
+AMX = Page(
+    "-amx",
+    "amx",
+    "What bounds these rows, and how unsteady the machine of the published ones was: [kernels.md](kernels.md#amx).\n",
+)
+
+
+def page_of(results: dict[str, Any]) -> Page:
+    return AMX if results["machine"]["isa"] == "amx" else VNNI
 
 
 def main(paths: list[Path]) -> None:
     """Write the page of the results' instruction set and its plots."""
     results = json.loads(paths[0].read_text())
-    rows, ending = results["rows"], page_ending(results)
-    parts = [INTRO, SHARED_CORES.get(ending, ""), machine_text(results), classes_text(rows)]
+    rows, page = results["rows"], page_of(results)
+    parts = [INTRO, page.note, machine_text(results), classes_text(rows)]
     for name in unique(row["class"] for row in rows):
         members = [row for row in rows if row["class"] == name]
-        parts += [class_text(name, members, BOUNDS.get(ending, anchor(name)))]
-        parts += [plot_text(name, members, ending), times_text(members)]
+        parts += [class_text(name, members, page.bounds or anchor(name))]
+        parts += [plot_text(name, members, page.ending), times_text(members)]
     if len(paths) > 1:
         parts.append(avx2_text(json.loads(paths[1].read_text())))
-    out = DOCS / f"benchmarks{ending}.md"
+    out = DOCS / f"benchmarks{page.ending}.md"
     out.write_text("\n".join(parts))
     print(f"wrote {out}")
-
-
-def page_ending(results: dict[str, Any]) -> str:
-    """What tells the pages and plots of an AMX machine from those of the others."""
-    return "-amx" if results["machine"]["isa"] == "amx" else ""
 
 
 def machine_text(results: dict[str, Any]) -> str:

@@ -12,16 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import make_docs
-from make_docs import (
-    SHARED_CORES,
-    line,
-    machine_text,
-    page_ending,
-    pyplot,
-    table,
-    times,
-    unique,
-)
+from make_docs import line, machine_text, page_of, pyplot, table, times, unique
 
 OURS, FAST = "qkernels", "qkernels, not exact"
 Row = dict[str, Any]
@@ -46,13 +37,13 @@ static shapes, channels-last weights, frozen weights and their own graph optimiz
 def main(path: Path) -> None:
     """Write the page of the results' instruction set and its plots."""
     results = json.loads(path.read_text())
-    rows, ending = results["rows"], page_ending(results)
-    parts = [INTRO, SHARED_CORES.get(ending, ""), machine_text(results), targets_text(rows)]
+    rows, page = results["rows"], page_of(results)
+    parts = [INTRO, page.note, machine_text(results), targets_text(rows)]
     for threads in unique(row["threads"] for row in rows):
-        parts.append(plot_text(rows, threads, ending))
+        parts.append(plot_text(rows, threads, page.ending))
     for model in unique(row["model"] for row in rows):
         parts.append(model_text(model, [row for row in rows if row["model"] == model]))
-    out = make_docs.DOCS / f"benchmarks-models{ending}.md"
+    out = make_docs.DOCS / f"benchmarks-models{page.ending}.md"
     out.write_text("\n".join(parts))
     print(f"wrote {out}")
 

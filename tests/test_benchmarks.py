@@ -88,7 +88,7 @@ def test_the_command_writes_a_row_and_the_document_shows_it(
     assert 0 < results["rows"][0]["share_of_peak"] < 1.5
     monkeypatch.setattr(make_docs, "DOCS", tmp_path)
     make_docs.main([out])
-    text = (tmp_path / f"benchmarks{make_docs.page_ending(results)}.md").read_text()
+    text = (tmp_path / f"benchmarks{make_docs.page_of(results).ending}.md").read_text()
     assert "| 1x1024x1024 | int8 | 1 |" in text
     for image in re.findall(r"\]\((benchmarks/[^)]*)\)", text):
         assert (tmp_path / image).exists()
@@ -229,7 +229,7 @@ def test_a_row_of_a_model_is_kept_and_the_document_shows_it(
     )
     assert results["rows"][1]["goals"][0]["best"] is None
     make_models_doc.main(out)
-    text = (tmp_path / f"benchmarks-models{make_docs.page_ending(results)}.md").read_text()
+    text = (tmp_path / f"benchmarks-models{make_docs.page_of(results).ending}.md").read_text()
     assert "(1) OpenVINO int8: not installed: x" in text
     assert "1.1: not compared" in text
     for image in re.findall(r"\]\((benchmarks/[^)]*)\)", text):

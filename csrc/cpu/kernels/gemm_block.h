@@ -28,6 +28,23 @@ struct Ahead {
   }
 };
 
+// body<OneScale, Out, R>() where output and residual are of types that loops are compiled for; whether they are.
+template <class Body>
+QK_INLINE bool with_known_types(const Epilogue& e, bool one_scale, Body body) {
+  const auto with_residual = [&]<bool OneScale, DType Out>() {
+    if (!e.residual) body.template operator()<OneScale, Out, Residual::none>();
+    else if (e.residual_type == DType::f32) body.template operator()<OneScale, Out, Residual::f32>();
+    else if (e.residual_type == DType::s8) body.template operator()<OneScale, Out, Residual::s8>();
+    else return false;
+    return true;
+  };
+  const auto with_output = [&]<bool OneScale>() {
+    if (e.out_type == DType::f32) return with_residual.template operator()<OneScale, DType::f32>();
+    return e.out_type == DType::s8 && with_residual.template operator()<OneScale, DType::s8>();
+  };
+  return one_scale ? with_output.template operator()<true>() : with_output.template operator()<false>();
+}
+
 // Rows of N neighbouring vectors of columns, whole, one line and of known types: their sums to C, a few rows at a time.
 template <class V, int N, bool OneScale, DType Out, Residual R>
 class KnownRows {
@@ -233,15 +250,9 @@ struct Columns {
 
   template <int N>
   Store store_of() const {
-    if (e.out_type == DType::f32) return g.one_scale ? store_of<N, true, DType::f32>() : store_of<N, false, DType::f32>();
-    if (e.out_type == DType::s8) return g.one_scale ? store_of<N, true, DType::s8>() : store_of<N, false, DType::s8>();
-    return nullptr;
-  }
-  template <int N, bool OneScale, DType Out>
-  Store store_of() const {
-    if (!e.residual) return store_whole<N, OneScale, Out, Residual::none>;
-    if (e.residual_type == DType::f32) return store_whole<N, OneScale, Out, Residual::f32>;
-    return e.residual_type == DType::s8 ? store_whole<N, OneScale, Out, Residual::s8> : nullptr;
+    Store store = nullptr;
+    with_known_types(e, g.one_scale, [&]<bool OneScale, DType Out, Residual R>() { store = store_whole<N, OneScale, Out, R>; });
+    return store;
   }
 
   // N vectors of columns, v the first.

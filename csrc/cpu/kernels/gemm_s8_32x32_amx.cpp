@@ -36,14 +36,14 @@ struct Sums {
   };
   alignas(64) int32_t acc[32 * 32];
   int64_t j, pairs = 0, runs = 0;
-  Run run[2];
+  Run run[2] = {};
   bool whole;                    // all columns exist, and no line of C ends between the rows of a run
 
   const int32_t* sums(int64_t i, int64_t pair) const { return acc + (pair + i) * 16 * 32; }
-  int64_t rows() const { return runs == 2 ? run[0].rows + run[1].rows : runs ? run[0].rows : 0; }
+  int64_t rows() const { return run[0].rows + run[1].rows; }
 
   void hold(const GemmBlock& g, int64_t column, int64_t panels) {
-    j = column, pairs = (panels + 1) / 2, runs = 0;
+    j = column, pairs = (panels + 1) / 2, runs = 0, run[1].rows = 0;
     whole = j + pairs * 32 <= g.cols;
   }
   void add(const GemmBlock& g, int64_t first, int64_t rows) {
@@ -244,27 +244,11 @@ class Blocks {
   }
 };
 
-template <DType Out, Residual R>
-void run_known(const GemmBlock& g) {
-  if (g.one_scale) Blocks<Types<true, Out, R>>(g).run();
-  else Blocks<Types<false, Out, R>>(g).run();
-}
-
-template <DType Out>
-void run_to(const GemmBlock& g) {
-  const Epilogue& e = *g.epilogue;
-  if (!e.residual) run_known<Out, Residual::none>(g);
-  else if (e.residual_type == DType::f32) run_known<Out, Residual::f32>(g);
-  else if (e.residual_type == DType::s8) run_known<Out, Residual::s8>(g);
-  else Blocks<void>(g).run();
-}
-
 void run(const GemmBlock& g) {
   const Epilogue& e = *g.epilogue;
-  if (e.activation != Function::identity) Blocks<void>(g).run();
-  else if (e.out_type == DType::s8) run_to<DType::s8>(g);
-  else if (e.out_type == DType::f32) run_to<DType::f32>(g);
-  else Blocks<void>(g).run();
+  const auto run_known = [&]<bool OneScale, DType Out, Residual R>() { Blocks<Types<OneScale, Out, R>>(g).run(); };
+  const bool known = e.activation == Function::identity && with_known_types(e, g.one_scale, run_known);
+  if (!known) Blocks<void>(g).run();
 }
 
 }  // namespace
