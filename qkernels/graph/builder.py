@@ -44,6 +44,28 @@ class LeftToTorch(ValueError):
     """A step that no program takes; the message says why."""
 
 
+def why_no_input(node: fx.Node) -> str:
+    """Why a value of torch's, or of the caller's, cannot be read by a program; empty where it can."""
+    x = nodes.value(node)
+    if node.op == "get_attr" or x is None or not 2 <= x.dim() <= 4:
+        return "what it reads is no tensor of two to four dimensions with a batch"
+    if x.dtype not in _INPUTS or (x.dim() == 4 and x.dtype != torch.float32):
+        return f"it reads {x.dtype}"
+    if x.dtype == torch.bool and node.op != "placeholder":
+        return "it reads truth values of torch's"
+    if not _has_batch(node.graph, x):
+        return "what it reads has another batch than the model's input"
+    if not nodes.is_fixed(x.shape[1 if x.dim() == 4 else -1]):
+        return "the number of channels of what it reads is free"
+    return ""
+
+
+def _has_batch(graph: fx.Graph, x: Tensor) -> bool:
+    given = (nodes.value(n) for n in graph.find_nodes(op="placeholder"))
+    first = next((v for v in given if v is not None), None)
+    return first is not None and first.dim() > 0 and nodes.same_size(first.shape[0], x.shape[0])
+
+
 class Builder:
     """The values and steps of a program that stands for ``run``, nodes of ``graph`` in order.
 
@@ -102,18 +124,11 @@ class Builder:
         return None
 
     def _input(self, node: fx.Node) -> Place:
+        if why := why_no_input(node):
+            raise LeftToTorch(why)
         x = nodes.value(node)
-        if node.op == "get_attr" or x is None or not 2 <= x.dim() <= 4:
-            raise LeftToTorch("what it reads is no tensor of two to four dimensions with a batch")
-        if x.dtype not in _INPUTS or (x.dim() == 4 and x.dtype != torch.float32):
-            raise LeftToTorch(f"it reads {x.dtype}")
-        if x.dtype == torch.bool and node.op != "placeholder":
-            raise LeftToTorch("it reads truth values of torch's")
-        if not self._has_batch(x):
-            raise LeftToTorch("what it reads has another batch than the model's input")
+        assert x is not None
         sizes = nodes.sizes(x)
-        if not nodes.is_fixed(x.shape[1 if x.dim() == 4 else -1]):
-            raise LeftToTorch("the number of channels of what it reads is free")
         asked = node.meta.get("sizes", x.shape)  # an input of the model has to have these
         order = IMAGE if x.dim() == 4 else range(x.dim())
         axes = [0, 3] if x.dim() == 2 else [0, 1, 3] if x.dim() == 3 else [0, 1, 2, 3]
@@ -126,12 +141,6 @@ class Builder:
         self.inputs.append(node)
         where = {i: at for at, i in enumerate(order)}
         return _plain(Place(value, tuple(atoms), tuple((where[i],) for i in range(x.dim()))))
-
-    def _has_batch(self, x: Tensor) -> bool:
-        first = next(
-            (v for n in self.graph.graph.find_nodes(op="placeholder") if (v := nodes.value(n)) is not None), None
-        )  # fmt: skip
-        return first is not None and first.dim() > 0 and nodes.same_size(first.shape[0], x.shape[0])
 
     def _new(
         self,

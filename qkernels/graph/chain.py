@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qkernels.graph import nodes, tables
+from qkernels.graph import borders, nodes, tables
 from qkernels.graph.formats import Formats, Role, stored
 from qkernels.graph.fuse import fuse, merge_linears, name_layers, ours
 from qkernels.graph.lower import Refused, build, left_to_torch, replace
@@ -34,24 +34,27 @@ def chain_on_cpu(
     if not exact:
         respell(graph)
     rows = _prepared(graph, model, activations=not exact)
-    refused: dict[fx.Node, str] = {}
+    torchs: set[fx.Node] = set()  # what programs refused, and the views between them and torch's steps
 
     def row_of(node: fx.Node) -> Row | None:
-        return None if node in refused else row(node, exact)
+        return None if node in torchs else row(node, exact)
 
     while True:
+        views = borders.views_of_torch(graph.graph, row_of)
+        torchs |= views
         formats = Formats(
             graph.graph, lambda n: role_of(row_of(n)), exact=exact, rescales=not exact
         )
         try:
             builders = build(graph, row_of)
         except Refused as error:
-            refused |= error.reasons
+            torchs = (torchs - views) | set(error.reasons)
         else:
             break
     report = _report(rows, formats)
+    borders.call_methods(views)
     replace(graph, builders, max_batch)
-    report.unfused = [nodes.where(node) for node in left_to_torch(graph)]
+    report.unfused = [nodes.where(node) for node in left_to_torch(graph) if node not in views]
     return graph, report
 
 
