@@ -28,13 +28,18 @@ struct Ahead {
   }
 };
 
-// body<OneScale, Out, R>() where output and residual are of types that loops are compiled for; whether they are.
+// body<OneScale, Out, R, F>() where output, residual and activation are such that loops are compiled for; whether they are.
 template <class Body>
 QK_INLINE bool with_known_types(const Epilogue& e, bool one_scale, Body body) {
+  constexpr auto none = Function::identity;
+  const auto with_activation = [&]<Function... F>() {  // what widens a network goes on as int8
+    const bool usual = one_scale && e.out_type == DType::s8 && !e.residual;
+    return usual && ((e.activation == F && (body.template operator()<true, DType::s8, Residual::none, F>(), true)) || ...);
+  };
   const auto with_residual = [&]<bool OneScale, DType Out>() {
-    if (!e.residual) body.template operator()<OneScale, Out, Residual::none>();
-    else if (e.residual_type == DType::f32) body.template operator()<OneScale, Out, Residual::f32>();
-    else if (e.residual_type == DType::s8) body.template operator()<OneScale, Out, Residual::s8>();
+    if (!e.residual) body.template operator()<OneScale, Out, Residual::none, none>();
+    else if (e.residual_type == DType::f32) body.template operator()<OneScale, Out, Residual::f32, none>();
+    else if (e.residual_type == DType::s8) body.template operator()<OneScale, Out, Residual::s8, none>();
     else return false;
     return true;
   };
@@ -42,11 +47,12 @@ QK_INLINE bool with_known_types(const Epilogue& e, bool one_scale, Body body) {
     if (e.out_type == DType::f32) return with_residual.template operator()<OneScale, DType::f32>();
     return e.out_type == DType::s8 && with_residual.template operator()<OneScale, DType::s8>();
   };
+  if (e.activation != none) return with_activation.template operator()<Function::gelu, Function::silu, Function::hardswish>();
   return one_scale ? with_output.template operator()<true>() : with_output.template operator()<false>();
 }
 
 // Rows of N neighbouring vectors of columns, whole, one line and of known types: their sums to C, a few rows at a time.
-template <class V, int N, bool OneScale, DType Out, Residual R>
+template <class V, int N, bool OneScale, DType Out, Residual R, Function F>
 class KnownRows {
  public:
   static constexpr int64_t at_once = Out == DType::s8 ? 4 / N : 1;  // int8 vectors, of two rows or four, share their packing
@@ -71,8 +77,9 @@ class KnownRows {
     const Finisher<V> finish{e_, lo_, hi_, inv_scale_, zero_};
     const auto value = [&](int64_t r, int i) QK_LAMBDA {
       if constexpr (!OneScale) dequantize[i].use(scale_[r], offset_[r]);
-      const auto y = dequantize[i](V::load_i32(acc + r * pitch + i * V::width));
-      return finish.template add<R>(y, residual_ + r * residual_step_ + i * V::width * size_of(R == Residual::s8 ? DType::s8 : DType::f32));
+      const auto x = dequantize[i](V::load_i32(acc + r * pitch + i * V::width));
+      const auto y = finish.template add<R>(x, residual_ + r * residual_step_ + i * V::width * size_of(R == Residual::s8 ? DType::s8 : DType::f32));
+      return value_of<V, F>(y, V::set1(e_.parameter));
     };
     if constexpr (Out == DType::f32) {
 #pragma GCC unroll 2
@@ -166,10 +173,10 @@ struct Columns {
 
   // `gap`: of C, elements before them besides rows.
   QK_METHOD void store_rows(const int32_t* acc, int64_t r0, int64_t rows, int64_t gap) {
-    if (e.activation != Function::identity)
-      store_activated(*this, acc, r0, rows, gap);
-    else if (store_)
+    if (store_)
       for (int64_t v = 0; v * V::width < count; v += together_) store_(*this, acc, r0, rows, v, gap);
+    else if (e.activation != Function::identity)
+      store_activated(*this, acc, r0, rows, gap);
     else
       for (int64_t v = 0; v * V::width < count; ++v) store_any(*this, acc, r0, rows, v, gap);
   }
@@ -251,14 +258,14 @@ struct Columns {
   template <int N>
   Store store_of() const {
     Store store = nullptr;
-    with_known_types(e, g.one_scale, [&]<bool OneScale, DType Out, Residual R>() { store = store_whole<N, OneScale, Out, R>; });
+    with_known_types(e, g.one_scale, [&]<bool OneScale, DType Out, Residual R, Function F>() { store = store_whole<N, OneScale, Out, R, F>; });
     return store;
   }
 
   // N vectors of columns, v the first.
-  template <int N, bool OneScale, DType Out, Residual R>
+  template <int N, bool OneScale, DType Out, Residual R, Function F>
   static void store_whole(Columns& own, const int32_t* acc, int64_t r0, int64_t rows, int64_t v, int64_t gap) {
-    using Known = KnownRows<V, N, OneScale, Out, R>;
+    using Known = KnownRows<V, N, OneScale, Out, R, F>;
     const int64_t place = own.place(v);
     Known known(own.g, own.finish, own.dequantize + v);
     known.go_to(own.g, own.j + place, r0, gap);

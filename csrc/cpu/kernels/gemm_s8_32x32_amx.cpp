@@ -86,7 +86,7 @@ class AnyTypes {
 };
 
 // The same for whole sums of known types, with what their columns need in registers.
-template <bool OneScale, DType Out, Residual R>
+template <bool OneScale, DType Out, Residual R, Function F>
 struct Types {
   template <int Pairs, int Runs>
   class Known {
@@ -116,7 +116,7 @@ struct Types {
    private:
     static constexpr int N = 2;
     static constexpr int64_t in_pair = 32 / (N * Vec::width), count = Pairs * in_pair;
-    using Rows = KnownRows<Vec, N, OneScale, Out, R>;
+    using Rows = KnownRows<Vec, N, OneScale, Out, R, F>;
     const GemmBlock& g_;
     const Sums& sums_;
     const int64_t share_;        // of at_once rows, after each step of K
@@ -246,9 +246,8 @@ class Blocks {
 
 void run(const GemmBlock& g) {
   const Epilogue& e = *g.epilogue;
-  const auto run_known = [&]<bool OneScale, DType Out, Residual R>() { Blocks<Types<OneScale, Out, R>>(g).run(); };
-  const bool known = e.activation == Function::identity && with_known_types(e, g.one_scale, run_known);
-  if (!known) Blocks<void>(g).run();
+  const auto run_known = [&]<bool OneScale, DType Out, Residual R, Function F>() { Blocks<Types<OneScale, Out, R, F>>(g).run(); };
+  if (!with_known_types(e, g.one_scale, run_known)) Blocks<void>(g).run();
 }
 
 }  // namespace
