@@ -31,6 +31,7 @@ from qkernels.graph.nodes import (
     tensor_of,
     value,
 )
+from qkernels.graph.windows import cuts_windows
 
 aten = torch.ops.aten
 
@@ -62,7 +63,7 @@ def trace(model: nn.Module, call: Call, *, free_sizes: bool = True) -> Traced:
     Raises:
         CaptureError: torch.export cannot follow the forward, or it changes its own buffers.
     """
-    if free_sizes:
+    if free_sizes and not cuts_windows(model, call):
         traced = _traced(model, call, all_sizes=True)
         if not any(_follows_from_sizes(node) for node in traced.graph.graph.nodes):
             traced.free_sizes = True
