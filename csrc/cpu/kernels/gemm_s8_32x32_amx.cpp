@@ -37,7 +37,7 @@ struct Sums {
   alignas(64) int32_t acc[32 * 32];
   int64_t j, pairs = 0, runs = 0;
   Run run[2] = {};
-  bool whole;                    // all columns exist, and no line of C ends between the rows of a run
+  bool whole = false;            // all columns exist, and no line of C ends between the rows of a run
 
   const int32_t* sums(int64_t i, int64_t pair) const { return acc + (pair + i) * 16 * 32; }
   int64_t rows() const { return run[0].rows + run[1].rows; }
