@@ -31,7 +31,7 @@ docs: $(STAMP)-docs
 sanitize: $(STAMP)-dev
 	QKERNELS_SANITIZE=1 QKERNELS_CUDA=0 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
-	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/kernels tests/test_threads.py tests/program
+	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest --capture=sys tests/kernels tests/test_threads.py tests/program
 
 # Half an hour on an idle machine; goes on where it was stopped.
 bench: $(STAMP)-peers
