@@ -5,19 +5,14 @@ A program would copy: what it takes and hands out lies in memory in its own orde
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import fx
+from torch import Tensor, fx
 
 from qkernels.graph import nodes
 from qkernels.graph.builder import why_no_input
-from qkernels.graph.steps import Row
+from qkernels.graph.lower import Rows
 from qkernels.graph.steps.moves import VIEWS
-
-aten = torch.ops.aten
-Rows = Callable[[fx.Node], Row | None]
 
 
 def views_of_torch(graph: fx.Graph, row_of: Rows) -> set[fx.Node]:
@@ -73,15 +68,9 @@ def _views_below(node: fx.Node, views: set[fx.Node]) -> set[fx.Node]:
     return below
 
 
-_METHODS = {
-    aten.flatten.using_ints: "flatten", aten.permute.default: "permute", aten.reshape.default: "reshape",
-    aten.select.int: "select", aten.transpose.int: "transpose", aten.unflatten.int: "unflatten",
-    aten.unsqueeze.default: "unsqueeze",
-}  # fmt: skip
-
-
 def call_methods(views: set[fx.Node]) -> None:
-    """Make the views as calls of a tensor's methods, which take a third of the time that calls of operators do."""
+    """Make the views as calls of a tensor's methods, which take half the time that calls of operators do."""
     for node in views:
-        if node.target in _METHODS:
-            node.op, node.target = "call_method", _METHODS[node.target]
+        name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
+        if hasattr(Tensor, name):
+            node.op, node.target = "call_method", name

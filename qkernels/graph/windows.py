@@ -32,13 +32,13 @@ class _Views(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         y = func(*args, **(kwargs or {}))
-        if func in _VIEWS:
+        if func in _VIEWS and y.numel():
             self.split_two |= splits(args[0].shape, y.shape) > 1
         return y
 
 
 def splits(source: Sequence[int], view: Sequence[int]) -> int:
-    """How many axes of ``source`` become several in ``view``, which has the same elements."""
+    """How many axes of ``source`` become several in ``view``, which has the same elements, and some."""
     before, after = ([n for n in sizes if n != 1] for sizes in (source, view))
     count = i = j = 0
     while i < len(before) and j < len(after):

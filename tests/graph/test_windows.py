@@ -66,6 +66,15 @@ def test_a_model_of_windows_is_exported_with_a_free_batch_alone(
         compiled(torch.randn(2, 8, 4, 8))
 
 
+class Empty(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x[:0].view(8, 0).view(0, 8)])
+
+
+def test_views_of_nothing_are_no_windows() -> None:
+    assert not cuts_windows(Empty(), example_call(torch.randn(2, 8)))
+
+
 def test_a_model_without_windows_keeps_its_free_sizes() -> None:
     model = qk.quantize(nn.Sequential(nn.Linear(8, 8)).eval(), "static", [torch.randn(2, 3, 8)])
     assert not cuts_windows(model, example_call(torch.randn(2, 3, 8)))
