@@ -21,6 +21,7 @@ lint: $(STAMP)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@! find tests -name 'test_*.py' -printf '%f\n' | sort | uniq -d | grep . || (echo "tests of two folders share this name" && false)
 
 # The documents as a site, in build/site: any warning fails.
 docs: $(STAMP)-docs
