@@ -15,6 +15,7 @@ from typing_extensions import Buffer, Unpack
 _Array = NDArray[Any]
 _Int8 = NDArray[np.int8]
 
+ALIGNMENT: int
 LAYOUT_VERSION: int
 MAX_BORDER: int
 MAX_EXTENT: int

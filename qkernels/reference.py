@@ -383,12 +383,20 @@ _LOG = (
     7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
     2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
 )  # fmt: skip
-_ERF_TOP = (
-    -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05, -7.34990630326855e-04,
-    -2.95459980854025e-03, -1.60960333262415e-02,
-)  # fmt: skip
-_ERF_BOTTOM = (
-    -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02,
+# Rows: from the highest power down; columns: the pieces.
+_GELU = (
+    (-0.00207720208, -0.00455497298, 0.000200474649, 0.00156643114,
+     0.000119845448, -0.000153874455, -3.8375947e-05, -3.56827263e-06),
+    (0.0197127834, 0.00216487027, -0.00993374642, -0.00294856215,
+     0.00105039217, 0.0005462892, 8.41999281e-05, 6.00871908e-06),
+    (-0.000272220757, 0.0495410375, 0.0243498478, -0.00392155116,
+     -0.004828515, -0.00115396117, -0.000122889105, -6.68009625e-06),
+    (-0.210981578, -0.119148612, 0.00421105325, 0.026956588,
+     0.00991407875, 0.00159167219, 0.000131390771, 5.88818375e-06),
+    (0.363635331, 0.00786471553, -0.0935103372, -0.0479878485,
+     -0.0109473672, -0.00131818361, -8.81856104e-05, -3.35163986e-06),
+    (0.0, 0.169839725, 0.106033206, 0.0317703933,
+     0.0052723838, 0.00050276093, 2.79154829e-05, 9.07858123e-07),
 )  # fmt: skip
 
 
@@ -466,20 +474,26 @@ def log(x: Tensor) -> Tensor:
     return torch.where(x > 0, torch.where(x < torch.inf, y, x), -torch.inf)
 
 
-def erf(x: Tensor) -> Tensor:
-    """The rational approximation of Eigen and XLA; 1 from 4 on."""
-    x = minimum(maximum(x, -4.0), 4.0)
-    square = x * x
-    return x * polynomial(_ERF_TOP, square) / polynomial(_ERF_BOTTOM, square)
-
-
 def _gated(x: Tensor, minus_t: Tensor) -> Tensor:
     return x / (1 + exp(minus_t))
 
 
-def _gelu(x: Tensor) -> Tensor:
-    half = x * 0.5
-    return fma(half, erf(x * _float32(math.sqrt(0.5))), half)
+def gelu(x: Tensor) -> Tensor:
+    """``max(x, 0) - g(|x|)``, where ``g(a) = a * (1 - erf(a / sqrt(2))) / 2`` is piecewise a polynomial.
+
+    Of ``a * 1.375`` the nearest whole number is the piece, and the rest its variable. From 5.45 on, a is that.
+    """
+    a = minimum(torch.abs(x), 5.453125)
+    steps, whole = _float32(1.375), _float32(1.5 * 2**23)  # their sums are whole numbers
+    total = fma(a, steps, whole)
+    rest = fma(a, steps, whole - total)
+    first, *others = (
+        torch.tensor(row, dtype=torch.float32)[(total - whole).long()] for row in _GELU
+    )
+    g = first
+    for c in others:
+        g = fma(g, rest, c)
+    return maximum(torch.zeros(1), x) - g
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -492,7 +506,7 @@ def _sixth(x: Tensor) -> Tensor:
 
 
 def _softplus(x: Tensor) -> Tensor:
-    e = exp(0.0 - maximum(x, 0.0 - x))
+    e = exp(0.0 - torch.abs(x))
     u = 1 + e
     return maximum(x, 0.0) + (log(u) + (e - (u - 1)) / u)
 
@@ -510,7 +524,7 @@ def _sqrt(x: Tensor) -> Tensor:
 FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "identity": lambda x, _: x,
     "silu": lambda x, beta: _gated(x, x * (0.0 - beta)),
-    "gelu": lambda x, _: _gelu(x),
+    "gelu": lambda x, _: gelu(x),
     "gelu_tanh": lambda x, _: _gelu_tanh(x),
     "hardswish": lambda x, _: x * _sixth(x),
     "hardsigmoid": lambda x, _: _sixth(x),
@@ -523,7 +537,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sqrt": lambda x, _: _sqrt(x),
     "rsqrt": lambda x, _: 1 / _sqrt(x),
     "reciprocal": lambda x, _: 1 / x,
-    "abs": lambda x, _: maximum(x, 0.0 - x),
+    "abs": lambda x, _: torch.abs(x),
     "neg": lambda x, _: -x,
     "square": lambda x, _: x * x,
     "softplus": lambda x, _: _softplus(x),

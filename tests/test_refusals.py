@@ -305,7 +305,7 @@ def misaligned(data: np.ndarray) -> np.ndarray:
 
 PROGRAM_REFUSALS: list[tuple[Callable[[np.ndarray], tuple[Any, ...]], str]] = [
     (lambda data: (np.repeat(data, 2)[::2], ones(1, 3)), "program must be contiguous bytes"),
-    (lambda data: (misaligned(data), ones(1, 3)), "not aligned to 8"),
+    (lambda data: (misaligned(data), ones(1, 3)), "not aligned to 64"),
     (lambda data: (data[:-8], ones(1, 3)), "program is none that may run: .*cut off"),
     (lambda data: (data,), "0 inputs were given; the program takes 1"),
     (lambda data: (data, np.ones((1, 3))), "input 0 has dtype float64; float32 is needed"),

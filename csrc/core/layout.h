@@ -14,6 +14,10 @@ namespace qk {
 
 constexpr int64_t kPanel = 16;           // output channels of a panel
 constexpr int32_t kLayoutVersion = 2;
+constexpr int64_t kAlignment = 64;       // of addresses of weights and of memory to work in: a load that crosses lines costs two
+
+inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kAlignment == 0; }
+inline void* aligned(void* p) { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(p) + kAlignment - 1) / kAlignment * kAlignment); }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

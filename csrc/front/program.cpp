@@ -1,11 +1,13 @@
 #include "program.h"
 
+#include "../core/layout.h"
+
 namespace qk {
 
 Program checked_program(const Array& bytes) {
   check(bytes.on_cpu(), "program is on ", shown(bytes.place), "; programs run on the CPU");
   check(bytes.contiguous, "program must be contiguous bytes");
-  check(reinterpret_cast<uintptr_t>(bytes.data) % 8 == 0, "program begins at an address that is not aligned to 8");
+  check(is_aligned(bytes.data), "program begins at an address that is not aligned to ", kAlignment);
   const std::string why = check_program(bytes.data, bytes.count());
   check(why.empty(), "program is none that may run: ", why);
   return Program(bytes.data);

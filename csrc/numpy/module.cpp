@@ -23,8 +23,8 @@ using Bytes = py::array_t<int8_t, py::array::c_style>;
 
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes) : memory_(size_t(bytes) + 64) {}
-  void* data() { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory_.data()) + 63) / 64 * 64); }
+  explicit Scratch(int64_t bytes) : memory_(size_t(bytes) + kAlignment) {}
+  void* data() { return aligned(memory_.data()); }
 
  private:
   std::vector<char> memory_;
@@ -60,7 +60,9 @@ py::object held_residual(const Options& o, Epilogue& e) {
 Bytes pack(const py::array& weight_any, int64_t groups) {
   const View weight(contiguous(weight_any));
   const WeightSize w = weight_to_pack(*weight, groups);
-  Bytes packed(w.layout().bytes());
+  const int64_t bytes = w.layout().bytes();
+  const Bytes memory(bytes + kAlignment - 1);  // NumPy's own begin 16 bytes into a line
+  Bytes packed(bytes, static_cast<const int8_t*>(aligned(const_cast<int8_t*>(memory.data()))), memory);
   check_packed_range(pack_weight(weight->as<int8_t>(), w.oc, w.c, w.kh, w.kw, groups, packed.mutable_data()));
   return packed;
 }
@@ -354,6 +356,7 @@ double read_gbytes(int64_t bytes, int threads, double seconds) {
 PYBIND11_MODULE(_core, m) {
   using namespace pybind11::literals;
   m.doc() = "Torch-free int8 kernels on NumPy arrays.";
+  m.attr("ALIGNMENT") = qk::kAlignment;
   m.attr("LAYOUT_VERSION") = qk::kLayoutVersion;
   m.attr("MAX_K") = qk::kMaxK;
   m.attr("MAX_EXTENT") = qk::kMaxExtent;

@@ -26,12 +26,10 @@ class Arena {
       if (!memory_) throw std::bad_alloc();  // said here, since a throwing `new` of AddressSanitizer ends the process
       size_ = bytes;
     }
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(memory_.get());
-    return reinterpret_cast<void*>((begin + kAlignment - 1) / kAlignment * kAlignment);
+    return aligned(memory_.get());
   }
 
  private:
-  static constexpr uintptr_t kAlignment = 64;
   std::unique_ptr<char[]> memory_;
   int64_t size_ = 0;
 };
@@ -249,12 +247,12 @@ const StepType& kind_named(const std::string& kind) {
 
 // The bytes of a payload where C++ may read them as its struct.
 std::vector<int64_t> payload_from(const StepType& type, const py::bytes& bytes) {
-  std::vector<int64_t> aligned(size_t(type.payload.bytes / 8 + 1));
+  std::vector<int64_t> words(size_t(type.payload.bytes / 8 + 1));
   const std::string_view given = bytes;
   if (int64_t(given.size()) != type.payload.bytes)
     throw std::invalid_argument(sentence("a payload of ", type.name, " has ", type.payload.bytes, " bytes, not ", given.size()));
-  std::memcpy(aligned.data(), given.data(), given.size());
-  return aligned;
+  std::memcpy(words.data(), given.data(), given.size());
+  return words;
 }
 
 bool is_view(const std::string& kind, const py::bytes& bytes) {

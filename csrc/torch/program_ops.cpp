@@ -26,15 +26,15 @@ static double* seconds_of(const std::optional<Tensor>& seconds, int64_t steps) {
 
 static void* arena_of(const Tensor& arena, int64_t bytes) {
   const Array a = view(arena);
-  check(a.on_cpu() && arena.scalar_type() == ScalarType::Byte && a.contiguous && a.count() >= bytes && reinterpret_cast<uintptr_t>(a.data) % 64 == 0,
-        "arena is ", a.type.name, " ", shown(a), " on ", shown(a.place), "; contiguous uint8 [", bytes, "] on the CPU, aligned to 64, is needed");
+  check(a.on_cpu() && arena.scalar_type() == ScalarType::Byte && a.contiguous && a.count() >= bytes && is_aligned(a.data),
+        "arena is ", a.type.name, " ", shown(a), " on ", shown(a.place), "; contiguous uint8 [", bytes, "] on the CPU, aligned to ", kAlignment, ", is needed");
   return arena.mutable_data_ptr();
 }
 
 static char* kept_of(const Program& program, const std::optional<Tensor>& kept) {
   if (!kept) return nullptr;
   const Array a = view(*kept);
-  check(a.on_cpu() && kept->scalar_type() == ScalarType::Byte && a.contiguous && reinterpret_cast<uintptr_t>(a.data) % 64 == 0 &&
+  check(a.on_cpu() && kept->scalar_type() == ScalarType::Byte && a.contiguous && is_aligned(a.data) &&
             holds_kept(program, a.data, a.count()),
         "kept is ", a.type.name, " ", shown(a), " on ", shown(a.place), "; it is not what this program keeps");
   return static_cast<char*>(const_cast<void*>(a.data));

@@ -33,6 +33,7 @@ class TorchProgram(nn.Module):
         """The same bytes for NumPy."""
         if self._program is None:
             self._program = Program(self.data.numpy())
+            self.data = torch.from_numpy(self._program.data)
             kept = self._program.kept
             self._kept = None if kept is None else torch.from_numpy(kept)
         return self._program

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qkernels.program import kernel_core
+from qkernels.program.memory import zeros
 
 _CONSTANT = np.dtype([("at", "<i8"), ("bytes", "<i8")])  # where an array lies in the program
 _SIDES = ("top", "bottom", "left", "right")
@@ -149,7 +150,7 @@ def assemble(
     _give_borders(values, steps)
     slots = _share_slots(values, steps)
     table = _Table(len(values), steps, len(inputs) + len(outputs))
-    data = np.zeros(_up(table.used, 64), np.uint8)
+    data = zeros(_up(table.used, kernel_core.ALIGNMENT))
     header = _header(data)
     counts = (len(values), len(steps), len(inputs), len(outputs), max(slots, default=-1) + 1)
     header["magic"], header["version"] = kernel_core.PROGRAM_MAGIC, kernel_core.PROGRAM_VERSION
@@ -187,7 +188,7 @@ class _Table:
         for step, payload in zip(steps, payloads, strict=True):
             for key, array in step.constants.items():
                 if id(array) not in places:
-                    places[id(array)] = self.put(array, 64)
+                    places[id(array)] = self.put(array, kernel_core.ALIGNMENT)
                 payload[key] = (places[id(array)], array.nbytes)
 
     def put(self, array: NDArray[Any], align: int) -> int:
@@ -213,7 +214,7 @@ def with_extra(data: NDArray[np.uint8], extra: Mapping[str, Any]) -> NDArray[np.
     except (TypeError, ValueError) as error:
         raise ValueError(f"extra must be JSON-able: {error}") from error
     end = int(_header(data)["extra"]) or data.nbytes
-    new = np.zeros(_up(end + len(text), 64), np.uint8)
+    new = zeros(_up(end + len(text), kernel_core.ALIGNMENT))
     new[:end] = data[:end]
     new[end : end + len(text)] = np.frombuffer(text, np.uint8)
     header = _header(new)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qkernels.program import kernel_core
 from qkernels.program.format import checksum, read_extra, stored_checksum, with_extra
+from qkernels.program.memory import at_line
 from qkernels.program.profile import Profile
 
 
@@ -28,10 +29,13 @@ class Program:
     """
 
     def __init__(self, data: NDArray[np.uint8], threads: int = 1) -> None:
-        """``data``: from `qkernels.compile` or a file. Raises ValueError for bytes that are no whole program."""
-        self.data, self.threads = data, threads
-        self._program = kernel_core.Program(data)  # checks everything but the checksum
-        if checksum(data) != stored_checksum(data):
+        """``data``: from `qkernels.compile` or a file; copied where it does not begin at a cache line.
+
+        Raises ValueError for bytes that are no whole program.
+        """
+        self.data, self.threads = at_line(data), threads
+        self._program = kernel_core.Program(self.data)  # checks everything but the checksum
+        if checksum(self.data) != stored_checksum(self.data):
             raise ValueError("the program's checksum is not that of its bytes: it was altered")
 
     @classmethod

@@ -43,7 +43,7 @@ void compare(const std::string& name, Run run) {
 }
 
 std::vector<char> scratch_of(int64_t bytes) { return std::vector<char>(size_t(bytes) + 64); }
-void* aligned(std::vector<char>& v) { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(v.data()) + 63) / 64 * 64); }
+void* aligned(std::vector<char>& v) { return qk::aligned(v.data()); }
 
 std::vector<char> masked(std::vector<char> bytes, DType type, int8_t mask) {
   if (type == DType::s8)

@@ -15,6 +15,7 @@ import qkernels as qk
 from qkernels import _core, models, ops  # noqa: F401
 from qkernels.program import Program
 from qkernels.program.format import Step, Value, assemble, kinds
+from qkernels.program.memory import at_line
 
 
 def image(channels: int = 1, dtype: str = "float32", **how: Any) -> Value:
@@ -91,7 +92,7 @@ def test_the_operator_of_torch_checks_the_bytes_that_it_is_given() -> None:
 
     data = averaging([], [])
     assert run(data)[0].item() == 1
-    bad = data.copy()
+    bad = at_line(data.copy())
     tables(bad)[0]["inputs"] = 2**30
     with pytest.raises(RuntimeError, match=r"run_program: program is none that may run"):
         run(bad)

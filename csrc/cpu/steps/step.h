@@ -34,7 +34,7 @@ struct StepCheck {
   const Payload& payload() const { return payload_of<Payload>(program, step); }
   // Whether exactly so many bytes lie within the program, where kernels may read them.
   bool holds(const Constant& c, int64_t bytes) const {
-    return c.bytes == bytes && c.at > 0 && c.at % 64 == 0 && bytes >= 0 && bytes <= program.header->bytes && c.at <= program.header->bytes - bytes;
+    return c.bytes == bytes && c.at > 0 && c.at % kAlignment == 0 && bytes >= 0 && bytes <= program.header->bytes && c.at <= program.header->bytes - bytes;
   }
   template <class T>
   const T* at(const Constant& c) const { return reinterpret_cast<const T*>(program.base + c.at); }

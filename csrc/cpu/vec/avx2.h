@@ -39,6 +39,8 @@ struct Avx2 {
   QK_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
   QK_INLINE F sqrt(F v) { return _mm256_sqrt_ps(v); }
   QK_INLINE F less(F a, F b, F x, F y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+  QK_INLINE F abs(F v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
+  QK_INLINE F pick(const float (&table)[8], I at) { return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), at); }
   QK_INLINE I addi(I a, I b) { return _mm256_add_epi32(a, b); }
   QK_INLINE I subi(I a, I b) { return _mm256_sub_epi32(a, b); }
   QK_INLINE I muli(I a, I b) { return _mm256_mullo_epi32(a, b); }

@@ -36,6 +36,8 @@ struct Avx512 {
   QK_INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
   QK_INLINE F sqrt(F v) { return _mm512_sqrt_ps(v); }
   QK_INLINE F less(F a, F b, F x, F y) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x); }
+  QK_INLINE F abs(F v) { return _mm512_abs_ps(v); }
+  QK_INLINE F pick(const float (&table)[8], I at) { return _mm512_permutexvar_ps(at, _mm512_broadcast_f32x8(_mm256_loadu_ps(table))); }
   QK_INLINE I addi(I a, I b) { return _mm512_add_epi32(a, b); }
   QK_INLINE I subi(I a, I b) { return _mm512_sub_epi32(a, b); }
   QK_INLINE I muli(I a, I b) { return _mm512_mullo_epi32(a, b); }

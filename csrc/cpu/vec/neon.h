@@ -35,6 +35,12 @@ struct Neon {
   QK_INLINE F div(F a, F b) { return vdivq_f32(a, b); }
   QK_INLINE F sqrt(F v) { return vsqrtq_f32(v); }
   QK_INLINE F less(F a, F b, F x, F y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
+  QK_INLINE F abs(F v) { return vabsq_f32(v); }
+  QK_INLINE F pick(const float (&table)[8], I at) {
+    const I bytes = vmlaq_s32(vdupq_n_s32(0x03020100), vandq_s32(at, vdupq_n_s32(7)), vdupq_n_s32(0x04040404));
+    const uint8x16x2_t rows{{vreinterpretq_u8_f32(vld1q_f32(table)), vreinterpretq_u8_f32(vld1q_f32(table + 4))}};
+    return vreinterpretq_f32_u8(vqtbl2q_u8(rows, vreinterpretq_u8_s32(bytes)));
+  }
   QK_INLINE I addi(I a, I b) { return vaddq_s32(a, b); }
   QK_INLINE I subi(I a, I b) { return vsubq_s32(a, b); }
   QK_INLINE I muli(I a, I b) { return vmulq_s32(a, b); }

@@ -85,6 +85,8 @@ struct Scalar {
   QK_INLINE F div(F a, F b) { return a / b; }
   QK_INLINE F sqrt(F v) { return __builtin_sqrtf(v); }
   QK_INLINE F less(F a, F b, F x, F y) { return a < b ? x : y; }  // y where unordered
+  QK_INLINE F abs(F v) { return __builtin_fabsf(v); }
+  QK_INLINE F pick(const float (&table)[8], I at) { return table[at & 7]; }
   QK_INLINE I addi(I a, I b) { return int32_t(uint32_t(a) + uint32_t(b)); }
   QK_INLINE I subi(I a, I b) { return int32_t(uint32_t(a) - uint32_t(b)); }
   QK_INLINE I muli(I a, I b) { return int32_t(uint32_t(a) * uint32_t(b)); }
