@@ -244,6 +244,7 @@ struct AttentionProblem {
   int64_t q_step = 0, k_step = 0, v_step = 0;  // elements between tokens
   float exponent = 1.0f;                // log2(e) * scale, finite, > 0
   bool causal = false;                  // token i reads keys 0 to i
+  bool int8_products = false;           // of q and k, and of weights and v; k_tokens <= kMaxK then
   const float* bias = nullptr;          // added to the scaled scores, [bias_n,heads,q_tokens,k_tokens]; null: none
   int64_t bias_n = 1;                   // image n reads the bias of n % bias_n
   int64_t bias_strides[3] = {0, 0, 0};  // elements, of n, heads, q_tokens; 0: repeated

@@ -10,7 +10,7 @@
 
 namespace qk {
 
-constexpr uint32_t kProgramVersion = 4;
+constexpr uint32_t kProgramVersion = 5;
 constexpr int32_t kMaxBorder = 255;              // pixels
 
 struct ProgramMagic {

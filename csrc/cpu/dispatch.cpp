@@ -28,7 +28,11 @@ namespace qk {
   void reduce_##suffix(const ReduceProblem&, int64_t, int64_t, int64_t, float*);                     \
   void average_##suffix(const AveragePoolProblem&, int64_t, int64_t);                                \
   void pack_head_##suffix(const AttentionProblem&, int64_t, int64_t, const HeadMemory&);             \
-  void attend_##suffix(const AttentionProblem&, int64_t, int64_t, int64_t, int64_t, const HeadMemory&);
+  void attend_##suffix(const AttentionProblem&, int64_t, int64_t, int64_t, int64_t, const HeadMemory&);                \
+  void pack_head_s8_##suffix(const AttentionProblem&, int64_t, int64_t, const HeadBytes&);           \
+  void queries_s8_##suffix(const AttentionProblem&, int64_t, int64_t, int64_t, int64_t, int8_t, const HeadBytes&);     \
+  void weigh_s8_##suffix(const AttentionProblem&, int64_t, int64_t, int8_t, const HeadBytes&);       \
+  void store_s8_##suffix(const AttentionProblem&, int64_t, int64_t, int64_t, int64_t, const HeadBytes&);
 #include "kernels.inc"
 #undef QK_KERNELS
 
@@ -43,7 +47,8 @@ constexpr Kernels kTable[] = {
    winograd_products_##suffix, winograd_output_##suffix, quantize_##suffix, extremes_##suffix, to_f32_##suffix,      \
    dequantize_##suffix, gather_##suffix, interleave_##suffix, deinterleave_##suffix, pool_##suffix, \
    lookup_##suffix, unary_##suffix, binary_##suffix, layer_norm_##suffix, group_norm_##suffix, softmax_##suffix,   \
-   reduce_##suffix, average_##suffix, pack_head_##suffix, attend_##suffix},
+   reduce_##suffix, average_##suffix, pack_head_##suffix, attend_##suffix, pack_head_s8_##suffix,       \
+   queries_s8_##suffix, weigh_s8_##suffix, store_s8_##suffix},
 #include "kernels.inc"
 #undef QK_KERNELS
 };

@@ -172,6 +172,43 @@ struct HeadMemory {
   }
 };
 
+// The same where products are int8 (kernels/attention_s8.h): keys, values and their sums as a packed weight holds them.
+struct HeadBytes {
+  static constexpr int64_t kRows = 64;   // taken together; their weights are as many again, in two bytes
+  int64_t q_step, weight_step;           // bytes between rows
+  int64_t score_step, sum_step, floats_step;  // floats
+  int8_t* keys;               // [tokens / 16][width / 4][16][4]
+  int8_t* values;             // [v_width / 16][tokens / 4][16][4]
+  float *key_scale, *value_scale, *mean;  // [tokens], [v_width], [width], to whole panels
+  int32_t *key_sum, *value_sum;
+  int8_t* q;                  // [kRows][q_step]
+  int8_t* weights;            // [2 * kRows][weight_step]
+  float* scores;              // [kRows][score_step]
+  float* sums;                // [2 * kRows][sum_step]
+  float *floats, *turned;     // [16][floats_step], [floats_step][16]
+  float* row_scale;           // [2 * kRows]
+  int32_t* row_offset;        // [2 * kRows]
+
+  int64_t key_bytes() const { return score_step * q_step; }
+  int64_t value_bytes() const { return sum_step * weight_step; }
+
+  HeadBytes(const AttentionProblem& p, Workspace& w) {
+    q_step = round_up(p.width, 64), weight_step = round_up(p.k_tokens > 1 ? p.k_tokens : 1, 64);
+    score_step = round_up(p.k_tokens, 2 * kPanel), sum_step = round_up(p.v_width, 2 * kPanel);
+    floats_step = round_up(p.width > p.v_width ? p.width : p.v_width, kPanel);
+    keys = w.take<int8_t>(key_bytes());
+    values = w.take<int8_t>(value_bytes());
+    key_scale = w.take<float>(score_step), value_scale = w.take<float>(sum_step), mean = w.take<float>(floats_step);
+    key_sum = w.take<int32_t>(score_step), value_sum = w.take<int32_t>(sum_step);
+    q = w.take<int8_t>(kRows * q_step);
+    weights = w.take<int8_t>(2 * kRows * weight_step);
+    scores = w.take<float>(kRows * score_step);
+    sums = w.take<float>(2 * kRows * sum_step);
+    floats = w.take<float>(kPanel * floats_step), turned = w.take<float>(kPanel * floats_step);
+    row_scale = w.take<float>(2 * kRows), row_offset = w.take<int32_t>(2 * kRows);
+  }
+};
+
 // Windows of `pixels` neighbouring output pixels to rows of K: rows x columns pieces of `piece` bytes each.
 struct GatherRun {
   const int8_t* x;            // first piece of the first pixel
@@ -256,6 +293,10 @@ struct Kernels {
   void (*average)(const AveragePoolProblem&, int64_t image, int64_t row);
   void (*pack_head)(const AttentionProblem&, int64_t image, int64_t kv_head, const HeadMemory&);
   void (*attend)(const AttentionProblem&, int64_t image, int64_t head, int64_t begin, int64_t rows, const HeadMemory&);
+  void (*pack_head_s8)(const AttentionProblem&, int64_t image, int64_t kv_head, const HeadBytes&);
+  void (*queries_s8)(const AttentionProblem&, int64_t image, int64_t head, int64_t begin, int64_t rows, int8_t mask, const HeadBytes&);
+  void (*weigh_s8)(const AttentionProblem&, int64_t begin, int64_t rows, int8_t mask, const HeadBytes&);
+  void (*store_s8)(const AttentionProblem&, int64_t image, int64_t head, int64_t begin, int64_t rows, const HeadBytes&);
 };
 
 }  // namespace qk

@@ -36,9 +36,10 @@ class Case:
     causal: bool = False
     bias: Tensor | None = None  # [n, heads or 1, T or 1, S], read by images in turn
     as_value: bool = False  # the bias, or else a constant
+    int8_from: int = 0
 
     def fields(self) -> dict[str, Any]:
-        names = ("heads", "kv_heads", "width", "v_width", "exponent", "causal")
+        names = ("heads", "kv_heads", "width", "v_width", "exponent", "causal", "int8_from")
         fields = {name: getattr(self, name) for name in names}
         for name, operand, channel in zip(
             "qkv", (self.q, self.k, self.v), self.channels, strict=True
@@ -69,9 +70,9 @@ class Case:
         if bias is not None:
             bias = bias.repeat(-(-n // bias.shape[0]), 1, 1, 1)[:n]
         query, key, value = parts
-        return reference.attention(
-            query, key, value, self.exponent, e, bias=bias, causal=self.causal
-        )
+        small = 0 < self.int8_from <= key.shape[2]
+        attention = reference.attention_s8 if small else reference.attention
+        return attention(query, key, value, self.exponent, e, bias=bias, causal=self.causal)
 
     def step(self, e: Epilogue) -> tuple[OneStep, list[Operand]]:
         n, t = self.q.values.shape[:2]
@@ -114,6 +115,7 @@ def cases(draw: Any) -> Case:
         q, k, v, heads, kv_heads, width, v_width, before, draw(st.sampled_from([1.0, 0.125, 1.4]))
     )  # type: ignore[arg-type]
     case.causal, case.as_value = draw(st.booleans()), draw(st.booleans())
+    case.int8_from = draw(st.sampled_from([0, 1, s, s + 1]))
     if draw(st.booleans()):
         images = n if case.as_value else draw(st.integers(1, 3))
         size = (images, draw(st.sampled_from([1, heads])), draw(st.sampled_from([1, t])), s)
@@ -167,6 +169,42 @@ def test_attention_is_close_to_torch_in_double_and_the_same_on_three_threads(
     assert (one.double() - exact).abs().max() < 2e-6 * exact.abs().max()
 
 
+@pytest.mark.parametrize("spread", [0.5, 1.0, 2.0])
+def test_attention_of_int8_products_stays_near_torch_where_keys_have_much_in_common(
+    spread: float,
+) -> None:
+    q, k, v = (Operand(floats(i, (1, 200, 2 * 64), spread=spread)) for i in range(3))
+    k.values += 10 * floats(3, (128,), spread=1.0)
+    case = Case(q, k, v, 2, 2, 64, 64, exponent=math.log2(math.e) / 8, int8_from=200)
+    query, key, value = (heads_of(x.values.double(), 2) for x in (q, k, v))
+    exact = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    step, given = case.step(Epilogue())
+    y = step.run(given, "scalar", 2)
+    assert (y - exact).square().sum() < 10**-2.8 * exact.square().sum()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_most_keys_that_int8_products_take_overflow_no_sum(threads: int) -> None:
+    count = _core.MAX_K
+    q, k = Operand(torch.ones(1, 1, 1)), Operand(torch.ones(1, count, 1))
+    v = Operand(torch.full((1, count, 16), -1.0))
+    v.values[:, :, 1] = 1.0
+    case = Case(q, k, v, 1, 1, 1, 16, int8_from=1)
+    case.check(Epilogue(), threads)
+    step, given = case.step(Epilogue())
+    y = step.run(given, "scalar", 1)
+    assert torch.allclose(y[0, 0], v.values[0, 0], rtol=1e-3)
+
+
+def test_more_keys_than_int8_sums_hold_are_multiplied_as_floats() -> None:
+    count = _core.MAX_K + 1
+    q, k, v = (Operand(floats(i, (1, n, 1))) for i, n in enumerate((1, count, count)))
+    int8, never = (
+        Case(q, k, v, 1, 1, 1, 1, int8_from=start).step(Epilogue())[0] for start in (1, 0)
+    )
+    assert torch.equal(int8.run([q, k, v], "scalar", 1), never.run([q, k, v], "scalar", 1))
+
+
 def test_a_token_that_may_read_no_key_gives_zeros_and_one_that_all_are_masked_for_their_mean() -> (
     None
 ):
@@ -200,6 +238,7 @@ def forged(fields: dict[str, Any], bias: np.ndarray | None = None) -> Any:
         ({"v_width": 3}, "its output is not as wide as its heads"),
         ({"exponent": 0.0}, "the factor of its scores is not finite and above 0"),
         ({"causal": 2}, "its flag is neither 0 nor 1"),
+        ({"int8_from": -1}, "its products become int8 from less than 0 keys on"),
         ({"k_scale": np.inf}, "a scale is not finite and above 0"),
     ],
 )  # fmt: skip

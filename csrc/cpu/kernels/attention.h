@@ -14,7 +14,8 @@ namespace {
 typedef float Four __attribute__((vector_size(16)));
 typedef int32_t Four_of __attribute__((vector_size(16)));  // which of two Fours' elements
 
-// x [4][4], rows `step` apart, transposed to rows of a panel.
+// x [4][4], rows `step` apart, transposed to rows of a panel of so many lanes.
+template <int64_t Lanes>
 QK_INLINE void transpose_four(const float* x, int64_t step, float* y) {
   Four row[4];
   for (int i = 0; i < 4; ++i) __builtin_memcpy(&row[i], x + i * step, 16);
@@ -22,7 +23,7 @@ QK_INLINE void transpose_four(const float* x, int64_t step, float* y) {
   const Four low23 = __builtin_shuffle(row[2], row[3], Four_of{0, 4, 1, 5}), high23 = __builtin_shuffle(row[2], row[3], Four_of{2, 6, 3, 7});
   const Four column[4] = {__builtin_shuffle(low01, low23, Four_of{0, 1, 4, 5}), __builtin_shuffle(low01, low23, Four_of{2, 3, 6, 7}),
                           __builtin_shuffle(high01, high23, Four_of{0, 1, 4, 5}), __builtin_shuffle(high01, high23, Four_of{2, 3, 6, 7})};
-  for (int i = 0; i < 4; ++i) __builtin_memcpy(y + i * HeadMemory::kPanel, &column[i], 16);
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(y + i * Lanes, &column[i], 16);
 }
 
 // Up to a panel of tokens, `step` floats apart.
@@ -30,7 +31,7 @@ QK_INLINE void pack_keys(const float* x, int64_t step, int64_t count, int64_t wi
   int64_t e = 0;
   if (count == HeadMemory::kPanel)
     for (; e + 4 <= width; e += 4)
-      for (int64_t i = 0; i < HeadMemory::kPanel; i += 4) transpose_four(x + i * step + e, step, y + e * HeadMemory::kPanel + i);
+      for (int64_t i = 0; i < HeadMemory::kPanel; i += 4) transpose_four<HeadMemory::kPanel>(x + i * step + e, step, y + e * HeadMemory::kPanel + i);
   for (; e < width; ++e)
     for (int64_t i = 0; i < HeadMemory::kPanel; ++i) y[e * HeadMemory::kPanel + i] = i < count ? x[i * step + e] : 0.0f;
 }

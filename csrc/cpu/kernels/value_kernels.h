@@ -1,6 +1,7 @@
 // The kernels of steps that compute in float32, each value read as it is or from int8: one source for every vector type V.
 #pragma once
 #include "attention.h"
+#include "attention_s8.h"
 #include "average.h"
 #include "elementwise.h"
 #include "group_norm.h"
@@ -31,5 +32,19 @@
   void attend_##suffix(const AttentionProblem& p, int64_t image, int64_t head, int64_t begin, int64_t rows,         \
                        const HeadMemory& m) {                                                                       \
     attend<V>(p, image, head, begin, rows, m);                                                                      \
+  }                                                                                                                 \
+  void pack_head_s8_##suffix(const AttentionProblem& p, int64_t image, int64_t kv_head, const HeadBytes& m) {       \
+    pack_head_s8<V>(p, image, kv_head, m);                                                                          \
+  }                                                                                                                 \
+  void queries_s8_##suffix(const AttentionProblem& p, int64_t image, int64_t head, int64_t begin, int64_t rows,     \
+                           int8_t mask, const HeadBytes& m) {                                                       \
+    queries_s8<V>(p, image, head, begin, rows, mask, m);                                                            \
+  }                                                                                                                 \
+  void weigh_s8_##suffix(const AttentionProblem& p, int64_t begin, int64_t rows, int8_t mask, const HeadBytes& m) { \
+    weigh_s8<V>(p, begin, rows, mask, m);                                                                           \
+  }                                                                                                                 \
+  void store_s8_##suffix(const AttentionProblem& p, int64_t image, int64_t head, int64_t begin, int64_t rows,       \
+                         const HeadBytes& m) {                                                                      \
+    store_s8<V>(p, image, head, begin, rows, m);                                                                    \
   }                                                                                                                 \
   }

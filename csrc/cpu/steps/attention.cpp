@@ -14,6 +14,7 @@ namespace {
   F(int32_t, q_channel, 0) F(int32_t, k_channel, 0) F(int32_t, v_channel, 0)  /* where the first head begins */ \
   F(float, exponent, 1.0f)     /* log2(e) times the scale of the scores */                   \
   F(uint8_t, causal, 0)        /* 1: token i reads keys 0 to i */                            \
+  F(int32_t, int8_from, 0)     /* keys from which on, up to kMaxK, products are int8; 0: never */ \
   F(Constant, bias, Constant())  /* f32 [bias_n, bias_heads, bias_q, bias_k], or none; image n reads that of n % bias_n */ \
   F(int32_t, bias_n, 1) F(int32_t, bias_heads, 1) F(int32_t, bias_q, 1) F(int32_t, bias_k, 1) \
   F(float, q_scale, 1.0f) F(int32_t, q_zero, 0) F(float, k_scale, 1.0f) F(int32_t, k_zero, 0) \
@@ -22,6 +23,8 @@ namespace {
 QK_RECORD(Payload, QK_ATTENTION);
 
 enum { kQ, kK, kV, kBias };
+
+bool has_int8_products(const Payload& p, int64_t keys) { return p.int8_from && keys >= p.int8_from && keys <= kMaxK; }
 
 bool has_constant(const Payload& p) { return p.bias.at || p.bias.bytes; }
 
@@ -54,6 +57,7 @@ const char* check(const StepCheck& c) {
     if (why) return why;
   if (c.y.rank != 3 || c.y.channels != int64_t(p.heads) * p.v_width) return "its output is not as wide as its heads";
   if (!(p.exponent > 0.0f) || !std::isfinite(p.exponent)) return "the factor of its scores is not finite and above 0";
+  if (p.int8_from < 0) return "its products become int8 from less than 0 keys on";
   return within(p.causal, 0, 1) ? nullptr : "its flag is neither 0 nor 1";
 }
 
@@ -93,6 +97,7 @@ AttentionProblem problem(const StepCall& call) {
   p.k = part_of(call, kK, s.k_channel, s.k_scale, s.k_zero), p.k_step = k.c;
   p.v = part_of(call, kV, s.v_channel, s.v_scale, s.v_zero), p.v_step = v.c;
   p.exponent = s.exponent, p.causal = s.causal;
+  p.int8_products = has_int8_products(s, k.h);
   const ProgramShape b = bias_shape(call);
   p.bias = call.read(kBias) >= 0 ? call.data_as<const float>(call.read(kBias)) : call.constant<float>(s.bias);
   p.bias_n = std::max<int64_t>(b.n, 1);

@@ -17,6 +17,9 @@ from qkernels.graph.words import looked_up, table_of
 
 aten = torch.ops.aten
 
+# Keys from which on attention multiplies int8: with fewer, turning what it reads into int8 takes what that saves.
+INT8_FROM = 128
+
 
 @step(aten.scaled_dot_product_attention.default, role=Role.COMPUTES)
 def attention(b: Builder, node: fx.Node) -> None:
@@ -44,7 +47,8 @@ def attention(b: Builder, node: fx.Node) -> None:
     made = b.add(
         "attention", "", b.read(q), y.value, *(b.read(x) for x in read[1:]), *bias, heads=heads, kv_heads=kv_heads,
         width=width, v_width=v_width, q_channel=channels[0], k_channel=channels[1], v_channel=channels[2],
-        exponent=scale / math.log(2), causal=int(given["is_causal"]), **fields, **output_fields(stored(node)),
+        exponent=scale / math.log(2), causal=int(given["is_causal"]), int8_from=INT8_FROM,
+        **fields, **output_fields(stored(node)),
     )  # fmt: skip
     made.constants |= constants
     b.put(node, y)
