@@ -474,8 +474,34 @@ def log(x: Tensor) -> Tensor:
     return torch.where(x > 0, torch.where(x < torch.inf, y, x), -torch.inf)
 
 
-def _gated(x: Tensor, minus_t: Tensor) -> Tensor:
-    return x / (1 + exp(minus_t))
+_EIGHTHS_OF_E = 8 * math.log2(math.e)
+_WITHIN_EIGHTH = (
+    0.000108396292,
+    0.00375412614,
+    0.0866433978,
+    1.0,
+)  # 2^(r / 8) for r in [-0.5, 0.5]
+
+
+def reciprocal(x: Tensor) -> Tensor:
+    """1 / x within a unit of the last place, for x in [1, 2^125].
+
+    A guess of its bits, within an eighth, is corrected twice by ``y + y * (e + e^2)`` of the error ``e = 1 - x * y``.
+    """
+    y = (0x7EF311C7 - x.view(torch.int32)).view(torch.float32)
+    for _ in range(2):
+        e = fma(-x, y, _float32(1.0))
+        y = fma(y, fma(e, e, e), y)
+    return y
+
+
+def _gated(x: Tensor, t: Tensor) -> Tensor:
+    """``x / (1 + 2^(t / 8))``, where the eighths are a table, the rest is a polynomial, and the quotient a product."""
+    t = minimum(maximum(t, -1008.0), 992.0)
+    n = torch.round(t)
+    eighths = torch.exp2(torch.arange(8, dtype=torch.float64) / 8).float()
+    part = eighths[n.long() & 7] * polynomial(_WITHIN_EIGHTH, t - n)
+    return x * reciprocal(1 + part * _power_of_two(n.long() >> 3))
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -497,8 +523,8 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
-    slope = 2 * math.sqrt(2 / math.pi)
-    return _gated(x, x * fma(x * x, _float32(-slope * 0.044715), _float32(-slope)))
+    slope = -2 * math.sqrt(2 / math.pi) * _EIGHTHS_OF_E
+    return _gated(x, x * fma(x * x, _float32(slope * 0.044715), _float32(slope)))
 
 
 def _sixth(x: Tensor) -> Tensor:
@@ -523,12 +549,12 @@ def _sqrt(x: Tensor) -> Tensor:
 
 FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "identity": lambda x, _: x,
-    "silu": lambda x, beta: _gated(x, x * (0.0 - beta)),
+    "silu": lambda x, beta: _gated(x, x * (beta * _float32(-_EIGHTHS_OF_E))),
     "gelu": lambda x, _: gelu(x),
     "gelu_tanh": lambda x, _: _gelu_tanh(x),
     "hardswish": lambda x, _: x * _sixth(x),
     "hardsigmoid": lambda x, _: _sixth(x),
-    "sigmoid": lambda x, _: _gated(torch.ones(1), 0.0 - x),
+    "sigmoid": lambda x, _: _gated(torch.ones(1), x * _float32(-_EIGHTHS_OF_E)),
     "tanh": lambda x, _: tanh(x),
     "elu": lambda x, alpha: torch.where(x > 0, x, alpha * expm1(x)),
     "leaky_relu": lambda x, slope: torch.where(x > 0, x, slope * x),

@@ -119,21 +119,45 @@ QK_INLINE typename V::F gelu_of(typename V::F x) {
   return V::sub(V::max(V::set1(0.0f), x), g);
 }
 
-// x / (1 + e^-t)
+// 1 / x for x in [1, 2^125]: a guess of its bits within an eighth, and twice y + y * (e + e^2) of the error e = 1 - x * y. These
+// seven instructions are less than half of the cycles of a division of sixteen floats.
 template <class V>
-QK_INLINE typename V::F gated(typename V::F x, typename V::F minus_t) {
-  return V::div(x, V::add(V::set1(1.0f), exp_of<V>(minus_t)));
+QK_INLINE typename V::F reciprocal_of(typename V::F x) {
+  auto y = V::from_bits(V::subi(V::set1i(0x7ef311c7), V::as_bits(x)));
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const auto e = V::fnma(x, y, V::set1(1.0f));
+    y = V::fma(y, V::fma(e, e, e), y);
+  }
+  return y;
+}
+
+// 2^(i / 8), and 2^(r / 8) for r in [-0.5, 0.5].
+constexpr float kEighths[8] = {1.0f, 1.09050775f, 1.18920708f, 1.29683959f, 1.41421354f, 1.54221082f, 1.68179286f, 1.8340081f};
+constexpr float kWithinEighth[] = {0.000108396292f, 0.00375412614f, 0.0866433978f, 1.0f};
+constexpr float kEighthsOfE = 11.5415603f;  // 8 * log2(e)
+
+// x / (1 + 2^(t / 8)): the nearest whole number to t is an exponent and the place of a table.
+template <class V>
+QK_INLINE typename V::F gated(typename V::F x, typename V::F t) {
+  const auto whole = V::set1(12582912.0f);  // 1.5 * 2^23, as in gelu_of
+  t = V::min(V::max(t, V::set1(-1008.0f)), V::set1(992.0f));
+  const auto sum = V::add(t, whole);
+  const auto at = V::as_bits(sum);
+  const auto part = V::mul(V::pick(kEighths, at), polynomial<V>(kWithinEighth, V::sub(t, V::sub(sum, whole))));
+  const auto power = V::from_bits(V::addi(V::as_bits(part), V::template shli<23>(V::template sari<3>(at))));
+  return V::mul(x, reciprocal_of<V>(V::add(power, V::set1(1.0f))));
 }
 
 template <class V, Function f>
 QK_INLINE typename V::F value_of(typename V::F x, typename V::F parameter) {
   const auto zero = V::set1(0.0f), one = V::set1(1.0f);
   const auto clipped = [&]() QK_LAMBDA { return V::min(V::max(V::add(x, V::set1(3.0f)), zero), V::set1(6.0f)); };
-  if constexpr (f == Function::silu) return gated<V>(x, V::mul(x, V::sub(zero, parameter)));
-  else if constexpr (f == Function::sigmoid) return gated<V>(one, V::sub(zero, x));
+  if constexpr (f == Function::silu) return gated<V>(x, V::mul(x, V::mul(parameter, V::set1(-kEighthsOfE))));
+  else if constexpr (f == Function::sigmoid) return gated<V>(one, V::mul(x, V::set1(-kEighthsOfE)));
   else if constexpr (f == Function::gelu) return gelu_of<V>(x);
   else if constexpr (f == Function::gelu_tanh) {
-    const auto slope = V::fma(V::mul(x, x), V::set1(-0.0713548163f), V::set1(-1.59576912f));
+    const auto slope = V::fma(V::mul(x, x), V::set1(-0.823545933f), V::set1(-18.4176655f));
     return gated<V>(x, V::mul(x, slope));
   } else if constexpr (f == Function::hardsigmoid) return V::mul(clipped(), V::set1(0.166666667f));
   else if constexpr (f == Function::hardswish) return V::mul(x, V::mul(clipped(), V::set1(0.166666667f)));

@@ -34,6 +34,7 @@ struct Avx2 {
   QK_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   QK_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  QK_INLINE F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a * b
   QK_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
   QK_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
   QK_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }

@@ -31,6 +31,7 @@ struct Avx512 {
   QK_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   QK_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  QK_INLINE F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
   QK_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
   QK_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
   QK_INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }

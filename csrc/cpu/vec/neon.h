@@ -30,6 +30,7 @@ struct Neon {
   QK_INLINE F sub(F a, F b) { return vsubq_f32(a, b); }
   QK_INLINE F mul(F a, F b) { return vmulq_f32(a, b); }
   QK_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  QK_INLINE F fnma(F a, F b, F c) { return vfmsq_f32(c, a, b); }  // c - a * b
   QK_INLINE F max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }  // vmaxq would keep a NaN
   QK_INLINE F min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
   QK_INLINE F div(F a, F b) { return vdivq_f32(a, b); }

@@ -80,6 +80,7 @@ struct Scalar {
   QK_INLINE F sub(F a, F b) { return a - b; }
   QK_INLINE F mul(F a, F b) { return a * b; }
   QK_INLINE F fma(F a, F b, F c) { return __builtin_fmaf(a, b, c); }
+  QK_INLINE F fnma(F a, F b, F c) { return __builtin_fmaf(-a, b, c); }  // c - a * b
   QK_INLINE F max(F a, F b) { return a > b ? a : b; }
   QK_INLINE F min(F a, F b) { return a < b ? a : b; }
   QK_INLINE F div(F a, F b) { return a / b; }
