@@ -47,7 +47,9 @@ class _Writer:
     def constant(self, tensor: torch.Tensor) -> fx.Node:
         """A node of that tensor."""
         new = nodes.constant(self.graph, f"constant_{self.node.name}", tensor)
-        new.meta["val"] = detect_fake_mode(self.node.meta["val"]).from_tensor(tensor)
+        mode = detect_fake_mode(self.node.meta["val"])
+        assert mode is not None
+        new.meta["val"] = mode.from_tensor(tensor)
         return new
 
     def tensor(self, node: fx.Node) -> torch.Tensor | None:
@@ -58,17 +60,12 @@ class _Writer:
         """That size, as one of an input where it is free; None where no input has it."""
         if nodes.is_fixed(wanted):
             return nodes.hint(wanted)
-        inputs = [
-            n for n in self.node.graph.find_nodes(op="placeholder") if nodes.value(n) is not None
-        ]
-        found = (
-            (n, i)
-            for n in inputs
-            for i, size in enumerate(nodes.value(n).shape)
-            if nodes.same_size(size, wanted)
-        )  # type: ignore[union-attr]
-        where = next(found, None)
-        return None if where is None else self(aten.sym_size.int, *where)
+        for node in self.node.graph.find_nodes(op="placeholder"):
+            x = nodes.value(node)
+            for i, size in enumerate(() if x is None else x.shape):
+                if nodes.same_size(size, wanted):
+                    return self(aten.sym_size.int, node, i)
+        return None
 
     @property
     def graph(self) -> fx.GraphModule:
@@ -152,10 +149,10 @@ def _scores(node: Any) -> _Scores | None:
     if not _is_only_read(node):
         return None
     if node.target is aten.matmul.default:
-        four = all(nodes.value(x) is not None and nodes.value(x).dim() == 4 for x in node.args)  # type: ignore[union-attr]
-        return _Scores(node) if four else None
-    if node.target is aten.add.Tensor and nodes.arguments(node)["alpha"] == 1:
-        return _added(*node.args[:2])
+        values = [nodes.value(x) for x in node.args]
+        return _Scores(node) if all(x is not None and x.dim() == 4 for x in values) else None
+    if node.target is aten.add.Tensor:
+        return _added(node)
     if node.target is aten.reshape.default:
         return _added_to_windows(node)
     factor = _factor(node)
@@ -165,13 +162,17 @@ def _scores(node: Any) -> _Scores | None:
     if isinstance(factor, fx.Node):
         inner.scales.append(factor)
     else:
-        inner.scale *= factor  # type: ignore[operator]
+        inner.scale *= factor
     return inner
 
 
-def _added(a: Any, b: Any) -> _Scores | None:
+def _added(node: fx.Node) -> _Scores | None:
+    a, b, alpha = nodes.arguments(node).values()
     for mask, scores in ((a, b), (b, a)):
-        found = _scores(scores) if isinstance(mask, fx.Node) else None
+        added, x, y = (nodes.value(n) for n in (mask, scores, node))
+        if alpha != 1 or added is None or x is None or y is None:
+            return None
+        found = _scores(scores) if added.is_floating_point() and nodes.alike(x, y) else None
         if found is not None and found.windows is None:
             found.masks.append(mask)
             return found
@@ -180,40 +181,48 @@ def _added(a: Any, b: Any) -> _Scores | None:
 
 def _added_to_windows(node: fx.Node) -> _Scores | None:
     """Scores [images * windows, heads, ...] to which, seen as [images, windows, heads, ...], a mask was added."""
-    total = node.args[0]
-    if not _is_only_read(total) or total.target is not aten.add.Tensor:  # type: ignore[union-attr]
+    total = _read_only_by_one(node.args[0], aten.add.Tensor)
+    windows = None if total is None else _read_only_by_one(total.args[0], aten.reshape.default)
+    found = None if windows is None else _scores(windows.args[0])
+    if total is None or windows is None or found is None or found.windows is not None:
         return None
-    windows, mask = total.args[:2]  # type: ignore[union-attr]
-    if not _is_only_read(windows) or windows.target is not aten.reshape.default:  # type: ignore[union-attr]
+    x, split, y = (nodes.value(n) for n in (windows.args[0], windows, node))
+    mask = total.args[1]
+    added = nodes.value(mask)
+    if x is None or split is None or y is None or added is None or mask.op != "get_attr":  # type: ignore[union-attr]
         return None
-    found = _scores(windows.args[0])  # type: ignore[union-attr]
-    x, split, y, added = map(nodes.value, (windows.args[0], windows, node, mask))  # type: ignore[union-attr]
-    if found is None or found.windows is not None or x is None or split is None or y is None:
-        return None
-    if added is None or mask.op != "get_attr" or not nodes.alike(x, y) or split.dim() != 5:  # type: ignore[union-attr]
-        return None
-    same = all(map(nodes.same_size, x.shape[1:], split.shape[2:]))
+    same = nodes.alike(x, y) and all(map(nodes.same_size, x.shape[1:], split.shape[2:]))
     of_windows = added.dim() == 4 or (added.dim() == 5 and added.shape[0] == 1)
-    if not same or not of_windows or not nodes.is_fixed(split.shape[1]):
+    if not same or split.dim() != 5 or not of_windows or not nodes.is_fixed(split.shape[1]):
         return None
     found.masks.append(mask)  # type: ignore[arg-type]
-    found.windows = windows  # type: ignore[assignment]
+    found.windows = windows
     return found
 
 
+def _read_only_by_one(node: Any, operator: Any) -> fx.Node | None:
+    return node if _is_only_read(node) and node.target is operator else None
+
+
 def _mask(write: _Writer, scores: _Scores) -> fx.Node | None:
-    """All masks as one that attention takes; None where there is none."""
+    """All masks as one that attention takes; None where there is none, or none can be made."""
     if scores.windows is None:
-        return functools.reduce(functools.partial(write, aten.add.Tensor), scores.masks or [None])
-    tensors = [write.tensor(mask) for mask in scores.masks]
-    if any(t is None or (t.dim() == 4 and len(t) > 1) for t in tensors[:-1]):
+        return (
+            functools.reduce(lambda a, b: write(aten.add.Tensor, a, b), scores.masks)
+            if scores.masks
+            else None
+        )
+    split = nodes.value(scores.windows)
+    assert split is not None
+    *others, last = [write.tensor(mask) for mask in scores.masks]  # the last is that of the windows
+    images = write.size(split.shape[0])
+    if images is None or last is None:
         return None
-    *others, last = tensors
-    total = functools.reduce(torch.add, others, last.reshape(last.shape[-4:]))  # type: ignore[union-attr]
-    total = total.expand(nodes.hint(nodes.value(scores.windows).shape[1]), *total.shape[1:])  # type: ignore[union-attr]
-    images = write.size(nodes.value(scores.windows).shape[0])  # type: ignore[union-attr]
-    if images is None:
-        return None
+    total = last.reshape(last.shape[-4:]).expand(nodes.hint(split.shape[1]), -1, -1, -1)
+    for mask in others:
+        if mask is None or (mask.dim() == 4 and len(mask) > 1):
+            return None
+        total = total + mask
     return write(aten.repeat.default, write.constant(total), [images, 1, 1, 1])
 
 
@@ -222,14 +231,13 @@ def _factor(node: fx.Node) -> Any:
     if node.target not in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar):
         return None
     factor = node.args[1]
+    divides = node.target in (aten.div.Tensor, aten.div.Scalar)
     if isinstance(factor, int | float):
-        divides = node.target in (aten.div.Tensor, aten.div.Scalar)
         return 1 / factor if divides else float(factor)
     x = nodes.value(factor)
-    of_heads = x is not None and x.dim() in (3, 4) and x.shape[-2:] == (1, 1)
-    return (
-        factor if of_heads and node.target is aten.mul.Tensor and factor.op == "get_attr" else None
-    )  # type: ignore[union-attr]
+    if divides or not isinstance(factor, fx.Node) or x is None or factor.op != "get_attr":
+        return None
+    return factor if x.dim() in (3, 4) and x.shape[-2:] == (1, 1) else None
 
 
 _RULES: dict[Any, Callable[[_Writer, dict[str, Any]], fx.Node | None]] = {

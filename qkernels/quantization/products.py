@@ -68,10 +68,10 @@ class Products(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.linear:
-            input, weight, *_ = (*args, *(kwargs[k] for k in ("input", "weight") if k in kwargs))
-            owners = self._owners.get(id(weight), [])
+            given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
+            owners = self._owners.get(id(given["weight"]), [])
             if not any(name in self._running for name in owners):  # else it is the layer's own
                 for name in owners:
                     self._read[name] = None
-                    self._watch[name](input)
+                    self._watch[name](given["input"])
         return func(*args, **kwargs)

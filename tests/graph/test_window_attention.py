@@ -65,7 +65,10 @@ class Windows(nn.Module):
         return ((part[:, None] - part[:, :, None]) != 0) * -100.0
 
 
-@pytest.mark.parametrize("kind", ["mask and bias", "mask alone", "bias alone", "cosine"])
+KINDS = ("mask and bias", "mask alone", "bias alone", "cosine", "bias behind")
+
+
+@pytest.mark.parametrize("kind", KINDS[:4])
 def test_attention_in_windows_is_one_program_for_any_batch(kind: str) -> None:
     torch.manual_seed(0)
     model, x = Windows(kind).eval(), torch.randn(3, SIZE, SIZE, WIDTH)
@@ -76,3 +79,73 @@ def test_attention_in_windows_is_one_program_for_any_batch(kind: str) -> None:
         for images in (x[:1], x):
             expected, answer = model(images), compiled(images)
             assert (answer - expected).norm() / expected.norm() < 0.02
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_exact_form_has_the_bits_of_the_layers_for_any_batch(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = Windows(kind).eval(), torch.randn(3, SIZE, SIZE, WIDTH)
+    int8 = qk.quantize(model, "static", [x])
+    exact = qk.compile(int8, x[:1], exact=True)
+    assert not {"roll", "slice_scatter", "fill", "new_zeros"} & {
+        step.split(" (")[-1] for step in exact.report.unfused
+    }
+    with torch.inference_mode():
+        for images in (x[:1], x):
+            assert torch.equal(exact(images), int8(images))
+
+
+def test_a_mask_behind_that_of_the_windows_stays_right_in_the_fast_form() -> None:
+    torch.manual_seed(0)
+    model, x = Windows("bias behind").eval(), torch.randn(3, SIZE, SIZE, WIDTH)
+    compiled = qk.compile(qk.quantize(model, "static", [x]), x[:1])
+    with torch.inference_mode():
+        expected, answer = model(x), compiled(x)
+    assert (answer - expected).norm() / expected.norm() < 0.02
+
+
+class TwoMasks(nn.Module):
+    """A position bias and a mask of the caller's, as MPNet adds them, and truth values that are added as numbers."""
+
+    def __init__(self, truth: bool) -> None:
+        super().__init__()
+        self.truth, self.qkv, self.out = truth, nn.Linear(16, 48), nn.Linear(16, 16)
+        self.bias = nn.Parameter(torch.randn(1, 2, 6, 6))
+        self.register_buffer("near", torch.rand(6, 6) > 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (y.unflatten(-1, (2, 8)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        scores = q @ k.transpose(-2, -1) / 8**0.5 + self.bias
+        scores = scores + (self.near if self.truth else x[:, None, None, :, 0])
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("truth", [False, True])
+def test_two_masks_are_one_of_attention(truth: bool) -> None:
+    torch.manual_seed(0)
+    model, x = TwoMasks(truth).eval(), torch.randn(3, 6, 16)
+    compiled = qk.compile(qk.quantize(model, "static", [x]), x)
+    assert not compiled.report.unfused or truth
+    with torch.inference_mode():
+        expected, answer = model(x), compiled(x)
+    assert (answer - expected).norm() / expected.norm() < 0.02
+
+
+class OtherBiases(nn.Module):
+    """Reads weights of one input and adds biases that are not the layers' own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = F.linear(x, self.a.weight, self.b.bias + 3), F.linear(x, self.b.weight)
+        return self.c(a * b + x)
+
+
+def test_products_of_one_value_keep_the_biases_that_they_were_given() -> None:
+    torch.manual_seed(0)
+    model, x = OtherBiases().eval(), torch.randn(4, 5, 16)
+    int8 = qk.quantize(model, "static", [x])
+    with torch.inference_mode():
+        assert torch.equal(qk.compile(int8, x, exact=True)(x), int8(x))

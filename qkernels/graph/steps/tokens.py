@@ -123,9 +123,10 @@ def _bias(b: Builder, mask: Any, keys: Any) -> tuple[list[int], dict[str, Any], 
 
 def _of_windows(mask: fx.Node) -> Any:
     """The masks [windows, ...] that are repeated for every image, which image n reads at n % windows; else the mask."""
-    if mask.target is aten.repeat.default and all(n == 1 for n in mask.args[1][1:]):  # type: ignore[index]
-        return mask.args[0]
-    return mask
+    if mask.target is not aten.repeat.default:
+        return mask
+    tensor, (_, *repeats) = nodes.arguments(mask).values()
+    return tensor if all(n == 1 for n in repeats) else mask
 
 
 def _summand(b: Builder, mask: fx.Node) -> Place:
