@@ -22,10 +22,10 @@ _SOFTMAX = (aten.softmax.int, aten._softmax.default)
 
 @dataclass
 class _Scores:
-    """What a softmax is taken of: a product of four dimensions, times numbers, plus masks.
+    """What a softmax is taken of: a product, times numbers, plus masks.
 
     Attributes:
-        product: of queries and transposed keys.
+        product: of queries and transposed keys, [images, heads, ...] or [images, windows, heads, ...].
         scale: the product of the numbers.
         scales: tensors of the model with one number for every head, which the product is multiplied by.
         masks: what is added.
@@ -38,6 +38,13 @@ class _Scores:
     masks: list[fx.Node] = field(default_factory=list)
     windows: fx.Node | None = None
 
+    def has_heads_alone(self) -> bool:
+        """Whether its masks are the same for all images and windows."""
+        values = [x for mask in self.masks if (x := nodes.value(mask)) is not None]
+        return self.windows is None and all(
+            x.dim() < 4 or (len(x) == 1 and x.dim() == 4) for x in values
+        )
+
 
 def attention(write: Writer, given: dict[str, Any]) -> fx.Node | None:
     """Attention in the place of the product that ends it; None where it ends none."""
@@ -45,18 +52,27 @@ def attention(write: Writer, given: dict[str, Any]) -> fx.Node | None:
     if not _is_only_read(weights) or weights.target not in _SOFTMAX:
         return None
     scores, dim, *_ = nodes.arguments(weights).values()
-    rank = nodes.value(v).dim()  # type: ignore[union-attr]
-    found = _scores(scores)
-    if rank != 4 or dim % rank != rank - 1 or found is None:
+    found, values = _scores(scores), nodes.value(v)
+    if found is None or values is None:
+        return None
+    q, keys = found.product.args
+    rank = values.dim()
+    if dim % rank != rank - 1 or any(nodes.value(x).dim() != rank for x in (q, keys)):  # type: ignore[union-attr]
+        return None
+    windows = list(values.shape[1:-3])  # of five dimensions the second is of windows
+    if not all(map(nodes.is_fixed, windows)) or (windows and not found.has_heads_alone()):
         return None
     mask = _mask(write, found)
     if mask is None and found.masks:
         return None
-    q, keys = found.product.args
     for scale in found.scales:
         q = write(aten.mul.Tensor, q, scale)
-    k = write(aten.transpose.int, keys, 2, 3)
-    return write(aten.scaled_dot_product_attention.default, q, k, v, mask, scale=found.scale)
+    k = write(aten.transpose.int, keys, -2, -1)
+    if not windows:
+        return write(aten.scaled_dot_product_attention.default, q, k, v, mask, scale=found.scale)
+    folded = [write(aten.flatten.using_ints, x, 0, 1) for x in (q, k, v)]
+    y = write(aten.scaled_dot_product_attention.default, *folded, mask, scale=found.scale)
+    return write(aten.unflatten.int, y, 0, [-1, *map(nodes.hint, windows)])
 
 
 def _is_only_read(node: Any) -> bool:
@@ -69,7 +85,7 @@ def _scores(node: Any) -> _Scores | None:
         return None
     if node.target is aten.matmul.default:
         values = [nodes.value(x) for x in node.args]
-        return _Scores(node) if all(x is not None and x.dim() == 4 for x in values) else None
+        return _Scores(node) if all(x is not None and x.dim() in (4, 5) for x in values) else None
     if node.target is aten.add.Tensor:
         return _added(node)
     if node.target is aten.reshape.default:
@@ -114,7 +130,13 @@ def _added_to_windows(node: fx.Node) -> _Scores | None:
         return None
     same = nodes.alike(x, y) and all(map(nodes.same_size, x.shape[1:], split.shape[2:]))
     of_windows = added.dim() == 4 or (added.dim() == 5 and added.shape[0] == 1)
-    if not same or split.dim() != 5 or not of_windows or not nodes.is_fixed(split.shape[1]):
+    if (
+        not same
+        or x.dim() != 4
+        or split.dim() != 5
+        or not of_windows
+        or not nodes.is_fixed(split.shape[1])
+    ):
         return None
     found.masks.append(mask)  # type: ignore[arg-type]
     found.windows = windows

@@ -247,6 +247,13 @@ def _reshape_as(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return _call(node, aten.reshape.default, node.args[0], sizes)
 
 
+# ---- axes are swapped by one operator
+
+
+def _swapaxes(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    return _call(node, aten.transpose.int, *node.args)
+
+
 # ---- a tensor rolled along an axis is its end before its beginning
 
 
@@ -275,6 +282,8 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], fx.Node | None]] = {
     aten.reshape_as.default: _reshape_as,
     aten.view_as.default: _reshape_as,
     aten.roll.default: _roll,
+    aten.swapaxes.default: _swapaxes,
+    aten.swapdims.default: _swapaxes,
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
     **dict.fromkeys((aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default), _joined_with(True)),

@@ -1,4 +1,4 @@
-"""Steps that programs have as several simpler ones, or as one: addcmul, lerp, norms of vectors, attention spelt out.
+"""Steps that programs have as several simpler ones, or as one: addcmul, lerp, norms, products, attention spelt out.
 
 For the fast form alone, since sums are rounded in other places.
 """
@@ -53,10 +53,30 @@ def _vector_norm(write: Writer, given: dict[str, Any]) -> fx.Node | None:
     return write(aten.pow.Tensor_Scalar, total, 0.5)
 
 
+def _einsum(write: Writer, given: dict[str, Any]) -> fx.Node | None:
+    """A product of the last two axes, for each of the axes before."""
+    operands, _, result = given["equation"].replace(" ", "").partition("->")
+    a, _, b = operands.partition(",")
+    batch, i, k, j = a[:-2], a[-2:-1], a[-1:], result[-1:]
+    if "." in operands or len({*batch, i, j, k}) != len(batch) + 3 or result != batch + i + j:
+        return None
+    if b not in (batch + k + j, batch + j + k):
+        return None
+    x, y = given["tensors"]
+    sizes = [nodes.value(n).shape[:-2] for n in (x, y)]  # type: ignore[union-attr]
+    if not all(map(nodes.same_size, *sizes)):
+        return None
+    if b == batch + j + k:
+        y = write(aten.transpose.int, y, -2, -1)
+    product = {"self": x, "other": y}
+    return attention(write, product) or write(aten.matmul.default, x, y)
+
+
 _RULES: dict[Any, Callable[[Writer, dict[str, Any]], fx.Node | None]] = {
     aten.addcmul.default: _addcmul,
     aten.lerp.Tensor: _lerp,
     aten.lerp.Scalar: _lerp,
     aten.linalg_vector_norm.default: _vector_norm,
     aten.matmul.default: attention,
+    aten.einsum.default: _einsum,
 }

@@ -149,3 +149,32 @@ def test_products_of_one_value_keep_the_biases_that_they_were_given() -> None:
     int8 = qk.quantize(model, "static", [x])
     with torch.inference_mode():
         assert torch.equal(qk.compile(int8, x, exact=True)(x), int8(x))
+
+
+class Apart(nn.Module):
+    """Windows on an axis of their own, and einsum, as MaxViT has them."""
+
+    def __init__(self, mask: tuple[int, ...]) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.bias = nn.Parameter(torch.randn(mask))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, windows, tokens, _ = x.shape
+        parts = self.qkv(x).reshape(n, windows, tokens, 3 * HEADS, -1).chunk(3, dim=3)
+        q, k, v = (part.permute(0, 1, 3, 2, 4) for part in parts)
+        scores = torch.einsum("B G H I D, B G H J D -> B G H I J", q, k * 0.3) + self.bias
+        y = torch.einsum("B G H I J, B G H J D -> B G H I D", scores.softmax(-1), v)
+        return self.out(y.permute(0, 1, 3, 2, 4).reshape(n, windows, tokens, WIDTH).swapaxes(1, 2))
+
+
+@pytest.mark.parametrize("mask", [(1, HEADS, 6, 6), (4, 1, 6, 6)])
+def test_windows_on_an_axis_of_their_own_are_folded_into_the_batch(mask: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model, x = Apart(mask).eval(), torch.randn(3, 4, 6, WIDTH)
+    compiled = qk.compile(qk.quantize(model, "static", [x]), x[:1])
+    assert not compiled.report.unfused or mask[0] > 1
+    with torch.inference_mode():
+        for images in (x[:1], x):
+            expected, answer = model(images), compiled(images)
+            assert (answer - expected).norm() / expected.norm() < 0.02
