@@ -29,14 +29,6 @@ IMAGE = (0, 2, 3, 1)  # axes of [N, C, H, W] in memory
 _INPUTS = {torch.float32: "float32", torch.int64: "int64", torch.bool: "int64"}
 
 
-_FILLED = {
-    torch.ops.aten.new_zeros.default: 0,
-    torch.ops.aten.zeros_like.default: 0,
-    torch.ops.aten.ones_like.default: 1,
-    torch.ops.aten.full_like.default: 0,
-}
-
-
 _CLAMPED = {"conv2d", "linear", "affine", "binary"}  # kinds whose last step is a clamp
 
 
@@ -113,15 +105,13 @@ class Builder:
         """The tensor of the model that a node is, without the batch it may be repeated for; None for any other."""
         while isinstance(node, fx.Node) and node.target is torch.ops.aten.expand.default:
             node = node.args[0]
-        if isinstance(node, fx.Node) and node.target in _FILLED:
-            x, given = nodes.value(node), nodes.arguments(node)
+        if not isinstance(node, fx.Node):
+            return None
+        if isinstance(number := nodes.filled_with(node), int | float):
+            x = nodes.value(node)
             assert x is not None
-            return torch.full([1] * x.dim(), given.get("fill_value", _FILLED[node.target])).to(
-                x.dtype
-            )
-        if isinstance(node, fx.Node) and node.op == "get_attr":
-            return nodes.tensor_of(self.graph, node)
-        return None
+            return torch.full([1] * x.dim(), number).to(x.dtype)
+        return nodes.tensor_of(self.graph, node) if node.op == "get_attr" else None
 
     def _input(self, node: fx.Node) -> Place:
         if why := why_no_input(node):

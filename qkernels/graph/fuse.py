@@ -102,14 +102,26 @@ def _fuse_one(graph: fx.Graph, node: fx.Node, activations: bool) -> tuple[fx.Nod
     return new, row
 
 
+_CLAMPS = (
+    aten.hardtanh.default,
+    aten.clamp.default,
+    aten.clamp_min.default,
+    aten.clamp_max.default,
+)
+_LEAST, _MOST = ("min", "min_val"), ("max", "max_val")
+
+
 def clamp_of(node: fx.Node) -> tuple[float, float] | None:
     """The bounds that a step holds its input to."""
     if node.target in (aten.relu.default,):
         return 0.0, math.inf
     if node.target is aten.relu6.default:
         return 0.0, 6.0
-    if node.target in (aten.hardtanh.default, aten.clamp.default):
-        low, high = list(nodes.arguments(node).values())[1:3]
+    if node.target in _CLAMPS:
+        given = nodes.arguments(node)
+        low, high = (
+            next((given[k] for k in names if k in given), None) for names in (_LEAST, _MOST)
+        )
         if all(v is None or isinstance(v, int | float) for v in (low, high)):
             low, high = -math.inf if low is None else low, math.inf if high is None else high
             return (float(low), float(high)) if low <= high else None
@@ -145,7 +157,9 @@ def merge_linears(graph: fx.GraphModule, model: nn.Module) -> None:
         if not is_layer(node) or node.target is not ours.linear.default:
             continue
         layer = _module(model, node)
-        if layer is not None and not any(_joins(user, node) for user in node.users):
+        if layer is None or not _adds_own_bias(graph, node, layer):
+            continue
+        if not any(_joins(user, node) for user in node.users):
             groups[node.args[0], layer.activation, layer.symmetric, node.meta["input"]].append(node)
     for group in groups.values():
         if len({str(node.meta["layer"]) for node in group}) == len(group) > 1:
@@ -158,6 +172,14 @@ def _module(model: nn.Module, node: fx.Node) -> QuantLinear | None:
     except AttributeError:
         return None
     return module if isinstance(module, QuantLinear) else None
+
+
+def _adds_own_bias(graph: fx.GraphModule, node: fx.Node, layer: QuantLinear) -> bool:
+    """Whether the bias is the layer's; a forward that reads the weight may add another."""
+    bias, own = nodes.arguments(node)["bias"], layer._buffers["bias"]
+    if bias is None or own is None:
+        return bias is own
+    return bias.op == "get_attr" and torch.equal(nodes.tensor_of(graph, bias), own)
 
 
 def _joins(user: fx.Node, node: fx.Node) -> bool:

@@ -247,10 +247,43 @@ def _reshape_as(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return _call(node, aten.reshape.default, node.args[0], sizes)
 
 
+# ---- axes are swapped by one operator
+
+
+def _swapaxes(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    return _call(node, aten.transpose.int, *node.args)
+
+
+# ---- a tensor rolled along an axis is its end before its beginning
+
+
+def _roll(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    given = nodes.arguments(node)
+    x, shifts, dims = given["self"], given["shifts"], given["dims"]
+    sizes = [nodes.value(x).shape[dim] for dim in dims]  # type: ignore[union-attr]
+    if (
+        not dims
+        or not all(isinstance(s, int) for s in shifts)
+        or not all(map(nodes.is_fixed, sizes))
+    ):
+        return None
+    for shift, dim, size in zip(shifts, dims, map(nodes.hint, sizes), strict=True):
+        if begin := -shift % max(size, 1):
+            end = _call(node, aten.slice.Tensor, x, dim, begin, size)
+            start = _call(node, aten.slice.Tensor, x, dim, 0, begin)
+            end.meta["val"] = nodes.value(x).narrow(dim, begin, size - begin)  # type: ignore[union-attr]
+            start.meta["val"] = nodes.value(x).narrow(dim, 0, begin)  # type: ignore[union-attr]
+            x = _call(node, aten.cat.default, [end, start], dim)
+    return x
+
+
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], fx.Node | None]] = {
     aten.index.Tensor: _index,
     aten.reshape_as.default: _reshape_as,
     aten.view_as.default: _reshape_as,
+    aten.roll.default: _roll,
+    aten.swapaxes.default: _swapaxes,
+    aten.swapdims.default: _swapaxes,
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
     **dict.fromkeys((aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default), _joined_with(True)),

@@ -91,6 +91,19 @@ def where(node: fx.Node) -> str:
 
 # ---- tensors of the model
 
+_FILLED = {  # operator -> what it fills a new tensor with; None: with its argument
+    torch.ops.aten.new_zeros.default: 0, torch.ops.aten.new_ones.default: 1, torch.ops.aten.new_full.default: None,
+    torch.ops.aten.zeros_like.default: 0, torch.ops.aten.ones_like.default: 1, torch.ops.aten.full_like.default: None,
+}  # fmt: skip
+
+
+def filled_with(node: fx.Node) -> Any:
+    """The number that a new tensor, which takes its form alone from another, is filled with; None for other nodes."""
+    if node.target not in _FILLED:
+        return None
+    number = _FILLED[node.target]
+    return arguments(node)["fill_value"] if number is None else number
+
 
 def put_constant(graph: fx.GraphModule, node: fx.Node, tensor: Tensor) -> fx.Node:
     """Put a tensor in the place of a node."""

@@ -25,9 +25,11 @@ from qkernels.graph.nodes import (
     alike,
     arguments,
     expression,
+    filled_with,
     hint,
     is_fixed,
     put_constant,
+    sizes,
     tensor_of,
     value,
 )
@@ -341,7 +343,7 @@ def _part(split: fx.Node, parts: Any, index: Any) -> tuple[Any, tuple[Any, ...]]
 
 def _fold_constants(graph: fx.GraphModule) -> None:
     """Compute what needs no input once."""
-    known = set(graph.graph.find_nodes(op="get_attr"))
+    known = {n for n in graph.graph.nodes if n.op == "get_attr" or _is_filled(n)}
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not known.issuperset(node.all_input_nodes):
             continue
@@ -350,11 +352,25 @@ def _fold_constants(graph: fx.GraphModule) -> None:
             or torch.Tag.nondeterministic_seeded in node.target.tags
         ):
             continue
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: tensor_of(graph, n))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _known(graph, n))
         with torch.no_grad():
             result = node.target(*args, **kwargs)
         if isinstance(result, Tensor):
             known.add(put_constant(graph, node, result))
+
+
+def _is_filled(node: fx.Node) -> bool:
+    """Whether it is a new tensor of one number and of the model's sizes, which takes its dtype alone from another."""
+    x, number = value(node), filled_with(node)
+    return x is not None and isinstance(number, int | float) and all(map(is_fixed, x.shape))
+
+
+def _known(graph: fx.GraphModule, node: fx.Node) -> Tensor:
+    if node.op == "get_attr":
+        return tensor_of(graph, node)
+    x = value(node)
+    assert x is not None
+    return torch.full(sizes(x), filled_with(node), dtype=x.dtype, device=x.device)
 
 
 def _follows_from_sizes(node: fx.Node) -> bool:

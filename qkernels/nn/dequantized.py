@@ -46,9 +46,9 @@ class DequantizedWeight(Tensor):
     """A read-only tensor of the float layer's shape, dtype and device, whose values are computed when they are used.
 
     ``weight.dtype``, ``.shape`` and ``.device`` cost no more than those of any tensor. Any function of the values gets
-    ``int8_weight * weight_scale`` in the layer's dtype, computed anew each time. ``F.linear(x, weight)`` and
-    ``F.embedding(index, weight)`` are the exceptions: the first multiplies by the int8 weight as a ``weight_only``
-    layer does, so that a decoder tied to this weight runs in int8, the second dequantizes the rows it is asked for.
+    ``int8_weight * weight_scale`` in the layer's dtype, computed anew each time. ``F.linear(x, weight, bias)`` and
+    ``F.embedding(index, weight)`` are the exceptions: the first is the layer's own product, with that bias, so that a
+    forward that never calls the layer runs in int8 too, the second dequantizes the rows it is asked for.
     Writing to it raises RuntimeError, since the write would be lost.
     """
 
@@ -134,7 +134,7 @@ def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str
 
 
 def _int8_product(input: Any, weight: Any, bias: Any = None) -> Tensor | None:
-    """``F.linear`` by the int8 weight itself; None where that has no product of this kind."""
+    """``F.linear`` as the layer of the weight multiplies; None where it has no product of this kind."""
     if not isinstance(weight, DequantizedWeight) or isinstance(input, DequantizedWeight):
         return None
     layer = weight.layer
@@ -142,7 +142,7 @@ def _int8_product(input: Any, weight: Any, bias: Any = None) -> Tensor | None:
     if not plain or input.dtype not in ops.FLOAT_DTYPES:
         return None
     bias = None if bias is None else bias.detach().float()
-    return ops.linear_weight_only(input, layer.packed_weight, layer.weight_scale, bias)
+    return layer.multiply(input, bias)
 
 
 def _int8_rows(

@@ -73,8 +73,11 @@ class QuantLinear(QuantModule, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not input.is_floating_point():
             require_float(self, input)
+        return self.multiply(input, self._buffers["bias"])
+
+    def multiply(self, input: Tensor, bias: Tensor | None) -> Tensor:
         b = self._buffers  # attributes of a module cost more than the product of a small layer
-        weight = (b["packed_weight"], b["weight_scale"], b["bias"])
+        weight = (b["packed_weight"], b["weight_scale"], bias)
         try:
             if self.activation == "weight_only":
                 y = _linear_weight_only(input, *weight)

@@ -154,6 +154,10 @@ class QuantModule(StandIn, nn.Module):
         scale = self.weight_scale.view(-1, *[1] * (codes.dim() - 1))
         return (codes * scale).to(self._parameters["anchor"].dtype)  # type: ignore[union-attr]
 
+    def multiply(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """``F.linear(input, self.weight, bias)`` for a weight of two dimensions; the bias is float32."""
+        return ops.linear_weight_only(input, self.packed_weight, self.weight_scale, bias)
+
     def _pack(self, codes: Tensor) -> Tensor:
         """The kernels' layout of int8 codes in the float weight's shape; the inverse of `int8_weight`."""
         return ops.pack_weight(codes, self.weight_groups)

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from qkernels.copying import copied, unwrapped
+from qkernels.eval_mode import answering
 from qkernels.nn.registry import LayerSpec, spec_of
 from qkernels.qat.modules import OWN_TENSORS, FakeQuantMixin
 from qkernels.quantization.calibration import Calibration
 from qkernels.quantization.config import QuantConfig
-from qkernels.quantization.prepare import prepare_
+from qkernels.quantization.prepare import Prepared, prepare_
+from qkernels.quantization.products import Products
 from qkernels.swap import ModuleSwap
 
 
@@ -41,12 +43,13 @@ def prepare_qat(
         learn_scales: whether scales learn too (LSQ); else only weights and biases do.
 
     Raises:
-        ValueError: as `quantize`; for a layer that is not static.
+        ValueError: as `quantize`; for a layer that is not static, or whose weight the model reads without calling it.
     """
     config = QuantConfig.of(config)
     if calibration is None:
         raise ValueError("quantization-aware training starts from ranges: give calibration=...")
     ready = prepare_(copied(unwrapped(model)[0])[0], config, calibration, example_inputs)
+    uncalled = _uncalled(ready)
     swap = ModuleSwap(ready.model)
     for name, settings in ready.plan.layers.items():
         layer = ready.model.get_submodule(name)
@@ -55,6 +58,10 @@ def prepare_qat(
             continue
         if settings.activation != "static":
             raise ValueError(f"layer {name!r} is {settings.activation}: only static layers train")
+        if name in uncalled:
+            raise ValueError(
+                f"layer {name!r} is never called, the model multiplies by its weight itself: exclude it"
+            )
         twin = kind.empty(layer)
         twin.start(
             layer,
@@ -66,6 +73,15 @@ def prepare_qat(
         swap.put(layer, twin, own=("weight", "bias"))
         ready.model = swap.model
     return swap.finish().train()
+
+
+def _uncalled(ready: Prepared) -> list[str]:
+    """The layers whose weight the model reads instead of calling them: a training class in their place does nothing."""
+    products = Products(ready.model, {name: lambda x: None for name in ready.plan.layers})
+    if ready.call is not None:
+        with answering(ready.model), products:
+            ready.call.run(ready.model)
+    return products.uncalled()
 
 
 def convert_qat(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qkernels.calling import Batch, BatchReader, Call, first_line
 from qkernels.eval_mode import answering
 from qkernels.quantization.observers import CalibrationError, Observer
+from qkernels.quantization.products import Products
 from qkernels.renamed import explains_old_arguments
 
 Calibration = Tensor | Iterable[Batch] | Mapping[str, Any] | Callable[[nn.Module], object]
@@ -27,6 +28,8 @@ def calibrate(
     model: nn.Module, observers: Mapping[str, Observer], calibration: Calibration
 ) -> None:
     """Show each named layer's inputs to its observer, while `calibration` runs through the model.
+
+    An input is also what the model multiplies by a layer's weight without calling it (`Products`).
 
     The model runs in eval mode without gradients, on the device it is on; its training flags, buffers and attributes
     are then put back as they were.
@@ -46,7 +49,7 @@ def calibrate(
     if not callable(calibration):  # a batch is tried out before anything is watched
         example = example_of(model, calibration)
         calibration, reader = example.data, example.reader
-    with _watching(model, observers):
+    with Products(model, {name: observer.observe for name, observer in observers.items()}):
         run_data(model, calibration, reader)
 
 
@@ -145,25 +148,6 @@ def _batches(data: Any) -> Iterable[Batch]:
             f"calibration is a {type(data).__name__}: give batches, one tensor, one dict, or a function of the model"
         )
     return data
-
-
-@contextlib.contextmanager
-def _watching(model: nn.Module, observers: Mapping[str, Observer]) -> Iterator[None]:
-    def hook(observer: Observer) -> Callable[..., None]:
-        def watch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            observer.observe(args[0] if args else next(iter(kwargs.values())))
-
-        return watch
-
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(hook(observer), with_kwargs=True)
-        for name, observer in observers.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _with_progress(batches: Iterable[Any]) -> Iterator[Any]:

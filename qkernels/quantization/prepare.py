@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -25,11 +25,9 @@ from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.fold import Folds, fold_batch_norm_
 from qkernels.quantization.observers import Observer, make_observers
 from qkernels.quantization.plan import Plan, make_plan, unwanted, why_impossible
-from qkernels.quantization.uncalled import Products
 from qkernels.swap import ModuleSwap
 
 QParams = tuple[float, int]
-_UNCALLED = "weight_only"  # the scheme of a weight that is multiplied by, see DequantizedWeight
 _NOTED_CUT = 4.0  # a range this many times narrower than its data gets a note
 
 
@@ -104,7 +102,8 @@ def prepare_(
     if config.fold_batch_norm:
         folds = reports.report(fold_batch_norm_(model, call, only=plan.layers), Folds)
     fix_mean_order_(model)
-    answer = None if call is None else _answer(model, plan, call)
+    with answering(model):
+        answer = None if call is None else call.run(model)
     qparams, cuts = _input_qparams(model, plan, calibration)
     _check_strict(plan, config)
     notes += plan.notes + folds.notes + cuts
@@ -126,23 +125,6 @@ def call_layers_plainly(model: nn.Module, names: Iterable[str]) -> None:
             module.activation_relu_or_gelu = 0  # torch: "not a fused activation"
         if below and isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
-
-
-def _answer(model: nn.Module, plan: Plan, call: Call) -> Any:
-    """The model's answer; layers whose weight it reads instead of calling them become weight_only, as they will run."""
-    products = Products(model, plan.layers)
-    with answering(model), products.watching():
-        answer = call.run(model)
-    for name in products.uncalled():
-        spec, settings = spec_of(model.get_submodule(name)), plan.layers[name]
-        known = () if spec is None else spec.int8_class.ACTIVATIONS
-        if settings.activation == _UNCALLED or _UNCALLED not in known:
-            continue
-        plan.layers[name] = replace(settings, activation=_UNCALLED, symmetric=True)
-        plan.notes.append(
-            f"{name}: {_UNCALLED}, since the model multiplies by its weight without calling it"
-        )
-    return answer
 
 
 def _check_calibration(model: nn.Module, plan: Plan, calibration: Calibration | None) -> None:

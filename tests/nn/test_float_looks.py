@@ -185,11 +185,16 @@ def test_codes_are_replaced_by_assignment() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 40), k=st.integers(1, 70), m=st.integers(0, 5))
-def test_a_product_with_the_weight_is_that_of_a_weight_only_layer(n: int, k: int, m: int) -> None:
+def test_a_product_with_the_weight_is_that_of_the_layer(n: int, k: int, m: int) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(k, n), torch.randn(m, k)
-    product = F.linear(x, QuantLinear.from_float(layer).weight, layer.bias)
-    assert torch.equal(product, QuantLinear.from_float(layer, activation="weight_only")(x))
+    for scheme in ("static", "dynamic", "weight_only"):
+        qparams = {"input_scale": 0.02, "input_zero_point": 3} if scheme == "static" else {}
+        int8 = QuantLinear.from_float(layer, activation=scheme, **qparams)
+        assert torch.equal(F.linear(x, int8.weight, layer.bias), int8(x))
+        moved = F.linear(x, int8.weight, layer.bias + 1)
+        int8.bias = layer.bias + 1
+        assert torch.equal(moved, int8(x))
 
 
 class Tied(nn.Module):

@@ -319,32 +319,3 @@ def test_the_converted_model_can_be_copied() -> None:
     converted = quantize(conv_net(), None, images())
     with torch.no_grad():
         assert torch.equal(copy.deepcopy(converted)(images()), converted(images()))
-
-
-class ReadsWeights(nn.Module):
-    """Multiplies by the weights of layers that it never calls, as Swin's attention does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.called = nn.Linear(8, 12), nn.Linear(12, 8)
-        self.table = nn.Embedding(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = nn.functional.linear(x, self.qkv.weight, bias=self.qkv.bias)
-        return self.called(y) + nn.functional.linear(input=x, weight=self.called.weight.T)[..., :8]
-
-
-@pytest.mark.parametrize("scheme", ["static", "dynamic", "weight_only"])
-def test_a_layer_that_is_read_and_never_called_is_int8_in_the_scheme_it_runs_in(
-    scheme: str,
-) -> None:
-    torch.manual_seed(0)
-    model, x = ReadsWeights().eval(), torch.randn(6, 8)
-    int8 = quantize(model, scheme, [x])
-    report = qk.report(int8)
-    schemes = {layer.name: layer.scheme["activation"] for layer in report.converted if layer.scheme}
-    assert schemes == {"qkv": "weight_only", "called": scheme, "table": "weight_only"}
-    noted = [note for note in report.notes if "without calling it" in note]
-    assert len(noted) == (scheme != "weight_only")
-    with torch.no_grad():
-        assert (int8(x) - model(x)).norm() / model(x).norm() < 0.02

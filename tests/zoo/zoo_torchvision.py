@@ -132,7 +132,7 @@ def vit_b_16() -> Any:
     return VisionTransformer(32, 8, 2, 3, 48, 96, num_classes=10), images(32)
 
 
-@_model("swin_t", programs=None)
+@_model("swin_t")
 def swin_t() -> Any:
     from torchvision.models import SwinTransformer
 

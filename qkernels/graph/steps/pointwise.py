@@ -49,6 +49,8 @@ def unary(b: Builder, node: fx.Node, **fields: Any) -> None:
     aten.relu6.default,
     aten.hardtanh.default,
     aten.clamp.default,
+    aten.clamp_min.default,
+    aten.clamp_max.default,
     role=Role.COMPUTES,
     exact=True,
 )

@@ -103,7 +103,7 @@ def _bias(b: Builder, mask: Any, keys: Any) -> tuple[list[int], dict[str, Any], 
     """What is added to the scores: a value, or a tensor of the model [1 or n, 1 or heads, 1 or Tq, Tk]."""
     if mask is None:
         return [], {}, {}
-    tensor = b.constant(mask)
+    tensor = b.constant(_of_windows(mask))
     if tensor is not None:
         if tensor.dtype == torch.bool:
             tensor = torch.zeros(tensor.shape).masked_fill(~tensor, -math.inf)
@@ -123,6 +123,14 @@ def _bias(b: Builder, mask: Any, keys: Any) -> tuple[list[int], dict[str, Any], 
     if len(x.axes) != 4:
         raise LeftToTorch("its mask has other than four dimensions")
     return [b.read(b.arranged(x, (x.axes[0], x.axes[1], x.axes[2], x.axes[3]), 4))], {}, {}
+
+
+def _of_windows(mask: fx.Node) -> Any:
+    """The masks [windows, ...] that are repeated for every image, which image n reads at n % windows; else the mask."""
+    if mask.target is not aten.repeat.default:
+        return mask
+    tensor, (_, *repeats) = nodes.arguments(mask).values()
+    return tensor if all(n == 1 for n in repeats) else mask
 
 
 def _summand(b: Builder, mask: fx.Node) -> Place:
