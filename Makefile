@@ -15,7 +15,7 @@ demo: $(STAMP)-train
 	$(BIN)/qkernels pipeline
 
 test: $(STAMP)-bare lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)-dev
 	$(BIN)/ruff check .

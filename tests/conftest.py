@@ -1,6 +1,7 @@
 """What the tests of several folders share."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,14 @@ SMALL = {
     "recovery",
     "zoo",
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where processes share the run, begin with files of slow tests and end with those of few: none is waited for."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        count = Counter(item.path for item in items)
+        items.sort(key=lambda item: (item.path not in slow, -count[item.path]))
 
 
 @pytest.hookimpl(trylast=True)

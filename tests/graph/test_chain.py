@@ -213,7 +213,7 @@ def test_a_view_of_a_copy_beside_a_step_of_torch_is_not_of_what_was_copied() -> 
         assert torch.equal(qk.compile(model, x, exact=exact)(x), model(x))
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet56"])
+@pytest.mark.parametrize("name", ["resnet20", pytest.param("resnet56", marks=pytest.mark.slow)])
 def test_accuracy_on_official_images_is_unchanged(name: str) -> None:
     from qkernels.data import load
     from qkernels.data.paths import find

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from programs import build
+from programs import HERE, build
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +21,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "native.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # make finds nothing to do where another has built it
         return build(folder / "native")
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, to plant faults in."""
+    tree = tmp_path_factory.mktemp("faults")
+    for folder in ("csrc", "tests/native"):
+        shutil.copytree(HERE.parents[1] / folder, tree / folder)
+    return tree

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from programs import HERE, build, run
+from programs import build, emulated, planted, run
 
 PROBLEMS = 40  # of each kind
 LARGE = 4  # of LARGE_KINDS
@@ -48,21 +44,6 @@ def differing(result: Result, expected: dict[str, str]) -> set[str]:
     return {name for name, h in hashes if not name.startswith("pack ") and h != expected[name]}
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, to plant faults in."""
-    tree = tmp_path_factory.mktemp("faults")
-    for folder in ("csrc", "tests/native"):
-        shutil.copytree(HERE.parents[1] / folder, tree / folder)
-    return tree
-
-
-def emulated(tree: Path, program: str, arch: int) -> Path:
-    """A program for an architecture; its folder is kept, so that only what changed is compiled."""
-    folder = tree / "tests/native"
-    return build(tree / f"build{arch}", f"ARCH={arch}", "EXTRA=-O1", program=program, folder=folder)
-
-
 KINDS = {  # of problems, by program
     "cuda_linear_test": ["gemm", "weight-only", "quantize", "deep"],
     "cuda_conv_test": ["conv2d", "pool2d", "pack", "deep-conv2d"],
@@ -71,6 +52,7 @@ KINDS = {  # of problems, by program
 LARGE_KINDS = ("deep", "deep-conv2d", "tiles")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", KINDS)
 @pytest.mark.parametrize("arch", [750, 800, 900])
 def test_emulated_kernels_return_the_bytes_of_the_cpu(
@@ -150,9 +132,11 @@ FAULTS = {
         "load(tile + T::Stages - 1);",
         "copies",
     ),
-    "x not swizzled": Fault("index.h", "chunk ^ (row & 7) :", "chunk :", "conflicts"),
-    "w not swizzled": Fault("index.h", "piece ^ (row & 2)", "piece", "conflicts"),
-    "sums not swizzled": Fault("index.h", "column ^ (row & 7) * 4", "column", "conflicts"),
+    "x not swizzled": Fault("index.h", "chunk ^ (row & 7) :", "chunk :", "conflicts", kind="gemm"),
+    "w not swizzled": Fault("index.h", "piece ^ (row & 2)", "piece", "conflicts", kind="gemm"),
+    "sums not swizzled": Fault(
+        "index.h", "column ^ (row & 7) * 4", "column", "conflicts", kind="gemm"
+    ),
     "K read beyond the panel": Fault("gemm.cuh", " && k0 + row * 4 < k_padded", "", "outside"),
     "panels read beyond the last": Fault("gemm.cuh", "p < panels && ", "", "outside"),
     "rows read beyond the last": Fault(
@@ -162,7 +146,12 @@ FAULTS = {
         "sources.cuh", "row.exists && at < k;", "row.exists;", "outside"
     ),
     "halves of K exchanged on Turing": Fault(
-        "prim.cuh", "mma_8816(c[0], c[1], a[2], b1)", "mma_8816(c[0], c[1], a[1], b1)", "wrong", 750
+        "prim.cuh",
+        "mma_8816(c[0], c[1], a[2], b1)",
+        "mma_8816(c[0], c[1], a[1], b1)",
+        "wrong",
+        750,
+        kind="gemm",
     ),
     "padding holds 0": Fault(
         "sources.cuh",
@@ -170,9 +159,15 @@ FAULTS = {
         "0u",
         "wrong",
         program="cuda_conv_test",
+        kind="conv2d",
     ),
     "sums of a group's weights": Fault(
-        "output.cuh", "g.layout.n_padded() - g.layout.n", "0", "wrong", program="cuda_conv_test"
+        "output.cuh",
+        "g.layout.n_padded() - g.layout.n",
+        "0",
+        "wrong",
+        program="cuda_conv_test",
+        kind="conv2d",
     ),
     "a split without its last tile of K": split(
         "gemm.cuh",
@@ -301,34 +296,16 @@ FAULTS = {
 }
 
 
-@contextmanager
-def planted(fault: Fault, tree: Path) -> Iterator[Path]:
-    """The program with the fault. Sources and objects are then what they were, with the times of their last change, so
-    that the next one compiles what it changes and no more."""
-    emulated(tree, fault.program, fault.arch)
-    file, objects = tree / "csrc/cuda" / fault.file, tree / f"build{fault.arch}"
-    original, kept = file.read_text(), file.stat()
-    assert original.count(fault.text) == 1, "the fault's text must occur once"
-    aside = shutil.copytree(objects, tree / "aside")
-    file.write_text(original.replace(fault.text, fault.becomes))
-    try:
-        yield emulated(tree, fault.program, fault.arch)
-    finally:
-        file.write_text(original)
-        os.utime(file, ns=(kept.st_atime_ns, kept.st_mtime_ns))
-        shutil.rmtree(objects)
-        aside.rename(objects)
-
-
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_fault_is_found(name: str, tree: Path, expected: dict[str, str]) -> None:
     fault = FAULTS[name]
-    with planted(fault, tree) as program:
+    file = f"csrc/cuda/{fault.file}"
+    with planted(tree, file, fault.text, fault.becomes, fault.program, fault.arch) as program:
         few = FEW_LARGE if fault.kind in LARGE_KINDS else FEW
         result = emulate(program, few, *fault.kind.split())
     if fault.found == "wrong":
         assert differing(result, expected)
     elif fault.found == "conflicts":
-        assert result.counts[f"conflicts {fault.kind or 'gemm'}"] > 0
+        assert result.counts[f"conflicts {fault.kind}"] > 0
     else:
         assert result.status == 3 and re.search(fault.found, result.errors), result

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from programs import HERE, build, run
+from programs import HERE, emulated, planted, run
 
 PROGRAM = "cuda_micro_test"
 NVCC = shutil.which("nvcc", path="/usr/local/cuda/bin") or shutil.which("nvcc")
@@ -19,8 +19,8 @@ def readings(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("arch", "count"), [(750, 13), (800, 13), (900, 22)])
-def test_the_emulator_agrees_with_every_reading(arch: int, count: int, tmp_path: Path) -> None:
-    found = readings(run(build(tmp_path, f"ARCH={arch}", "EXTRA=-O1", program=PROGRAM))[0])
+def test_the_emulator_agrees_with_every_reading(arch: int, count: int, tree: Path) -> None:
+    found = readings(run(emulated(tree, PROGRAM, arch))[0])
     assert list(found.values()).count("ok") == count, found
 
 
@@ -31,16 +31,10 @@ MISREADINGS = {  # in the kernels' half: file, text, what it becomes; the line t
 
 
 @pytest.mark.parametrize("name", MISREADINGS)
-def test_a_misreading_is_named(name: str, tmp_path: Path) -> None:
+def test_a_misreading_is_named(name: str, tree: Path) -> None:
     file, text, becomes, wrong, right = MISREADINGS[name]
-    for folder in ("csrc", "tests/native"):
-        shutil.copytree(HERE.parents[1] / folder, tmp_path / folder)
-    header = tmp_path / "csrc/cuda" / file
-    assert header.read_text().count(text) == 1
-    header.write_text(header.read_text().replace(text, becomes))
-    folder = tmp_path / "tests/native"
-    program = build(tmp_path / "build", "ARCH=900", "EXTRA=-O1", program=PROGRAM, folder=folder)
-    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    with planted(tree, f"csrc/cuda/{file}", text, becomes, PROGRAM, 900) as program:
+        done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done
     lines = {
         key: line for line in done.stdout.splitlines() for key in (wrong, right) if key in line
@@ -48,16 +42,10 @@ def test_a_misreading_is_named(name: str, tmp_path: Path) -> None:
     assert "wrong" in lines[wrong] and lines[right].endswith("ok")
 
 
-def test_a_ring_that_takes_one_round_for_another_is_stopped(tmp_path: Path) -> None:
-    for folder in ("csrc", "tests/native"):
-        shutil.copytree(HERE.parents[1] / folder, tmp_path / folder)
-    folder = tmp_path / "tests/native"
-    source = folder / f"{PROGRAM}.cpp"
-    text = "barrier_wait(filled + s, step / kRingStages % 2)"
-    assert source.read_text().count(text) == 1
-    source.write_text(source.read_text().replace(text, "barrier_wait(filled + s, 0)"))
-    program = build(tmp_path / "build", "ARCH=900", "EXTRA=-O1", program=PROGRAM, folder=folder)
-    done = subprocess.run([program], capture_output=True, text=True, check=False)
+def test_a_ring_that_takes_one_round_for_another_is_stopped(tree: Path) -> None:
+    file, text = f"tests/native/{PROGRAM}.cpp", "barrier_wait(filled + s, step / kRingStages % 2)"
+    with planted(tree, file, text, "barrier_wait(filled + s, 0)", PROGRAM, 900) as program:
+        done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 3 and re.search("race|deadlock", done.stderr), done
     assert "three rounds" not in done.stdout and "announced at a barrier: ok" in done.stdout
 

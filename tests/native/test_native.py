@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from programs import build, run
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_instruction_set_equals_plain_cpp_on_one_two_and_three_threads(here: Path) -> None:
     hashes, summary = run(here, "60")

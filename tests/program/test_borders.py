@@ -65,6 +65,7 @@ def nets(draw: st.DrawFn) -> tuple[Readers, list[int]]:
     return Readers(channels, some), size
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(nets(), st.integers(0, 100))
 def test_readers_of_any_padding_share_one_border(

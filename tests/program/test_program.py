@@ -133,6 +133,7 @@ def nets(draw: st.DrawFn) -> tuple[nn.Module, list[int]]:
     return nn.Sequential(*layers), size
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(nets(), st.integers(0, 100))
 def test_random_chains_keep_every_bit(drawn: tuple[nn.Module, list[int]], seed: int) -> None:

@@ -20,6 +20,7 @@ def closeness(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
         return float(model(inputs)[typical].log_softmax(1).gather(1, labels[typical, None]).mean())
 
 
+@pytest.mark.slow
 def test_the_search_is_the_same_for_a_seed_and_other_for_another() -> None:
     model, x, y = data()
     first, again = (cross_validate(model, x, y, folds=4, metric=closeness) for _ in range(2))

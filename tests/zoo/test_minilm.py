@@ -1,6 +1,8 @@
 """A trained MiniLM (sentence embeddings, Apache-2.0): int8 keeps what it is used for, which sentence is near which."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,17 @@ def embeddings(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return nn.functional.normalize((words * mask).sum(1) / mask.sum(1), dim=1)
 
 
+@pytest.fixture(scope="module")
+def expected(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return embeddings(model, batch)
+
+
+@pytest.fixture(scope="module")
+def quantized(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[str], nn.Module]:
+    """The int8 model of a scheme, made once."""
+    return cache(lambda scheme: qk.quantize(model, scheme, [batch]))
+
+
 def neighbours(points: Tensor) -> Tensor:
     return (points @ points.T).fill_diagonal_(-1).argmax(1)
 
@@ -70,10 +83,14 @@ def neighbours(points: Tensor) -> Tensor:
     ("scheme", "least"), [("dynamic", 0.995), ("weight_only", 0.999), ("static", 0.985)]
 )
 def test_int8_keeps_every_nearest_neighbour_of_real_sentences(
-    model: nn.Module, batch: dict[str, Tensor], scheme: str, least: float, tmp_path: Path
+    quantized: Callable[[str], nn.Module],
+    expected: Tensor,
+    batch: dict[str, Tensor],
+    scheme: str,
+    least: float,
+    tmp_path: Path,
 ) -> None:
-    expected = embeddings(model, batch)
-    int8 = qk.quantize(model, scheme, [batch])
+    int8 = quantized(scheme)
     got = embeddings(int8, batch)
     assert (expected * got).sum(1).mean() > least
     assert torch.equal(neighbours(expected), neighbours(got))
@@ -87,10 +104,14 @@ def test_int8_keeps_every_nearest_neighbour_of_real_sentences(
 
 @pytest.mark.parametrize(("scheme", "least"), [("dynamic", 0.995), ("static", 0.985)])
 def test_the_compiled_program_keeps_them_too(
-    model: nn.Module, batch: dict[str, Tensor], scheme: str, least: float, tmp_path: Path
+    quantized: Callable[[str], nn.Module],
+    expected: Tensor,
+    batch: dict[str, Tensor],
+    scheme: str,
+    least: float,
+    tmp_path: Path,
 ) -> None:
-    expected = embeddings(model, batch)
-    fast = qk.compile(qk.quantize(model, scheme, [batch]), batch)
+    fast = qk.compile(quantized(scheme), batch)
     got = embeddings(fast, batch)
     assert (expected * got).sum(1).mean() > least
     assert torch.equal(neighbours(expected), neighbours(got))
