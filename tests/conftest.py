@@ -4,6 +4,10 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
+# As many tests run at once as there are cores, and tensors are small: more threads would only wait for each other.
+# Tests of threads ask for them, and processes that tests start inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
@@ -15,18 +19,6 @@ _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")  # lives as long as 
 for _name in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, _name):
         _LIBRARY.define(f"{_name}(Tensor a) -> Tensor")
-
-SMALL = {
-    "adversarial",
-    "datafree",
-    "nn",
-    "plain",
-    "prune",
-    "qat",
-    "quantization",
-    "recovery",
-    "zoo",
-}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,13 +43,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """In folders of small tensors, where more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    if request.path.parent.name in SMALL:
-        torch.set_num_threads(1)
+def threads_as_before() -> Iterator[None]:
+    """As many threads after a test as before it."""
+    count = torch.get_num_threads()
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count)
 
 
 @pytest.fixture(scope="session")
