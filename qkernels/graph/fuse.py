@@ -179,7 +179,10 @@ def _adds_own_bias(graph: fx.GraphModule, node: fx.Node, layer: QuantLinear) -> 
     bias, own = nodes.arguments(node)["bias"], layer._buffers["bias"]
     if bias is None or own is None:
         return bias is own
-    return bias.op == "get_attr" and torch.equal(nodes.tensor_of(graph, bias), own)
+    if bias.op != "get_attr":
+        return False
+    given = nodes.tensor_of(graph, bias)
+    return given is own or torch.equal(given, own)
 
 
 def _joins(user: fx.Node, node: fx.Node) -> bool:
