@@ -19,7 +19,7 @@ from program_bytes import seal, tables, tables_end
 from torch import Tensor, nn
 
 import qkernels as qk
-from qkernels import models, ops, reference
+from qkernels import _core, models, ops, reference
 from qkernels.program import Program
 
 
@@ -260,7 +260,10 @@ def test_any_strides_and_an_empty_batch_are_taken() -> None:
         (lambda b: b[:-1], "cut off"),
         (lambda b: b + b"\0", "appended"),
         (lambda b: b"PK" + b[2:], "does not begin as a program does"),
-        (lambda b: b[:8] + b"\x09\0\0\0" + b[12:], f"format version 9, newer than {_core.PROGRAM_VERSION}.*upgrade"),
+        (
+            lambda b: b[:8] + b"\x09\0\0\0" + b[12:],
+            f"format version 9, newer than {_core.PROGRAM_VERSION}.*upgrade",
+        ),
         (lambda b: b[:8] + b"\x03\0\0\0" + b[12:], "format version 3 .*compile the model again"),
         (lambda b: b[:12] + b"\x01\0\0\0" + b[16:], "compile the model again"),
         (lambda b: b[:-100] + bytes([b[-100] ^ 1]) + b[-99:], "was altered"),
