@@ -22,7 +22,7 @@ for _name in ("nms", "qnms"):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where processes share the run, begin with files of slow tests and end with those of few: none is waited for."""
+    """Workers of a shared run take files of slow tests first and files of few tests last: none is waited for."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         count = Counter(item.path for item in items)
@@ -44,7 +44,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def threads_as_before() -> Iterator[None]:
-    """As many threads after a test as before it."""
+    """A test leaves as many threads as it found."""
     count = torch.get_num_threads()
     yield
     torch.set_num_threads(count)

@@ -250,6 +250,11 @@ struct AttentionProblem {
   int64_t bias_strides[3] = {0, 0, 0};  // elements, of n, heads, q_tokens; 0: repeated
   void* y = nullptr;                    // [batch,q_tokens,heads,v_width]
   Epilogue epilogue;                    // the output's type and scale
+
+  // What is added to the scores of a token; null: nothing.
+  const float* bias_of(int64_t image, int64_t head, int64_t token) const {
+    return bias ? bias + image % bias_n * bias_strides[0] + head * bias_strides[1] + token * bias_strides[2] : nullptr;
+  }
 };
 
 // y[M,N] = fma(sum_k x[m,k] * float(w[n,k]), w_scale[n], bias[n]); the sum's order is docs/numerics.md.

@@ -42,7 +42,7 @@ int workers_of(const AttentionProblem& p, int threads) {
 // c [rows][columns] = a [rows][depth] times packed b, with the scales of rows and columns; `bias` is added.
 struct Product {
   const int8_t *a, *b;
-  int64_t a_step, b_depth;               // bytes between rows of a; of b, padded
+  int64_t step;                          // bytes between rows of a: the depth of b, padded
   const float* scale;
   const int32_t* sum;
   float* c;
@@ -56,10 +56,10 @@ struct Product {
     e.residual = bias, e.residual_stride = bias_step;
     std::fill(m.row_offset, m.row_offset + rows, -kernels.x_mask);
     GemmBlock g{};
-    g.a = a, g.lda = a_step;
+    g.a = a, g.lda = step;
     g.lines = g.piece_rows = g.piece_columns = 1;
     g.k4 = ceil_div(std::max<int64_t>(depth, 1), 4);
-    g.b = b, g.panel_bytes = kPanel * b_depth;
+    g.b = b, g.panel_bytes = kPanel * step;
     g.rows = rows, g.cols = columns;
     g.row_scale = m.row_scale, g.row_offset = m.row_offset;
     g.c = c, g.c_stride = c_step;
@@ -70,15 +70,12 @@ struct Product {
 
 void attend_s8(const AttentionProblem& p, Isa isa, int64_t image, int64_t head, int64_t begin, int64_t rows, const HeadBytes& m) {
   const Kernels &scores = kernels_for(isa, rows), &sums = kernels_for(isa, 2 * rows);
-  Product product{m.q, m.keys, m.q_step, m.q_step, m.key_scale, m.key_sum, m.scores, m.score_step, rows, p.k_tokens, p.width};
-  if (p.bias) {
-    product.bias = p.bias + image % p.bias_n * p.bias_strides[0] + head * p.bias_strides[1] + begin * p.bias_strides[2];
-    product.bias_step = p.bias_strides[2];
-  }
+  const Product product{m.q, m.keys, m.q_step, m.key_scale, m.key_sum, m.scores, m.score_step, rows, p.k_tokens, p.width,
+                        p.bias_of(image, head, begin), p.bias_strides[2]};
   scores.queries_s8(p, image, head, begin, rows, scores.x_mask, m);
   product.run(scores, m);
   scores.weigh_s8(p, begin, rows, sums.x_mask, m);
-  Product{m.weights, m.values, m.weight_step, m.weight_step, m.value_scale, m.value_sum, m.sums, m.sum_step, 2 * rows, p.v_width, p.k_tokens}.run(sums, m);
+  Product{m.weights, m.values, m.weight_step, m.value_scale, m.value_sum, m.sums, m.sum_step, 2 * rows, p.v_width, p.k_tokens}.run(sums, m);
   scores.store_s8(p, image, head, begin, rows, m);
 }
 

@@ -79,6 +79,11 @@ def neighbours(points: Tensor) -> Tensor:
     return (points @ points.T).fill_diagonal_(-1).argmax(1)
 
 
+def check_near(expected: Tensor, got: Tensor, least: float) -> None:
+    assert (expected * got).sum(1).mean() > least
+    assert torch.equal(neighbours(expected), neighbours(got))
+
+
 @pytest.mark.parametrize(
     ("scheme", "least"), [("dynamic", 0.995), ("weight_only", 0.999), ("static", 0.985)]
 )
@@ -92,8 +97,7 @@ def test_int8_keeps_every_nearest_neighbour_of_real_sentences(
 ) -> None:
     int8 = quantized(scheme)
     got = embeddings(int8, batch)
-    assert (expected * got).sum(1).mean() > least
-    assert torch.equal(neighbours(expected), neighbours(got))
+    check_near(expected, got, least)
     report = qk.report(int8)
     assert not report.skipped
     assert report.bytes_after < 0.26 * report.bytes_before  # its table of words is int8 too
@@ -113,8 +117,7 @@ def test_the_compiled_program_keeps_them_too(
 ) -> None:
     fast = qk.compile(quantized(scheme), batch)
     got = embeddings(fast, batch)
-    assert (expected * got).sum(1).mean() > least
-    assert torch.equal(neighbours(expected), neighbours(got))
+    check_near(expected, got, least)
     fast.save(tmp_path / "minilm.qkp")
     words = {name: x.numpy() for name, x in batch.items()}
     answer = Program.load(tmp_path / "minilm.qkp")(*words.values())

@@ -135,8 +135,7 @@ template <class V>
 QK_INLINE void weigh(const AttentionProblem& p, int64_t image, int64_t head, int64_t begin, int64_t rows, const HeadMemory& m, float* inverse) {
   const float scale = p.exponent * 0.693147181f, exponent = p.bias ? kLog2E : p.exponent;
   for (int64_t r = 0; r < rows; ++r) {
-    const float* bias = p.bias;
-    if (bias) bias += image % p.bias_n * p.bias_strides[0] + head * p.bias_strides[1] + (begin + r) * p.bias_strides[2];
+    const float* bias = p.bias_of(image, head, begin + r);
     if (bias || p.causal) mask_scores<V>(m.scores + r * m.score_step, p.k_tokens, bias, scale, p.causal ? begin + r : p.k_tokens);
   }
   for (int64_t r = 0; r < rows; ++r) inverse[r] = largest_score<V>(m.scores + r * m.score_step, p.k_tokens);
