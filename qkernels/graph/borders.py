@@ -1,4 +1,4 @@
-"""Views between a step of torch's and a program: torch makes them, since to it they are strides and nothing moves.
+"""What torch makes where its steps meet programs: views, which are strides to it, and what it computes on planes.
 
 A program would copy: what it takes and hands out lies in memory in its own order.
 """
@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from qkernels.graph import nodes
 from qkernels.graph.builder import why_no_input
+from qkernels.graph.formats import Role, data_of
 from qkernels.graph.lower import Rows
 from qkernels.graph.steps.moves import VIEWS
 
@@ -18,6 +19,27 @@ from qkernels.graph.steps.moves import VIEWS
 def views_of_torch(graph: fx.Graph, row_of: Rows) -> set[fx.Node]:
     """The views that torch makes: of its values for programs, and of values of programs for its steps."""
     return _of_its_values(graph, row_of) | _for_its_steps(graph, row_of)
+
+
+def planes_of_torch(graph: fx.Graph, row_of: Rows) -> set[fx.Node]:
+    """The steps that torch takes as well as a program does, on planes that a program would turn into pixels first.
+
+    They join values for steps of torch's alone, or compute torch's bits from images that are all torch's.
+    """
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        row, given = row_of(node), data_of(node)
+        if row is None or not row.exact:
+            continue
+        if row.role is Role.MOVES and len(given) > 1:
+            around = list(node.users)
+        elif row.role is Role.COMPUTES and any(len(nodes.shape(x) or ()) == 4 for x in given):
+            around = given
+        else:
+            continue
+        if around and all(x in found or _is_torchs(x, row_of) for x in around):
+            found.add(node)
+    return found
 
 
 def _of_its_values(graph: fx.Graph, row_of: Rows) -> set[fx.Node]:

@@ -424,10 +424,19 @@ class Builder:
         n, c, h, w = place.axes
         if place.is_whole and [*n, *h, *w, *c] == list(range(len(place.atoms))):
             place = self.image(place)
+            if self._is_of_a_conv_alone(place.value):
+                self.values[place.value].callers = self.values[place.value].planar = True
+                return place.value
             value = self._new(place.atoms, 4, None, callers=True, planar=True)
             self.add("planar", self.beside("planar"), self.read(place), value)
             return value
         return self._copied_out(place, (n, h, w, c), (n, c, h, w), 4, planar=True)
+
+    def _is_of_a_conv_alone(self, value: int) -> bool:
+        """Whether a convolution writes it, which can write planes, and no step or result reads it as an image."""
+        writers = [step.kind for step in self.steps if step.y == value]
+        is_read = any(value in step.reads for step in self.steps)
+        return writers == ["conv2d"] and not is_read and value not in self.results.values()
 
     def _copied_out(
         self, place: Place, groups: Groups, memory: Groups, rank: int, **fields: Any

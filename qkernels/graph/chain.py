@@ -40,6 +40,7 @@ def chain_on_cpu(
         return None if node in torchs else row(node, exact)
 
     while True:
+        torchs |= borders.planes_of_torch(graph.graph, row_of)
         views = borders.views_of_torch(graph.graph, row_of)
         torchs |= views
         formats = Formats(

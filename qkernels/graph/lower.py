@@ -15,7 +15,7 @@ from torch import fx
 
 from qkernels.graph import nodes
 from qkernels.graph.builder import Builder, LeftToTorch
-from qkernels.graph.formats import Role
+from qkernels.graph.formats import Role, stored
 from qkernels.graph.program import TorchProgram
 from qkernels.graph.steps import Row, role_of
 from qkernels.program.format import assemble
@@ -39,9 +39,12 @@ def build(graph: fx.GraphModule, rows: Rows) -> list[Builder]:
     """
     refused: dict[fx.Node, str] = {}
     builders = []
-    for run in runs(graph.graph, lambda n: rows(n) is not None):
+    found = runs(graph.graph, lambda n: rows(n) is not None)
+    for run in found:
         if not any(role_of(rows(n)) is Role.LAYER for n in run):
             continue
+        if len(found) > 1 and not any(_gains(n, rows) for n in run):
+            continue  # its layers stay operators, which torch calls
         builder, failed = _build(graph, run, rows)
         refused |= failed
         builders.append(builder)
@@ -69,6 +72,19 @@ def _build(
         except LeftToTorch as why:
             failed[node] = str(why)
     return builder, failed
+
+
+def _gains(node: fx.Node, rows: Rows) -> bool:
+    """Whether a program makes a step faster than torch's call of the same operator does.
+
+    It does where a value stays int8, or where the step need not have the bits of torch's.
+    """
+    row = rows(node)
+    return (
+        bool(stored(node))
+        or node.meta.get("activation") is not None
+        or (row is not None and not row.exact)
+    )
 
 
 def runs(graph: fx.Graph, ours: Callable[[fx.Node], bool]) -> list[list[fx.Node]]:
@@ -170,11 +186,11 @@ def left_to_torch(graph: fx.GraphModule) -> list[fx.Node]:
         if n.op == "call_function"
         and nodes.value(n) is not None
         and not is_part(graph, n)
-        and n.target not in _OURS
+        and n.target not in OURS
     ]
 
 
-_OURS = tuple(
+OURS = tuple(
     getattr(torch.ops.qkernels, name).default
     for name in ("conv2d", "linear", "lookup", "max_pool2d", "avg_pool2d", "mean_pool2d")
 )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qkernels.graph.lower import is_part, module_of
+from qkernels.graph.lower import OURS, is_part, module_of
 from qkernels.graph.program import TorchProgram
 from qkernels.program import Profile, kernel_core
 
@@ -39,7 +39,12 @@ class _Timer(fx.Interpreter):
         if n.op.startswith("call") and not is_part(self.module, n):  # type: ignore[arg-type]
             self.seconds.append(time.perf_counter() - start)
             x = n.all_input_nodes and self.env.get(n.all_input_nodes[0])
-            self._add(n.name, "torch", _described(x), _described(result))
+            name, kind = (
+                (n.meta.get("layer"), str(n.target).split(".")[1])
+                if n.target in OURS
+                else (n.name, "torch")
+            )
+            self._add(str(name or n.name), kind, _described(x), _described(result))
         return result
 
     def _run_program(self, module: TorchProgram, inputs: tuple[Any, ...]) -> Any:

@@ -86,3 +86,77 @@ def test_views_of_torchs_are_not_reported_as_steps() -> None:
     assert [step.split("(")[1] for step in unfused] == [
         "layer_norm)", "scaled_dot_product_attention)", "layer_norm)", "gelu)", "layer_norm)",
     ]  # fmt: skip
+
+
+class Gated(nn.Module):
+    """An inverted residual as EfficientNet has it: a mean, a gate and a residual among steps that torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.project = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
+        self.squeeze, self.excite = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.silu(self.expand(torch.sin(x)))
+        gate = self.excite(nn.functional.silu(self.squeeze(y.mean((2, 3), keepdim=True))))
+        return torch.sin(self.project(y * torch.sigmoid(gate)) + torch.sin(x))
+
+
+def test_no_program_turns_torchs_planes_for_a_mean_or_a_gate() -> None:
+    kinds = steps(Gated(), torch.randn(2, 8, 6, 6))
+    assert kinds.count("conv2d") == 4
+    assert set(kinds) == {"conv2d", "torch"}
+
+
+class Joined(nn.Module):
+    """A block of DenseNet, whose norms torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(torch.cat([torch.sin(x), self.b(self.a(torch.sin(x)).relu())], 1))
+
+
+def test_no_program_turns_planes_to_join_them_for_torch() -> None:
+    assert (
+        steps(Joined(), torch.randn(2, 8, 6, 6)) == ["torch"] * 2 + ["conv2d"] * 2 + ["torch"] * 2
+    )
+
+
+def test_a_layer_between_torchs_steps_keeps_its_activation_in_the_fast_form_too() -> None:
+    model = nn.Sequential(nn.Linear(24, 32), nn.GELU(), nn.Linear(32, 8)).eval()
+    around, x = Around(model, nn.Identity(), nn.Identity()), torch.randn(2, 6, 24)
+    compiled = qk.compile(qk.quantize(around.eval(), "dynamic"), x)
+    assert compiled.report.sqnr_db["output"] > 40
+    assert [s.kind for s in compiled.profile(x, runs=1).steps] == [
+        "torch",
+        "linear",
+        "linear",
+        "torch",
+    ]
+
+
+@pytest.mark.parametrize("also_read", [False, True])
+def test_a_convolution_whose_result_only_the_caller_reads_writes_its_planes(
+    also_read: bool,
+) -> None:
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            y = self.a(x)
+            return (y, self.b(y)) if also_read else self.b(y)
+
+    x = torch.randn(2, 3, 7, 9)
+    int8 = qk.quantize(Ends().eval(), "static", [x])
+    compiled = qk.compile(int8, x, exact=True)
+    assert compiled.program is not None
+    for got, wanted in zip(compiled(x), int8(x), strict=True):
+        assert torch.equal(got, wanted)
+        assert got.is_contiguous()
+    kinds = [step.kind for step in compiled.profile(x, runs=1).steps]
+    assert kinds.count("planar") == also_read
