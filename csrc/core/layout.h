@@ -4,7 +4,7 @@
 //   then four int32: version, groups, N, K, so that a weight is never read with another shape
 //
 // N padded to 16 and K to 64 with zeros. Four K values of one output channel are neighbours, as
-// tdpbssd, vpdpbusd, vpmaddubsw and sdot read them: 64 bytes are 16 channels by 4 K.
+// tdpbusd, vpdpbusd, vpmaddubsw and sdot read them: 64 bytes are 16 channels by 4 K.
 // K of a convolution runs over kernel rows, each padded to 4, and in a row over columns, then channels.
 // A depthwise weight [C,1,KH,KW] is packed as N = C, K = KH*KW, one group.
 #pragma once

@@ -64,12 +64,42 @@ void plan_path(const Conv2dProblem& p, ConvPlan& plan, ConvWay way) {
   plan_image(p, plan.depthwise() || (plan.winograd() && plan.channels % WinogradInput::kReadOn), plan);
   const Kernels& k = *plan.kernels;
   if (plan.path == ConvPath::packed && reads_in_place(p, plan)) plan.path = ConvPath::in_place;
-  plan.mask = !plan.writes_image ? p.x_mask : plan.path == ConvPath::in_place ? k.x_mask : int8_t(0);
+  plan.mask = !plan.writes_image ? p.x_mask : plan.depthwise() || plan.winograd() ? int8_t(0) : k.x_mask;
   plan.flip_written = plan.mask != p.x_mask;  // floats: x_mask is 0
   plan.flip_gathered = plan.mask != k.x_mask;
   const int64_t rows = (k.piece_rows - 1) * p.stride_w;
   const int64_t windows = DepthwiseShape::kReadOn * std::max<int64_t>(p.stride_w, 2) + (p.kw + 4) * p.dilation_w;
   plan.read_on = 64 + (plan.depthwise() ? windows * plan.repeat : rows) * p.c;
+}
+
+// ---- the kernel
+
+// Cycles that a row of the GEMM takes, without what waits for memory (measured on Emerald Rapids, docs/kernels.md#amx).
+struct RowCycles {
+  double panel, tile, group;                  // 16 outputs; for each, 64 bytes of K on AMX, four on AVX512-VNNI
+};
+constexpr RowCycles kAmxCycles{9.3, 1, 0}, kVnniCycles{5, 0, 0.65};
+constexpr double kGain = 0.9;                   // less is within what counting cannot tell
+constexpr double kGathered = 13, kShort = 4;  // 64 bytes of a piece into a row of a; a short piece that is moved whole
+
+double cycles_of_row(const Conv2dProblem& p, const ConvPlan& plan, const RowCycles& cycles) {
+  const int64_t pieces = p.kh * plan.piece_columns;
+  const double piece = plan.slack && plan.piece <= 32 ? kShort : double(ceil_div(plan.piece, 64)) * kGathered;
+  const double gathered = plan.path == ConvPath::packed ? double(pieces) * piece : 0.0;
+  const double tiles = double(plan.layout.k_padded() / 64), groups = double(ceil_div(plan.layout.k, 4));
+  return gathered + double(plan.layout.n_padded() / kPanel) * (cycles.panel + tiles * cycles.tile + groups * cycles.group);
+}
+
+// A plan but for its batch. AMX's tiles are deep: where K is so small that filling them takes longer than AVX512-VNNI's
+// products, its kernel, which reads the same bytes, takes the layer.
+ConvPlan plan_kernel(const Conv2dProblem& p, Isa isa, ConvWay way) {
+  ConvPlan plan;
+  plan.kernels = &kernels_of(isa);
+  plan.layout = weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups);
+  plan_path(p, plan, way);
+  if (isa != Isa::amx || plan.path != ConvPath::packed) return plan;
+  const ConvPlan other = plan_kernel(p, Isa::avx512vnni, ConvWay::direct);
+  return cycles_of_row(p, other, kVnniCycles) < kGain * cycles_of_row(p, plan, kAmxCycles) ? other : plan;
 }
 
 // ---- the output and the workspace
@@ -175,10 +205,7 @@ ConvWay asked_way() {
 }
 
 ConvPlan plan_conv2d(const Conv2dProblem& p, Isa isa, int threads, ConvWay way) {
-  ConvPlan plan;
-  plan.kernels = &kernels_of(isa);
-  plan.layout = weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups);
-  plan_path(p, plan, way);
+  ConvPlan plan = plan_kernel(p, isa, way);
   plan.keeps_weight = plan.winograd() && p.winograd;
   if (plan.winograd() && !plan.keeps_weight) plan.weight_bytes = round_up(winograd_weight(p, plan.layout).bytes(), 64);
   plan.threads = threads;

@@ -55,6 +55,18 @@ Features detect() {
 
 }  // namespace
 
+bool is_intel() {
+#if defined(__x86_64__)
+  static const bool found = [] {
+    uint32_t a, b = 0, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
+  }();
+  return found;
+#else
+  return false;
+#endif
+}
+
 const char* isa_name(Isa isa) { return kNames[int(isa)]; }
 
 bool parse_isa(const char* name, Isa* isa) {

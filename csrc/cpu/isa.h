@@ -15,5 +15,6 @@ const char* known_isas();      // "scalar, avx2, ...": all but those for tests, 
 bool isa_available(Isa isa);   // by CPUID, XCR0 and, for AMX, the kernel's permission
 Isa best_isa();                // the best available one
 Isa active_isa();              // best_isa(), lowered by QKERNELS_MAX_ISA; throws std::invalid_argument on an unknown name
+bool is_intel();               // by CPUID; for what plans count, never for what is computed
 
 }  // namespace qk

@@ -30,13 +30,13 @@ struct Tiles {
     for (int r = 0; r < 16; ++r) std::memcpy(static_cast<char*>(p) + r * stride, bytes[T][r], 64);
   }
   template <int C, int A, int B>
-  void dot() {  // C[16][16] int32 += A[16][64] * B[16][16][4]
+  void dot() {  // C[16][16] int32 += A[16][64], unsigned, * B[16][16][4], signed
     for (int r = 0; r < 16; ++r) {
       int32_t row[16];
       std::memcpy(row, bytes[C][r], 64);
       for (int k = 0; k < 16; ++k)
         for (int n = 0; n < 16; ++n)
-          for (int j = 0; j < 4; ++j) row[n] += int32_t(bytes[A][r][k * 4 + j]) * bytes[B][k][n * 4 + j];
+          for (int j = 0; j < 4; ++j) row[n] += int32_t(uint8_t(bytes[A][r][k * 4 + j])) * bytes[B][k][n * 4 + j];
       std::memcpy(bytes[C][r], row, 64);
     }
   }
@@ -69,7 +69,7 @@ struct Tiles {
   }
   template <int C, int A, int B>
   inline __attribute__((always_inline)) void dot() {
-    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "n"(C), "n"(A), "n"(B));
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "n"(C), "n"(A), "n"(B));
   }
 };
 

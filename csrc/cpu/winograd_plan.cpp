@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "channels.h"
+#include "isa.h"
 #include "parallel.h"
 
 namespace qk {
@@ -11,7 +12,6 @@ namespace {
 
 constexpr int64_t kTileBytes = 384 * 1024;    // of V at a time, a part of L2
 constexpr int64_t kWorkPerThread = 1 << 19;   // products below which another thread costs more than it gives
-constexpr int64_t kNearBytes = 512 * 1024;    // of a transformed weight, up to which it stays in L2 from block to block
 
 constexpr double kGain = 0.95;                // of the GEMM's time: less is within what counting cannot tell
 
@@ -22,12 +22,18 @@ struct Rates {
   double input, output;                       // a channel of a tile
   double weight;                              // the transform of a channel of an output channel, into memory that is mapped anew
   double byte;                                // of a transformed weight from beyond L2
+  int64_t near;                               // bytes of a transformed weight, up to which L2 holds it from block to block, and call to call
 };
-constexpr Rates kAvx2{1.09, 0.92, 260, 480, 1500, 2}, kAvx512{1.09, 2.05, 470, 1080, 4000, 11};
+constexpr Rates kAvx2{1.09, 0.92, 260, 480, 1500, 2, 512 * 1024};
+constexpr Rates kAvx512{1.09, 2.05, 470, 1080, 4000, 11, 512 * 1024};  // Zen 5
+constexpr Rates kAvx512Intel{1.15, 0.84, 1800, 4200, 4800, 17.6, 0};   // Emerald Rapids; the fit gives its transforms what its products lose
 
 // Null where products of words are too slow to gain anything (neondot: a quarter of the rate of bytes, amx: a sixteenth), or
 // where nobody measured.
-const Rates* rates_of(Isa isa) { return isa == Isa::avx2 ? &kAvx2 : isa == Isa::avx512vnni ? &kAvx512 : nullptr; }
+const Rates* rates_of(Isa isa) {
+  if (isa == Isa::avx512vnni) return is_intel() ? &kAvx512Intel : &kAvx512;
+  return isa == Isa::avx2 ? &kAvx2 : nullptr;
+}
 
 void plan_memory(const Conv2dProblem& p, WinogradPlan& plan) {
   Workspace w(nullptr), own(nullptr);
@@ -80,7 +86,7 @@ bool winograd_pays(const Conv2dProblem& p, const PackedLayout& layout, Isa isa) 
   const WinogradPlan plan = plan_winograd(p, layout, p.batch, 1);
   const WinogradWeight& w = plan.weight;
   const double tiles = double(plan.tiles), c = double(w.groups * w.channels), n = double(w.groups * w.n), pairs = double(w.channels) * n;
-  const double streamed = w.bytes() > kNearBytes ? double(plan.tile_blocks) * double(w.bytes()) : 0.0;
+  const double streamed = w.bytes() > r->near ? double(plan.tile_blocks) * double(w.bytes()) : 0.0;
   const double products = std::max(WinogradWeight::kPoints * tiles * pairs * r->product, streamed * r->byte);
   const double transforms = tiles * (c * r->input + n * r->output) + (p.winograd ? 0.0 : pairs * r->weight);
   return products + transforms < kGain * double(p.batch * p.oh() * p.ow()) * 9 * pairs * r->gemm;

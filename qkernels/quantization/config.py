@@ -87,9 +87,10 @@ class QuantConfig:
             return cls.from_dict({"activation": value})
         if isinstance(value, Mapping):
             return cls.from_dict(value)
+        shown = repr(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
         raise ValueError(
-            f"config={value!r} is not known: give a QuantConfig, a dict of its fields, or one of "
-            f"{_listed(activation_names())}"
+            f"config={shown} is not known: give a QuantConfig, a dict of its fields, or one of "
+            f"{_listed(activation_names())}; calibration data come after it"
         )
 
     @classmethod

@@ -7,7 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from cases import ISAS, Conv2d, convs, quick, some_conv
+from cases import ISAS, Conv2d, assert_same_bits, convs, quick, some_conv
 from hypothesis import given
 
 from qkernels import _core
@@ -71,3 +71,28 @@ def test_int8_pixels_without_padding_are_read_where_they_lie() -> None:
     arrays = some_conv(16, 32, 1, (1, 1), (14, 14)).arrays()
     plan = _core.conv2d_plan(**arrays | {"x": np.ascontiguousarray(arrays["x"])}, isa="scalar")
     assert not plan["writes_image"] and plan["path"] == "in_place"
+
+
+@pytest.mark.skipif("amx" not in ISAS, reason="needs AMX")
+def test_layers_whose_k_hardly_fills_tiles_leave_amx_and_keep_their_bits() -> None:
+    layers = {
+        "avx512vnni": [
+            some_conv(3, 32, 1, (3, 3), (14, 14)),
+            some_conv(16, 96, 1, (1, 1), (14, 14)),
+            some_conv(104, 104, 13, (3, 3), (14, 14)),  # groups of 8 channels, tap by tap
+        ],
+        "amx": [
+            some_conv(64, 64, 1, (1, 1), (14, 14)),
+            some_conv(96, 576, 1, (1, 1), (14, 14)),
+            some_conv(64, 64, 1, (3, 3), (14, 14)),
+            some_conv(
+                3, 64, 1, (7, 7), (28, 28)
+            ),  # a short piece of each kernel row is moved whole
+        ],
+    }
+    for kernel, problems in layers.items():
+        for problem in problems:
+            _, _, kh, kw = problem.weight.shape
+            problem = Conv2d(**{**vars(problem), "padding": (kw // 2, kw // 2, kh // 2, kh // 2)})
+            assert f"_{kernel})" in plan_of(problem, "amx")["text"]
+            assert_same_bits(problem.run("amx"), problem.expected(), kernel)

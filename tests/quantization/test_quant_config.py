@@ -2,6 +2,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from qkernels.quantization import QuantConfig
 
@@ -88,3 +89,11 @@ def test_exclude_wins_over_include() -> None:
     assert config.why_not([("body.fc", "Linear")]) is None
     assert config.why_not([("body.conv", "Conv2d")]) == "excluded by 'Conv2d'"
     assert config.why_not([("head", "Linear")]) == "not in include"
+
+
+def test_data_in_the_place_of_the_config_are_refused_without_being_printed() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^config=a list is not known: give a QuantConfig.*calibration data come after it$",
+    ):
+        QuantConfig.of([torch.randn(8, 4)])  # type: ignore[arg-type]

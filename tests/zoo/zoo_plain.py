@@ -242,13 +242,13 @@ def yolo_like() -> Any:
     return YoloLike(), images(32)
 
 
-@zoo_model("lstm_classifier", programs=4)
+@zoo_model("lstm_classifier", programs=2)
 def lstm_classifier() -> Any:
     model = RecurrentClassifier(nn.LSTM, num_layers=2, bidirectional=True)
     return model, torch.randint(1, 50, (3, 6))
 
 
-@zoo_model("gru_classifier", programs=3)
+@zoo_model("gru_classifier", programs=1)
 def gru_classifier() -> Any:
     return RecurrentClassifier(nn.GRU), torch.randint(1, 50, (3, 6))
 
