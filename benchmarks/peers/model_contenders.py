@@ -32,14 +32,13 @@ def _int8(name: str) -> nn.Module:
     return qkernels.quantize(problem.net, "static", problem.calibration)
 
 
-def chained(problem: ModelProblem, threads: int) -> Call:
-    model, x = qkernels.compile(_int8(problem.model), problem.x, exact=True), problem.x
+def compiled(problem: ModelProblem, threads: int) -> Call:
+    model, x = qkernels.compile(_int8(problem.model), problem.x), problem.x
     return lambda: model(x)
 
 
-def chained_fast(problem: ModelProblem, threads: int) -> Call:
-    model = qkernels.compile(_int8(problem.model), problem.x)
-    x = problem.x
+def compiled_exact(problem: ModelProblem, threads: int) -> Call:
+    model, x = qkernels.compile(_int8(problem.model), problem.x, exact=True), problem.x
     return lambda: model(x)
 
 
@@ -100,20 +99,17 @@ def _fast_layout(value: Any) -> Any:
 
 
 def without_torch(problem: ModelProblem, threads: int) -> Call:
-    int8 = _int8(problem.model)
-    chained = qkernels.compile(int8, problem.x, exact=True)
-    if chained.program is None:  # attention is torch's where it must be exact
-        chained = qkernels.compile(int8, problem.x)
-    if chained.program is None:
+    compiled = qkernels.compile(_int8(problem.model), problem.x)
+    if compiled.program is None:
         raise Unsupported("torch has a part in it")
-    program, x = chained.program.program, problem.x.numpy()
+    program, x = compiled.program.program, problem.x.numpy()
     program.threads = threads
     return lambda: program(x)
 
 
 CONTENDERS = (
-    Contender(OURS, "qkernels", chained),
-    Contender("qkernels, not exact", "qkernels", chained_fast),
+    Contender(OURS, "qkernels", compiled),
+    Contender("qkernels, exact", "qkernels", compiled_exact),
     Contender("qkernels, without torch", "qkernels", without_torch),
     Contender("qkernels, layer by layer", "qkernels", module_wise),
     Contender("torch fp32", "torch", torch_fp32, is_int8=False),
