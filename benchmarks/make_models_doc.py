@@ -1,8 +1,6 @@
 """Results of benchmarks/models.py as docs/benchmarks-models.md with a plot a number of threads.
 
-python benchmarks/make_models_doc.py RESULTS.json [HELD.json]
-
-HELD.json: rows of the same machine, ours and the peers held to a lower instruction set.
+python benchmarks/make_models_doc.py RESULTS.json
 """
 
 from __future__ import annotations
@@ -36,34 +34,19 @@ resnet20, tutorial_cnn and encoder are models that others wrote (torchvision, ti
 contender that is more than 40 % off has no time.
 """
 
-HELD = """## Held to a lower instruction set
 
-The same machine with `QKERNELS_MAX_ISA={isa}` and `ONEDNN_MAX_CPU_ISA={onednn}`. The latter holds the kernels
-of oneDNN in OpenVINO and torch, not what OpenVINO compiles itself.
-"""
-ONEDNN = {"avx512vnni": "AVX512_CORE_VNNI", "avx2": "AVX2"}
-
-
-def main(path: Path, held: Path | None = None) -> None:
-    """Write the page of the results' instruction set and its plots."""
+def main(path: Path) -> None:
+    """Write the page and its plots."""
     results = json.loads(path.read_text())
-    rows, page = results["rows"], page_of(results)
+    rows = results["rows"]
     parts = [
         INTRO,
-        page.note,
+        page_of(results).note,
         machine_text(results),
         "## Targets\n",
         means_text(rows),
         targets_text(rows),
     ]
-    if held:
-        lower = json.loads(held.read_text())
-        isa = lower["machine"]["isa"]
-        parts += [
-            HELD.format(isa=isa, onednn=ONEDNN[isa]),
-            means_text(lower["rows"]),
-            targets_text(lower["rows"]),
-        ]
     for threads in unique(row["threads"] for row in rows):
         parts.append(plot_text(rows, threads))
     for model in unique(row["model"] for row in rows):
@@ -193,6 +176,6 @@ def ms(row: Row, name: str, which: int = 0) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) != 2:
         sys.exit(__doc__)
-    main(*map(Path, sys.argv[1:]))
+    main(Path(sys.argv[1]))

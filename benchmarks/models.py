@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
         sys.exit(f"no row matches {arguments.only!r}; leave --only out to see all")
     if arguments.fresh:
         shutil.rmtree(FILES, ignore_errors=True)
-    results = harness.load(arguments, CONTENDERS)
+    flags = f" --contenders '{arguments.contenders}'" if arguments.contenders else ""
+    results = harness.load(arguments, CONTENDERS, flags)
     harness.save(arguments.out, results)
     done = {tuple(row[f] for f in FIELDS) for row in results["rows"]}
     with progress("timing", len(rows)) as advance, torch.inference_mode():

@@ -99,10 +99,10 @@ def _fast_layout(value: Any) -> Any:
 
 
 def without_torch(problem: ModelProblem, threads: int) -> Call:
-    compiled = qkernels.compile(_int8(problem.model), problem.x)
-    if compiled.program is None:
+    model = qkernels.compile(_int8(problem.model), problem.x)
+    if model.program is None:
         raise Unsupported("torch has a part in it")
-    program, x = compiled.program.program, problem.x.numpy()
+    program, x = model.program.program, problem.x.numpy()
     program.threads = threads
     return lambda: program(x)
 

@@ -80,7 +80,7 @@ struct RowCycles {
 };
 constexpr RowCycles kAmxCycles{9.3, 1, 0}, kVnniCycles{5, 0, 0.65};
 constexpr double kGain = 0.9;                   // less is within what counting cannot tell
-constexpr double kGathered = 13, kShort = 4;  // 64 bytes of a piece into a row of a; a short piece that is moved whole
+constexpr double kGathered = 13, kShort = 4;    // 64 bytes of a piece into a row of a; a short piece that is moved whole
 
 double cycles_of_row(const Conv2dProblem& p, const ConvPlan& plan, const RowCycles& cycles) {
   const int64_t pieces = p.kh * plan.piece_columns;

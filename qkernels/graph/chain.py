@@ -34,7 +34,7 @@ def chain_on_cpu(
     if not exact:
         respell(graph)
     rows = _prepared(graph, model, activations=not exact)
-    torchs: set[fx.Node] = set()  # what programs refused, and views at their borders
+    torchs: set[fx.Node] = set()  # what programs refused, and what is torch's at their borders
 
     def row_of(node: fx.Node) -> Row | None:
         return None if node in torchs else row(node, exact)

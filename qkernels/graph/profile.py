@@ -39,12 +39,9 @@ class _Timer(fx.Interpreter):
         if n.op.startswith("call") and not is_part(self.module, n):  # type: ignore[arg-type]
             self.seconds.append(time.perf_counter() - start)
             x = n.all_input_nodes and self.env.get(n.all_input_nodes[0])
-            name, kind = (
-                (n.meta.get("layer"), str(n.target).split(".")[1])
-                if n.target in OURS
-                else (n.name, "torch")
-            )
-            self._add(str(name or n.name), kind, _described(x), _described(result))
+            name = str(n.meta.get("layer", n.name))
+            kind = n.target.overloadpacket.__name__ if n.target in OURS else "torch"  # type: ignore[union-attr]
+            self._add(name, kind, _described(x), _described(result))
         return result
 
     def _run_program(self, module: TorchProgram, inputs: tuple[Any, ...]) -> Any:

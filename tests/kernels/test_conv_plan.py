@@ -85,11 +85,9 @@ def test_layers_whose_k_hardly_fills_tiles_leave_amx_and_keep_their_bits() -> No
             some_conv(64, 64, 1, (1, 1), (14, 14)),
             some_conv(96, 576, 1, (1, 1), (14, 14)),
             some_conv(64, 64, 1, (3, 3), (14, 14)),
-            some_conv(
-                3, 64, 1, (7, 7), (28, 28)
-            ),  # a short piece of each kernel row is moved whole
+            some_conv(3, 64, 1, (7, 7), (28, 28)),  # a short piece of each kernel row is moved whole
         ],
-    }
+    }  # fmt: skip
     for kernel, problems in layers.items():
         for problem in problems:
             _, _, kh, kw = problem.weight.shape

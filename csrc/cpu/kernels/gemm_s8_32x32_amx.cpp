@@ -1,4 +1,5 @@
-// C[32x32] += a[32][k] * b[k][32] with tdpbusd on 2 x 2 tiles of 16 x 16, or C[16x64] on 1 x 4 where rows are few.
+// C[32x32] += a[32][k] * b[k][32] with tdpbusd on 2 x 2 tiles of 16 x 16, or C[16x64] on 1 x 4 where rows are few;
+// a is stored as a ^ 0x80, so its row offset holds 128 more.
 //
 //              tmm6: b panel 0   tmm7: b panel 1     one k step is 64 deep: a tile is 16 rows x 64 bytes as
 //   tmm4: a 0..15    tmm0              tmm1          they lie, b tile 16 groups of four k x 16 channels
