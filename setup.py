@@ -155,6 +155,10 @@ class NinjaBuild(build_ext):
         }
         if os.environ.get("QKERNELS_SANITIZE"):
             link = {name: [*flags, *SANITIZE] for name, flags in link.items()}
+        if self.editable_mode:  # setuptools' folder is of one installation: all compiled anew
+            self.build_temp = str(
+                ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
+            )
         build_dir = Path(self.build_temp).resolve()
         build_dir.mkdir(parents=True, exist_ok=True)
         nvcc = find_nvcc()

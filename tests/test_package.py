@@ -19,11 +19,17 @@ ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta as b; getattr(b, 'build_' + sys.argv[1])(sys.argv[2])"
 
 
-def build(what: str, source: Path, into: Path) -> Path:
-    """The one file that the build backend makes of `source`, as pip and build call it."""
+def said_by_build(what: str, source: Path, into: Path) -> str:
+    """What the build backend prints while it puts one file into `into`, called as pip and build call it."""
     environment = {**os.environ, "QKERNELS_CUDA": "0", "CXXFLAGS": "-O1"}
     command = [sys.executable, "-c", BUILD, what, str(into)]
-    subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True)
+    return subprocess.run(
+        command, cwd=source, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def build(what: str, source: Path, into: Path) -> Path:
+    said_by_build(what, source, into)
     (made,) = into.iterdir()
     return made
 
@@ -50,7 +56,10 @@ def test_a_wheel_of_the_source_distribution_runs_a_layer_in_a_clean_environment(
 ) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
-    wheel = build("wheel", tmp_path / sdist.name.removesuffix(".tar.gz"), tmp_path / "dist")
+    source = tmp_path / sdist.name.removesuffix(".tar.gz")
+    wheel = build("wheel", source, tmp_path / "dist")
+    said = said_by_build("editable", source, tmp_path / "editable")
+    assert "-shared" in said and " -c " not in said, "another installation compiles anew"
     venv.create(tmp_path / "clean", with_pip=True)
     python = tmp_path / "clean/bin/python"
     install = [python, "-m", "pip", "install", "-q", "--no-index", "--no-deps", wheel]
