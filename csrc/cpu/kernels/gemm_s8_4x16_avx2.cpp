@@ -51,13 +51,13 @@ void gemm_s8_4x16_avx2(const GemmBlock& g) { gemm_columns<Avx2, Avx2Tile, 4, 1>(
 
 int64_t gemm_s8_4x16_avx2_peak(int64_t rounds) {
   __m256i sum[8], a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(2);
-  for (auto& s : sum) s = _mm256_setzero_si256();
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) sum[j] = _mm256_setzero_si256();
   for (int64_t i = 0; i < rounds; ++i) {
-    asm volatile("" : "+x"(a), "+x"(b));
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
       sum[j] = _mm256_add_epi32(sum[j], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
-      asm volatile("" : "+x"(sum[j]));
+      asm volatile("" : "+x"(sum[j]), "+x"(a));  // or one product would do for all sums
     }
   }
   return rounds * 8 * 64;
