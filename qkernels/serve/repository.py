@@ -135,7 +135,7 @@ class Repository:
         self._settings, self._metrics = settings, metrics
         self._models: dict[str, Served] = {}
         self._workers, self._background = Workers(settings.workers), Background()
-        self._changing, self._changes = asyncio.Lock(), 0
+        self._changing, self._changes, self._reading = asyncio.Lock(), 0, asyncio.Lock()
         self._looking: asyncio.Future[Seen] | None = None
         self._said: dict[str, str] = {}  # what is wrong, by where: once for each change
         self.is_ready = False
@@ -261,9 +261,7 @@ class Repository:
                     self._say("", f"the repository cannot be read: {error}")
                     return
                 self._say("", "")
-                for name, versions in seen.items():
-                    if concerns(name):
-                        await self._update(name, versions)
+                await self._update_all({name: seen[name] for name in seen if concerns(name)})
                 for served in self:
                     if concerns(served.name) and served.name not in seen:
                         self._drop(served)
@@ -306,6 +304,16 @@ class Repository:
             raise FileNotFoundError(f"{path} is empty")
         return seen
 
+    async def _update_all(self, seen: Seen) -> None:
+        """Two models at a time: the file of one is read while the other runs its first batches."""
+        two = asyncio.Semaphore(2)
+
+        async def update(name: str) -> None:
+            async with two:
+                await self._update(name, seen[name])
+
+        await asyncio.gather(*map(update, seen))
+
     async def _update(self, name: str, seen: dict[str, Source]) -> None:
         if not seen:
             if name not in self._models:
@@ -341,11 +349,12 @@ class Repository:
     async def _load(self, served: Served, version: Version, source: Source) -> None:
         began = time.perf_counter()
         settings = self._settings
-        if source.own is not None:
-            settings = await self._background.run(own_settings, settings, source.own)
-        opened = await self._background.run(
-            open_model, source.path, settings.sizes, settings.threads
-        )
+        async with self._reading:
+            if source.own is not None:
+                settings = await self._background.run(own_settings, settings, source.own)
+            opened = await self._background.run(
+                open_model, source.path, settings.sizes, settings.threads
+            )
         model = await self._workers.run(opened.warm_up, settings.max_batch)
         if settings.max_delay > 0 and (gain := await self._workers.run(model.batch_gain)) < _WORTH:
             logger.warning(
