@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qkernels.calling import first_line
 from qkernels.data.augment import Augment
-from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
 from qkernels.data.paths import cache_dir, data_root, find, find_or_raise
-from qkernels.data.progress import progress
 from qkernels.data.split import Split, hold_out
 from qkernels.image_input import pixels_of
+from qkernels.modules.calling import first_line
+from qkernels.utils.extras import require
+from qkernels.utils.progress import progress
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

@@ -18,13 +18,13 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, kl_div
 from torch.nn.parallel import DistributedDataParallel
 
-from qkernels.answers import logits_of
 from qkernels.data import Split
 from qkernels.datafree.batch_norm import BatchNormGap
 from qkernels.datafree.generator import Generator
 from qkernels.distill.losses import hinton_loss
 from qkernels.distill.objective import Objective, StepLoss
-from qkernels.eval_mode import eval_mode
+from qkernels.modules.answers import logits_of
+from qkernels.modules.eval_mode import eval_mode
 
 
 class Made(NamedTuple):

@@ -13,11 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.answers import logits_of
 from qkernels.data.batches import Batches, epoch_seed
-from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
-from qkernels.data.progress import Advance
 from qkernels.distill.config import TrainConfig, learning_rate
 from qkernels.distill.guard import Guard
 from qkernels.distill.history import EpochRecord, is_over
@@ -25,6 +22,9 @@ from qkernels.distill.label_loss import plain_loss
 from qkernels.distill.objective import Objective
 from qkernels.distill.run_folder import RunFolder
 from qkernels.distill.soundness import check_finite, check_inputs, check_labels_of
+from qkernels.modules.answers import logits_of
+from qkernels.utils.extras import require
+from qkernels.utils.progress import Advance
 
 AfterStep = Callable[[nn.Module, float], object]  # model, lr
 

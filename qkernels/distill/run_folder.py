@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qkernels.calling import first_line
 from qkernels.models.weights import plain_name
+from qkernels.modules.calling import first_line
 
 START = "start"  # in config.json
 

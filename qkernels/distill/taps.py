@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from qkernels.eval_mode import eval_mode
+from qkernels.modules.eval_mode import eval_mode
 
 
 @contextmanager

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from qkernels.calling import Call, example_call
-from qkernels.data.extras import require
 from qkernels.graph import CompiledModel
+from qkernels.modules.calling import Call, example_call
+from qkernels.modules.swap import ModuleSwap
 from qkernels.nn import MeanPool2d
 from qkernels.nn.module import QuantModule
-from qkernels.swap import ModuleSwap
+from qkernels.utils.extras import require
 
 
 def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qkernels.calling import first_line
+from qkernels.modules.calling import first_line
 from qkernels.nn import QuantModule
 from qkernels.nn.registry import spec_of
 from qkernels.plain import probe

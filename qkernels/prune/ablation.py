@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qkernels.answers import logits_of
-from qkernels.data.progress import progress as progress_bar
-from qkernels.eval_mode import answering
+from qkernels.modules.answers import logits_of
+from qkernels.modules.eval_mode import answering
 from qkernels.prune.scores import Labelled, Loss, Scores, channel_dim, labelled
+from qkernels.utils.progress import progress as progress_bar
 
 
 def dropout(

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qkernels.answers import logits_of
-from qkernels.data.progress import progress as progress_bar
-from qkernels.eval_mode import answering
 from qkernels.models.channels import sizes
+from qkernels.modules.answers import logits_of
+from qkernels.modules.eval_mode import answering
 from qkernels.prune.channels import describe
 from qkernels.prune.parameters import within
 from qkernels.prune.scores import Labelled, Loss, labelled
 from qkernels.prune.selection import layer_macs
-from qkernels.renamed import explains_old_arguments
 from qkernels.reports import hang
+from qkernels.utils.progress import progress as progress_bar
+from qkernels.utils.renamed import explains_old_arguments
 
 
 @explains_old_arguments

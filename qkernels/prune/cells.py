@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from qkernels.copying import copied
 from qkernels.models.channels import HEADS, WIDTHS
-from qkernels.outputs import output_error, rounding
+from qkernels.modules.copying import copied
+from qkernels.modules.outputs import output_error, rounding
 
 Side = Literal["out", "in"]
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qkernels.data.extras import require
 from qkernels.prune.scores import Scores, largest
+from qkernels.utils.extras import require
 
 
 class Masks:

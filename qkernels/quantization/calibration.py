@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qkernels.calling import Batch, BatchReader, Call, first_line
-from qkernels.eval_mode import answering
+from qkernels.modules.calling import Batch, BatchReader, Call, first_line
+from qkernels.modules.eval_mode import answering
 from qkernels.quantization.observers import CalibrationError, Observer
 from qkernels.quantization.products import Products
-from qkernels.renamed import explains_old_arguments
+from qkernels.utils.renamed import explains_old_arguments
 
 Calibration = Tensor | Iterable[Batch] | Mapping[str, Any] | Callable[[nn.Module], object]
 
@@ -38,8 +38,8 @@ def calibrate(
         model: on any device, of any floating dtype.
         observers: full name of a layer (`""` is the model itself) -> its observer.
         calibration: an iterable of batches, a single Tensor or dict as the only batch, or a callable that is handed the
-            model and runs it. What a batch may be, `qkernels.calling.BatchReader` says: `x`, `(x, y)`, `((u, v), y)`,
-            a dict of keyword arguments with or without labels, a list of images.
+            model and runs it. What a batch may be, `qkernels.modules.calling.BatchReader` says: `x`, `(x, y)`,
+            `((u, v), y)`, a dict of keyword arguments with or without labels, a list of images.
 
     Raises:
         ValueError: for no batches, a batch of another kind or one that the model cannot be called with, NaN and

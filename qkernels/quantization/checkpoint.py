@@ -36,13 +36,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
-from qkernels.copying import unwrapped
+from qkernels.modules.copying import unwrapped
+from qkernels.modules.swap import ModuleSwap
 from qkernels.nn import ClampedReLU, QuantModule, fix_mean_order_
 from qkernels.nn.registry import LayerSpec, spec_of, spec_of_int8
 from qkernels.plain import is_plain, plain_class, recomputing_hooks
 from qkernels.quantization.fold import FOLDED, own_weight, placeholder
 from qkernels.quantization.prepare import call_layers_plainly
-from qkernels.swap import ModuleSwap
 
 FORMAT_VERSION = 2
 _KEY = "qkernels"

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qkernels.calling import Batch, BatchReader, Call
-from qkernels.eval_mode import answering
+from qkernels.modules.calling import Batch, BatchReader, Call
+from qkernels.modules.eval_mode import answering
 from qkernels.nn import QuantModule
 from qkernels.quantization.fold import FOLDED
-from qkernels.renamed import explains_old_arguments
+from qkernels.utils.renamed import explains_old_arguments
 
 
 @dataclass(frozen=True)

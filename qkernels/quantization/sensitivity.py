@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.copying import copied
-from qkernels.eval_mode import answering
+from qkernels.measuring.timing import time_in_turns
+from qkernels.modules.copying import copied
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.swap import ModuleSwap, inherit_from
 from qkernels.quantization.calibration import Calibration, rereadable, run_batch
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.prepare import prepare_
-from qkernels.renamed import explains_old_arguments
 from qkernels.reports import hang
-from qkernels.swap import ModuleSwap, inherit_from
-from qkernels.timing import time_in_turns
+from qkernels.utils.renamed import explains_old_arguments
 
 Metric = Callable[[nn.Module], float]  # larger is better, for example top-1 on validation images
 

@@ -13,12 +13,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from qkernels.calling import Call
-from qkernels.capture import Capture
-from qkernels.copying import copied
-from qkernels.eval_mode import answering
+from qkernels.modules.calling import Call
+from qkernels.modules.capture import Capture
+from qkernels.modules.copying import copied
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.outputs import check_same
+from qkernels.modules.swap import has_hooks
 from qkernels.nn import ClampedReLU
-from qkernels.outputs import check_same
 from qkernels.quantization.calibration import Calibration, example_of, run_data
 from qkernels.recovery.chains import (
     captured_parts,
@@ -30,7 +31,6 @@ from qkernels.recovery.chains import (
     set_weight,
 )
 from qkernels.reports import hang
-from qkernels.swap import has_hooks
 
 
 @dataclass

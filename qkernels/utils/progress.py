@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from qkernels.data.extras import require
+from qkernels.utils.extras import require
 
 
 class Advance(Protocol):

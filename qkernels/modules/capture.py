@@ -22,8 +22,8 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from qkernels.calling import Call, device_of, first_line
-from qkernels.eval_mode import answering
+from qkernels.modules.calling import Call, device_of, first_line
+from qkernels.modules.eval_mode import answering
 from qkernels.nn.dequantized import ASKS
 
 
