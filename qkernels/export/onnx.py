@@ -8,7 +8,6 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from qkernels.modules.swap import ModuleSwap
 from qkernels.nn import MeanPool2d
 from qkernels.nn.module import QuantModule
 from qkernels.utils.extras import require
+from qkernels.utils.files import replacing
 
 
 def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> None:
@@ -63,14 +63,9 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
     assert program is not None
     for node in program.model.graph:  # stack traces, with the paths of this machine
         node.metadata_props.clear()
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        program.save(part, external_data=False)
-        onnx.checker.check_model(part, full_check=True)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as aside:
+        program.save(aside, external_data=False)
+        onnx.checker.check_model(aside, full_check=True)
 
 
 def _with_qdq_layers(model: nn.Module) -> nn.Module:

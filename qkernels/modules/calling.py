@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qkernels.utils.errors import first_line
+
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
@@ -160,11 +162,6 @@ def _shape(value: Any) -> str:
     return (
         f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, or its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def device_of(model: nn.Module) -> torch.device | None:

@@ -22,9 +22,10 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from qkernels.modules.calling import Call, device_of, first_line
+from qkernels.modules.calling import Call, device_of
 from qkernels.modules.eval_mode import answering
 from qkernels.nn.dequantized import ASKS
+from qkernels.utils.errors import first_line
 
 
 class CaptureError(ValueError):

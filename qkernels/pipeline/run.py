@@ -40,6 +40,7 @@ from qkernels.quantization import (
 )
 from qkernels.quantization.observers import observer_names
 from qkernels.reports import report
+from qkernels.utils.files import replacing
 
 TEACHER, ALONE, DISTILLED, INT8 = "teacher", "student alone", "student distilled", "student int8"
 FOLDERS = {TEACHER: "teacher", ALONE: "student", DISTILLED: "distilled"}
@@ -176,7 +177,8 @@ def _keep(config: PipelineConfig, teacher: nn.Module) -> Path:
     """Write the weights of a teacher that is not trained here, in the form of the others."""
     path = config.run / FOLDERS[TEACHER] / "model.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(teacher.state_dict(), path)
+    with replacing(path) as aside:
+        save_file(teacher.state_dict(), aside)
     return path
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qkernels.modules.calling import Batch, BatchReader, Call, first_line
+from qkernels.modules.calling import Batch, BatchReader, Call
 from qkernels.modules.eval_mode import answering
 from qkernels.quantization.observers import CalibrationError, Observer
 from qkernels.quantization.products import Products
+from qkernels.utils.errors import first_line
+from qkernels.utils.progress import progress
 from qkernels.utils.renamed import explains_old_arguments
 
 Calibration = Tensor | Iterable[Batch] | Mapping[str, Any] | Callable[[nn.Module], object]
@@ -151,24 +153,13 @@ def _batches(data: Any) -> Iterable[Batch]:
 
 
 def _with_progress(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches, with a bar on stderr once they take long (if rich is there to draw it)."""
+    """The batches, with a bar once they take long."""
     total = len(batches) if isinstance(batches, Sized) else None
-    start, bar = time.monotonic(), None
+    start, advance = time.monotonic(), None
     with contextlib.ExitStack() as stack:
         for done, batch in enumerate(batches):
-            if bar is None and time.monotonic() - start > _PROGRESS_AFTER:
-                bar = _progress_bar(stack, total)
-            if bar is not None:
-                bar(done)
+            if advance is not None:
+                advance()
+            elif time.monotonic() - start > _PROGRESS_AFTER:
+                advance = stack.enter_context(progress("calibrating", total, done=done))
             yield batch
-
-
-def _progress_bar(stack: contextlib.ExitStack, total: int | None) -> Callable[[int], None]:
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        return lambda done: None
-    bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-    task = bar.add_task("calibrating", total=total)
-    return lambda done: bar.update(task, completed=done)

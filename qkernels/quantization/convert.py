@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from qkernels import reports
-from qkernels.modules.calling import first_line
 from qkernels.modules.copying import copied, unwrapped
 from qkernels.modules.eval_mode import answering
 from qkernels.modules.outputs import output_sqnrs
@@ -24,6 +23,7 @@ from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.plan import Plan
 from qkernels.quantization.prepare import Prepared, prepare_
 from qkernels.quantization.report import LayerReport, QuantReport
+from qkernels.utils.errors import first_line
 from qkernels.utils.renamed import explains_old_arguments
 
 _LOW_SQNR = 10.0  # dB; an output below it has lost a third of its size

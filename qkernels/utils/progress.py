@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
-
-from qkernels.utils.extras import require
 
 
 class Advance(Protocol):
@@ -18,25 +17,31 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(
-    description: str, total: int, *, done: int = 0, enabled: bool = True
+    description: str, total: int | None, *, done: int = 0, enabled: bool = True
 ) -> Iterator[Advance]:
-    """A bar of `total` steps with elapsed and remaining time on stderr; yields `advance`.
+    """A bar of `total` steps, if it is known, with elapsed and remaining time on stderr; yields `advance`.
 
-    Nothing is drawn (and rich is not imported) when `enabled` is false or stderr is not a terminal.
+    Nothing is drawn (and rich is not imported) when `enabled` is false or stderr is no terminal, which $FORCE_COLOR
+    makes of anything, nor where rich is missing.
     """
-    if not enabled or not sys.stderr.isatty():
+    if not enabled or not (sys.stderr.isatty() or os.environ.get("FORCE_COLOR")):
         yield lambda steps=1, note="": None
         return
-    rich_progress, console = require("rich.progress"), require("rich.console")
+    try:
+        import rich.progress as parts
+        from rich.console import Console
+    except ImportError:
+        yield lambda steps=1, note="": None
+        return
     columns = (
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeElapsedColumn(),
-        rich_progress.TimeRemainingColumn(),
-        rich_progress.TextColumn("{task.fields[note]}"),
+        parts.TextColumn("{task.description}"),
+        parts.BarColumn(),
+        parts.MofNCompleteColumn(),
+        parts.TimeElapsedColumn(),
+        parts.TimeRemainingColumn(),
+        parts.TextColumn("{task.fields[note]}"),
     )
-    with rich_progress.Progress(*columns, console=console.Console(stderr=True)) as bar:
+    with parts.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
