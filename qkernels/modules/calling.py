@@ -23,6 +23,11 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def first(self) -> Any:
+        """The first argument."""
+        return self.args[0] if self.args else next(iter(self.kwargs.values()))
+
     def run(self, model: nn.Module) -> Any:
         """The model's answer; tensors go to the device the model is on, where that is one."""
         device = device_of(model)

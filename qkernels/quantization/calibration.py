@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qkernels.modules.calling import Batch, BatchReader, Call
 from qkernels.modules.eval_mode import answering
+from qkernels.modules.watching import watching
 from qkernels.quantization.observers import CalibrationError, Observer
 from qkernels.quantization.products import Products
 from qkernels.utils.errors import first_line
@@ -128,17 +129,14 @@ class _Seen(BaseException):
 
 
 def _first_call(model: nn.Module, data: Callable[[nn.Module], object]) -> Call | None:
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Seen(Call(copy.deepcopy(args), copy.deepcopy(kwargs)))
+    def stop(name: str, call: Call) -> None:
+        raise _Seen(copy.deepcopy(call))
 
-    handle = model.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
     try:
-        with answering(model):
+        with watching({"": model}, stop, first=True), answering(model):
             data(model)
     except _Seen as seen:
         return seen.call
-    finally:
-        handle.remove()
     return None
 
 
