@@ -18,7 +18,7 @@ import qkernels
 from qkernels import data as datasets
 from qkernels import models
 from qkernels.evaluate import agreement, predict, score
-from qkernels.machine import describe_machine
+from qkernels.measuring.machine import describe_machine
 from qkernels.pipeline import calibration_batches, create_model, describe_architecture
 from qkernels.recovery import correct_bias_, equalize
 

@@ -22,7 +22,7 @@ from qkernels.adversarial import ARD, RSLAD, AdversarialTraining, Ball, robustne
 from qkernels.datafree import DAFL, Generator, ImageKind, InversionConfig, LabelVAE, invert
 from qkernels.distill import Objective, TrainConfig, train
 from qkernels.evaluate import evaluate
-from qkernels.machine import describe_machine
+from qkernels.measuring.machine import describe_machine
 from qkernels.models import CifarResNet, TutorialCNN
 from qkernels.qat import prepare_qat
 

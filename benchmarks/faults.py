@@ -38,7 +38,7 @@ import served
 from load import CLOSED, HUNG, Address, Load
 from served import Row
 
-from qkernels.data.progress import progress
+from qkernels.utils.progress import progress
 
 CLIENTS, PAUSE = 8, 0.005  # 8 clients that wait 5 ms after each answer
 SETTLED_MB = (

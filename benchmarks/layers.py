@@ -36,7 +36,7 @@ from peers.contenders import CONTENDERS
 from peers.problem import Problem
 from peers.targets import Target, problems
 
-from qkernels.data.progress import progress
+from qkernels.utils.progress import progress
 
 FIELDS = ("class", "case", "scheme", "threads")
 

@@ -27,7 +27,7 @@ from peers.contenders import Contender, relative_error, values
 from peers.model_contenders import CONTENDERS, OURS, PEERS
 from peers.model_problem import FILES, ModelProblem, problems
 
-from qkernels.data.progress import progress
+from qkernels.utils.progress import progress
 
 FIELDS = ("model", "batch", "threads")
 

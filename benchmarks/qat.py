@@ -18,7 +18,7 @@ from qkernels import data as datasets
 from qkernels import models
 from qkernels.distill import TrainConfig, train
 from qkernels.evaluate import evaluate
-from qkernels.machine import describe_machine
+from qkernels.measuring.machine import describe_machine
 from qkernels.pipeline import calibration_batches, create_model
 from qkernels.qat import convert_qat, prepare_qat
 

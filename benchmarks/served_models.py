@@ -19,7 +19,7 @@ from peers.sentence_problem import SentenceProblem
 
 import qkernels
 from qkernels.image_input import ImageInput
-from qkernels.machine import describe_machine
+from qkernels.measuring.machine import describe_machine
 
 PACKAGES = ("onnxruntime", "litserve", "uvicorn", "starlette")
 

@@ -43,8 +43,8 @@ from served import (
     Server,
 )
 
-from qkernels.data.progress import progress
 from qkernels.program import Program
+from qkernels.utils.progress import progress
 
 STEPS = 5  # of the search for the highest rate within a bound
 FIELDS = ("model", "server", "run")

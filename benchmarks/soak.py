@@ -32,7 +32,7 @@ import load
 import served
 from load import Address, Connection, connect
 
-from qkernels.data.progress import Advance, progress
+from qkernels.utils.progress import Advance, progress
 
 BOUND_MB = 2.0
 USERS = 8

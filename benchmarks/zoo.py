@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import qkernels as qk
-from qkernels.calling import Call, example_call, first_line
-from qkernels.data.progress import progress
 from qkernels.graph.program import TorchProgram
-from qkernels.outputs import output_sqnrs
+from qkernels.modules.calling import Call, example_call, first_line
+from qkernels.modules.outputs import output_sqnrs
+from qkernels.utils.progress import progress
 
 FLOAT, LAYERS, COMPILED = "float", "layer by layer", "compiled"
 FORMS = tuple(

@@ -21,7 +21,7 @@ OUT = ROOT / "build" / "site-pages"
 PAGES = {"index.md": "README.md", "csrc.md": "csrc/README.md", "changelog.md": "CHANGELOG.md"}
 REFERENCE = {  # page -> (heading, modules whose public names it has)
     "quantization": ("Quantization", ["qkernels.quantization", "qkernels.qat"]),
-    "graph": ("Compile and run", ["qkernels.graph", "qkernels.program", "qkernels.speed"]),
+    "graph": ("Compile and run", ["qkernels.graph", "qkernels.program", "qkernels.measuring.speed"]),
     "recovery": ("Recovery", ["qkernels.recovery"]),
     "distill": ("Distillation", ["qkernels.distill", "qkernels.datafree", "qkernels.adversarial"]),
     "prune": ("Pruning", ["qkernels.prune", "qkernels.advise"]),

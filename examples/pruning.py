@@ -16,7 +16,7 @@ from qkernels import data as datasets
 from qkernels import models, prune
 from qkernels.distill import TrainConfig, train
 from qkernels.evaluate import evaluate
-from qkernels.measure import count_macs
+from qkernels.measuring.costs import count_macs
 from qkernels.pipeline import calibration_batches
 
 RUN = Path("runs/example-pruning")

@@ -17,8 +17,8 @@ import ray
 from ray import serve
 from tritonclient import http as triton
 
-from qkernels.input_size import parse_size
 from qkernels.serve.ray import Arguments, Replica
+from qkernels.utils.input_size import parse_size
 
 
 def main(path: str, size: str, port: str = "8000") -> None:

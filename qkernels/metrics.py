@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkernels.data.extras import require
 from qkernels.data.task import Labels
+from qkernels.utils.extras import require
 
 
 def metrics(answers: Tensor, labels: Tensor, meaning: Labels) -> tuple[dict[str, float], float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qkernels.bench import ConvCase, LinearCase
+from qkernels.measuring.bench import ConvCase, LinearCase
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qkernels import bench, data
+from qkernels import data
 from qkernels.cli import entry, main
 from qkernels.distill import CachedTeacher
-from qkernels.machine import cuda_built
-from qkernels.measure import count_macs
+from qkernels.measuring import bench
+from qkernels.measuring.costs import count_macs
+from qkernels.measuring.machine import cuda_built
 from qkernels.pipeline import PipelineConfig, create_model
 
 TINY = ["--epochs", "1", "--warmup-epochs", "0"]

@@ -12,8 +12,11 @@ import pytest
 from rich.console import Console
 
 from qkernels.distill import EpochRecord
-from qkernels.evaluate import Evaluation
-from qkernels.html_report import (
+from qkernels.evaluate import Evaluation, PairedChange
+from qkernels.measuring.machine import describe_machine
+from qkernels.measuring.speed import MEANING, Form, Speed, Speeds
+from qkernels.pipeline import PipelineConfig, PipelineResult, Row
+from qkernels.pipeline.html_report import (
     HEADINGS,
     SPEED_HEADINGS,
     cells,
@@ -23,11 +26,7 @@ from qkernels.html_report import (
     speed_cells,
     write_report,
 )
-from qkernels.machine import describe_machine
-from qkernels.measure import PairedChange
-from qkernels.pipeline import PipelineConfig, PipelineResult, Row
 from qkernels.quantization import LayerError, QuantConfig, QuantReport
-from qkernels.speed import MEANING, Form, Speed, Speeds
 
 CERTAIN = PairedChange(0.02, (0.01, 0.03), 40, 1000)
 CHANCE = PairedChange(-0.001, (-0.004, 0.002), 5, 1000)

@@ -12,7 +12,10 @@ import torch
 
 from qkernels import data as datasets
 from qkernels.distill import TrainConfig
-from qkernels.measure import count_macs, paired_change
+from qkernels.evaluate import paired_change
+from qkernels.measuring.costs import count_macs
+from qkernels.measuring.speed import deployed, measure_speed
+from qkernels.measuring.timing import Timing, time_in_turns
 from qkernels.pipeline import (
     PROGRAM,
     PipelineConfig,
@@ -24,8 +27,6 @@ from qkernels.pipeline import (
 from qkernels.pipeline.run import compile_student
 from qkernels.program import Program
 from qkernels.quantization import load, quantize
-from qkernels.speed import deployed, measure_speed
-from qkernels.timing import Timing, time_in_turns
 
 TINY = {"epochs": 2, "teacher_epochs": 2, "teacher_width": 8, "student_width": 4}
 TINY |= {"timing_seconds": 0.01, "throughput_batch": 4}

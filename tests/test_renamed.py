@@ -8,7 +8,7 @@ from torch import nn
 
 import qkernels as qk
 from qkernels import prune, quantization
-from qkernels.renamed import _NAMES
+from qkernels.utils.renamed import _NAMES
 
 
 @pytest.mark.parametrize("old", _NAMES)

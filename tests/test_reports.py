@@ -91,6 +91,10 @@ def test_pruning_adds_to_the_reports_of_the_model_it_was_given() -> None:
 
 
 def test_report_is_the_function_whatever_module_was_imported() -> None:
-    for module in ("qkernels.reports", "qkernels.html_report", "qkernels.quantization.report"):
+    for module in (
+        "qkernels.reports",
+        "qkernels.pipeline.html_report",
+        "qkernels.quantization.report",
+    ):
         importlib.import_module(module)
         assert callable(qk.report) and "report" in qk.__all__

@@ -18,7 +18,7 @@ from torch import nn
 
 import qkernels as qk
 from qkernels import models, ops
-from qkernels.machine import describe_machine
+from qkernels.measuring.machine import describe_machine
 
 
 class Skipped(Exception):

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from qkernels import _core
-from qkernels.machine import describe_machine
-from qkernels.timing import Timing
+from qkernels.measuring.machine import describe_machine
+from qkernels.measuring.timing import Timing
 
 from .contenders import Call, Contender, prepare, versions
 from .problem import AnyProblem, Unsupported

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from qkernels import models
-from qkernels.calling import Call
-from qkernels.measure import count_macs
+from qkernels.measuring.costs import count_macs
+from qkernels.modules.calling import Call
 
 from .real_models import TOKENS, RealModel, real_models, settled
 

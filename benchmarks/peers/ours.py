@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from qkernels.bench import chained_call
+from qkernels.measuring.bench import chained_call
 from qkernels.nn import QuantConv2d, QuantLinear
 
 from .problem import INPUT_SCALE, OUTPUT_SCALE, Problem, Unsupported

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from qkernels.bench import Case, ConvCase, LinearCase
+from qkernels.measuring.bench import Case, ConvCase, LinearCase
 from qkernels.nn.weights import quantize_weight
 
 Scheme = Literal["int8", "static", "dynamic", "weight-only f32", "weight-only bf16"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qkernels.calling import Call
+from qkernels.modules.calling import Call
 
 from . import torchvision_schemas
 

@@ -10,9 +10,9 @@ from unittest import mock
 
 import onnxruntime
 
-from qkernels.input_size import Size
 from qkernels.serve.__main__ import main
 from qkernels.serve.model import Arrays, Opened, named
+from qkernels.utils.input_size import Size
 
 
 def open_onnx(path: Path, sizes: Sequence[Size], threads: int) -> Opened:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from qkernels.bench import Case, ConvCase, LinearCase
+from qkernels.measuring.bench import Case, ConvCase, LinearCase
 
 from .problem import Problem, Scheme
 

@@ -22,8 +22,8 @@ from qkernels import models
 from qkernels.data.paths import data_root
 from qkernels.distill import CachedTeacher, LabelObjective, Objective, TrainConfig, soft_objective
 from qkernels.distill.loop import Loop
+from qkernels.measuring.timing import time_in_turns
 from qkernels.pipeline import create_model
-from qkernels.timing import time_in_turns
 
 
 def main() -> None:

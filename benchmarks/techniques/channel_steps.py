@@ -23,10 +23,10 @@ from torch import nn
 import qkernels
 from qkernels import data as datasets
 from qkernels import models, prune
-from qkernels.bench import ConvCase
 from qkernels.data import ImageData
-from qkernels.machine import describe_machine
-from qkernels.measure import count_macs, count_parameters
+from qkernels.measuring.bench import ConvCase
+from qkernels.measuring.costs import count_macs, count_parameters
+from qkernels.measuring.machine import describe_machine
 from qkernels.pipeline import calibration_batches
 from qkernels.quantization import fold_batch_norm_
 

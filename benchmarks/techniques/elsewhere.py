@@ -11,7 +11,7 @@ def _to(name: str, ids: str, code: str, test: str, example: str) -> Pointer:
 
 POINTERS = (
     _to("the tutorials' CNN", "S0-7", "models/tutorial_cnn.py", "models/test_models.py", "docs/digits.md"),
-    _to("size, latency and accuracy in one report", "S0-8", "html_report.py", "test_html_report.py",
+    _to("size, latency and accuracy in one report", "S0-8", "pipeline/html_report.py", "test_html_report.py",
         "docs/distillation.md"),
     _to("a transformer's layers", "S0-9 S3-18", "models/transformer.py", "graph/test_transformer.py", "docs/graph.md"),
     _to("torch.compile, torch.export, AOTInductor", "S1-8", "ops.py", "export/test_torch_export.py", "docs/export.md"),
@@ -22,6 +22,6 @@ POINTERS = (
     _to("a model over several devices", "S2-11", "parallel/stages.py", "parallel/test_stages.py", "docs/parallel.md"),
     _to("several models at once", "S2-12", "parallel/many.py", "parallel/test_many.py", "docs/parallel.md"),
     _to("fixed point", "S3-10", "quantization/study.py", "quantization/test_study.py", "docs/quantization.md"),
-    _to("paired comparison with an interval", "S3-17", "measure.py", "test_pipeline.py", "docs/distillation.md"),
+    _to("paired comparison with an interval", "S3-17", "evaluate.py", "test_pipeline.py", "docs/distillation.md"),
     _to("inference server", "S4-6", "serve/app.py", "serve/test_conformance.py", "docs/serving.md"),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qkernels import prune
 from qkernels.distill import TrainConfig, train
-from qkernels.measure import count_macs
+from qkernels.measuring.costs import count_macs
 from qkernels.reports import hang, report
 from techniques.row import Outcome, Row, Setting
 

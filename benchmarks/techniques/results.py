@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from qkernels.evaluate import predict, score
-from qkernels.measure import paired_change
+from qkernels.evaluate import paired_change, predict, score
+from qkernels.measuring.speed import measure_speed
 from qkernels.quantization.convert import stored_bytes
-from qkernels.speed import measure_speed
 from techniques.row import Outcome, Setting
 
 

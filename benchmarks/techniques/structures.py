@@ -24,8 +24,8 @@ from qkernels import models, prune
 from qkernels.data import load
 from qkernels.distill import suitable_config, train
 from qkernels.evaluate import evaluate
-from qkernels.machine import describe_machine
-from qkernels.measure import count_macs, count_parameters
+from qkernels.measuring.costs import count_macs, count_parameters
+from qkernels.measuring.machine import describe_machine
 from qkernels.pipeline import calibration_batches
 from qkernels.program import Program
 

@@ -6,7 +6,7 @@ import os
 import statistics
 from pathlib import Path
 
-from qkernels.machine import describe_machine
+from qkernels.measuring.machine import describe_machine
 from techniques.elsewhere import POINTERS
 from techniques.experiment import Plan, outcomes
 from techniques.results import Measured, Result

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qkernels.adversarial.ball import Ball
-from qkernels.answers import logits_of
-from qkernels.eval_mode import eval_mode
+from qkernels.modules.answers import logits_of
+from qkernels.modules.eval_mode import eval_mode
 
 
 def fgsm(model: nn.Module, images: Tensor, target: Tensor, ball: Ball) -> Tensor:

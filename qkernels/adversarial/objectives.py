@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qkernels.adversarial.attack import pgd
 from qkernels.adversarial.ball import Ball
-from qkernels.answers import logits_of
 from qkernels.distill.losses import hinton_loss
 from qkernels.distill.objective import Objective, StepLoss
+from qkernels.modules.answers import logits_of
 
 
 class _AdversarialObjective(Objective):

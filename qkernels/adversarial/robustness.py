@@ -13,9 +13,9 @@ from qkernels.adversarial.attack import fgsm, pgd
 from qkernels.adversarial.ball import Ball
 from qkernels.data.batches import Batches
 from qkernels.data.image_data import ImageData
-from qkernels.data.progress import Advance
-from qkernels.data.progress import progress as progress_bar
 from qkernels.evaluate import Evaluation, predict, score
+from qkernels.utils.progress import Advance
+from qkernels.utils.progress import progress as progress_bar
 
 Change = Callable[[Tensor, Tensor], Tensor]  # images and labels to the images shown
 

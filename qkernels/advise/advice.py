@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from qkernels.columns import aligned
-from qkernels.data.extras import require
 from qkernels.evaluate import Evaluation
+from qkernels.measuring.speed import Form
 from qkernels.models.channels import Sizes
-from qkernels.speed import Form
+from qkernels.utils.columns import aligned
+from qkernels.utils.extras import require
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,16 +15,16 @@ import qkernels
 from qkernels import models, prune, recovery
 from qkernels.advise.advice import Advice, Trial
 from qkernels.data import ImageData
-from qkernels.data.progress import progress as progress_bar
 from qkernels.distill import TrainConfig, suitable_config, train
 from qkernels.evaluate import Evaluation, accuracy_of
-from qkernels.measure import count_macs
+from qkernels.measuring.costs import count_macs
+from qkernels.measuring.speed import Form, deployed
+from qkernels.measuring.timing import time_in_turns
 from qkernels.models.channels import Sizes
 from qkernels.pipeline import calibration_batches
 from qkernels.quantization.convert import stored_bytes
 from qkernels.quantization.sensitivity import mix
-from qkernels.speed import Form, deployed
-from qkernels.timing import time_in_turns
+from qkernels.utils.progress import progress as progress_bar
 
 SHARES = (0.25, 0.4, 0.55, 0.7)  # of the multiply-adds, to prune
 

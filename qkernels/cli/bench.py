@@ -14,8 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from qkernels.bench import BenchRow, bench_results, geometric_means, run_bench
 from qkernels.cli.printing import check_writable, say
+from qkernels.measuring.bench import BenchRow, bench_results, geometric_means, run_bench
 
 COLUMNS = 122  # of the terminal; a narrower one wraps lines, but no figure is cut
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from qkernels.cli.options import chosen_data, chosen_model, takes_data, takes_model
 from qkernels.cli.printing import kilobytes, say, say_pairs
 from qkernels.evaluate import evaluate
+from qkernels.measuring.speed import MEANING, measure_speed
 from qkernels.pipeline import open_model
-from qkernels.speed import MEANING, measure_speed
 
 
 @takes_model

@@ -11,10 +11,10 @@ import typer
 import qkernels
 from qkernels.cli.options import Trust
 from qkernels.cli.printing import kilobytes, say
-from qkernels.data.extras import require
 from qkernels.export import export_onnx
-from qkernels.input_size import image_size, parse_size
 from qkernels.quantization import read_metadata
+from qkernels.utils.extras import require
+from qkernels.utils.input_size import image_size, parse_size
 
 
 def command(

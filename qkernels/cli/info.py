@@ -8,7 +8,7 @@ import qkernels._core as kernel_core
 from qkernels import data as datasets
 from qkernels import models
 from qkernels.cli.printing import say, say_pairs
-from qkernels.machine import describe_cuda, describe_machine
+from qkernels.measuring.machine import describe_cuda, describe_machine
 
 
 def command() -> None:

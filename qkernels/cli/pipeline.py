@@ -11,8 +11,8 @@ from typing import Any
 
 from qkernels.cli.flags import flags_of, given
 from qkernels.cli.printing import say
-from qkernels.html_report import findings, next_commands, results_table, write_report
 from qkernels.pipeline import RECIPES, PipelineConfig, run_pipeline
+from qkernels.pipeline.html_report import findings, next_commands, results_table, write_report
 
 
 def _shown_default(field: str) -> str:

@@ -11,8 +11,8 @@ import typer
 import qkernels
 from qkernels.cli.options import Size, Trust
 from qkernels.cli.printing import say
-from qkernels.input_size import parse_size
 from qkernels.program import Program
+from qkernels.utils.input_size import parse_size
 
 
 def command(

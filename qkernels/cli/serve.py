@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from qkernels.data.extras import require
+from qkernels.utils.extras import require
 
 SETTINGS = {  # the words go on to the server, whose own help it is
     "add_help_option": False,

@@ -14,9 +14,10 @@ from qkernels.data.split import Split
 Batch = tuple[Tensor, Tensor | None]
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """The seed of one epoch: a pure function, so that resuming needs no random state."""
-    return seed * 1_000_003 + epoch
+def epoch_seed(seed: int, epoch: int, process: int = 0) -> int:
+    """The seed of one epoch on one process: a pure function, so that resuming needs no random state."""
+    # far apart in the lower 32 bits too, which are all that torch takes on a CPU
+    return seed * 1_000_003 + epoch + process * 0x9E3779B1
 
 
 @dataclass(frozen=True, eq=False)

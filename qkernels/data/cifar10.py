@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qkernels.calling import first_line
 from qkernels.data.augment import Augment
-from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
 from qkernels.data.paths import cache_dir, data_root, find, find_or_raise
-from qkernels.data.progress import progress
 from qkernels.data.split import Split, hold_out
 from qkernels.image_input import pixels_of
+from qkernels.utils.errors import first_line
+from qkernels.utils.extras import require
+from qkernels.utils.files import replacing
+from qkernels.utils.progress import progress
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -195,16 +196,14 @@ def _decoded(archive_path: Path) -> Path:
             return path
         train, test = _decode(archive, "train"), _decode(archive, "test")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed, so that a killed or a second process never leaves half a file.
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+    with replacing(path) as aside:  # a second process may be at it too
         np.savez(
-            file,
+            aside,
             train_images=train[0],
             train_labels=train[1],
             test_images=test[0],
             test_labels=test[1],
         )
-    Path(file.name).replace(path)
     return path
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from qkernels.data.augment import Augment
-from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
 from qkernels.data.split import Split, stratified_parts
+from qkernels.utils.extras import require
 
 
 def load_digits(root: str | Path | None = None, *, seed: int = 0) -> ImageData:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from qkernels.data.augment import Augment
-from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
 from qkernels.data.paths import data_root
 from qkernels.data.split import Split, hold_out
 from qkernels.image_input import pixels_of
+from qkernels.utils.extras import require
 
 SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif",

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from qkernels.data.image_data import ImageData
-from qkernels.data.progress import progress
 from qkernels.data.split import Split, hold_out
 from qkernels.data.task import Labels, Task
+from qkernels.utils.progress import progress
 
 PARTS = ("train", "val", "test")
 _PROBED = 16  # items whose values a digest looks at

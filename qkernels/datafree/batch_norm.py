@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from qkernels.modules.calling import Call
+from qkernels.modules.watching import watching
+
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
@@ -42,16 +45,14 @@ class BatchNormGap:
     def watching(self) -> Iterator[list[Tensor]]:
         """A list that every pass through the network inside fills with the scalar gap of each batch norm."""
         gaps: list[Tensor] = []
+        layers = {str(i): layer for i, layer in enumerate(self.layers)}
 
-        def hook(layer: BatchNorm, args: tuple[Tensor, ...]) -> None:
-            rows = args[0].float().movedim(1, -1).flatten(0, -2)
+        def add(name: str, call: Call) -> None:
+            layer = layers[name]
+            rows = call.first.float().movedim(1, -1).flatten(0, -2)
             variance, mean = torch.var_mean(rows, 0, correction=0)
             assert layer.running_mean is not None and layer.running_var is not None
             gaps.append((mean - layer.running_mean).norm() + (variance - layer.running_var).norm())
 
-        handles = [layer.register_forward_pre_hook(hook) for layer in self.layers]
-        try:
+        with watching(layers, add):
             yield gaps
-        finally:
-            for handle in handles:
-                handle.remove()

@@ -10,16 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qkernels.answers import logits_of
 from qkernels.data import Split
 from qkernels.data.batches import epoch_seed
-from qkernels.data.progress import Advance
-from qkernels.data.progress import progress as progress_bar
 from qkernels.datafree.batch_norm import BatchNormGap
 from qkernels.datafree.image_kind import ImageKind
 from qkernels.datafree.sheet import write_sheet
 from qkernels.distill.run_folder import RunFolder
-from qkernels.eval_mode import eval_mode
+from qkernels.modules.answers import logits_of
+from qkernels.modules.eval_mode import eval_mode
+from qkernels.utils.progress import Advance
+from qkernels.utils.progress import progress as progress_bar
 
 
 class InversionConfig(BaseModel):

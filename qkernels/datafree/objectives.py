@@ -18,13 +18,14 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, kl_div
 from torch.nn.parallel import DistributedDataParallel
 
-from qkernels.answers import logits_of
 from qkernels.data import Split
 from qkernels.datafree.batch_norm import BatchNormGap
 from qkernels.datafree.generator import Generator
 from qkernels.distill.losses import hinton_loss
 from qkernels.distill.objective import Objective, StepLoss
-from qkernels.eval_mode import eval_mode
+from qkernels.modules.answers import logits_of
+from qkernels.modules.eval_mode import eval_mode
+from qkernels.modules.watching import watching
 
 
 class Made(NamedTuple):
@@ -265,8 +266,5 @@ def _last_linear(teacher: nn.Module) -> nn.Linear:
 def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """A list that every call of `module` inside fills with its input."""
     inputs: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    try:
+    with watching({"": module}, lambda name, call: inputs.append(call.first)):
         yield inputs
-    finally:
-        handle.remove()

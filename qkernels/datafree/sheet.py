@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import pad
 
 from qkernels.data import Split
-from qkernels.data.extras import require
+from qkernels.utils.extras import require
 
 
 def write_sheet(split: Split, path: str | Path, *, columns: int = 10, rows: int = 10) -> None:

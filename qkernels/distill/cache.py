@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.answers import logits_of
 from qkernels.distill.objective import frozen
+from qkernels.modules.answers import logits_of
 
 SCHEMA = """
 PRAGMA journal_mode = WAL;

@@ -13,11 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.answers import logits_of
 from qkernels.data.batches import Batches, epoch_seed
-from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
-from qkernels.data.progress import Advance
 from qkernels.distill.config import TrainConfig, learning_rate
 from qkernels.distill.guard import Guard
 from qkernels.distill.history import EpochRecord, is_over
@@ -25,6 +22,9 @@ from qkernels.distill.label_loss import plain_loss
 from qkernels.distill.objective import Objective
 from qkernels.distill.run_folder import RunFolder
 from qkernels.distill.soundness import check_finite, check_inputs, check_labels_of
+from qkernels.modules.answers import logits_of
+from qkernels.utils.extras import require
+from qkernels.utils.progress import Advance
 
 AfterStep = Callable[[nn.Module, float], object]  # model, lr
 
@@ -86,6 +86,7 @@ class Loop:
         if config.sync_batch_norm and accelerator.num_processes > 1:
             shared = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # holds the same tensors
         self.wrapped, self.stepper = accelerator.prepare(shared, self.optimizer)
+        self._share(self.objective.state_dict())  # the wrapped model's are shared already
         self.history: list[EpochRecord] = []
         self.guard: Guard | None = None
 
@@ -176,7 +177,7 @@ class Loop:
         """Train one epoch and validate if it is due; its record, and the loss of its first step."""
         started = time.perf_counter()
         # Seeding per epoch (dropout) makes an epoch independent of what ran before it.
-        torch.manual_seed(epoch_seed(self.config.seed, epoch) + self.accelerator.process_index)
+        torch.manual_seed(epoch_seed(self.config.seed, epoch, self.accelerator.process_index))
         self.wrapped.train()
         for module in self.still:
             module.training = False
@@ -223,7 +224,8 @@ class Loop:
         if self.after_step is not None:
             self.after_step(self.model, rate)
         losses, logits, truths = zip(*steps, strict=True)
-        return self._sum(torch.stack(losses).sum(), torch.cat(logits), torch.cat(truths))
+        sums = self._sums(torch.stack(losses).sum(), torch.cat(logits), torch.cat(truths))
+        return self._over_processes(sums)
 
     @torch.no_grad()
     def _blame(self, images: Tensor) -> str:
@@ -237,6 +239,12 @@ class Loop:
             return "no step has been taken yet, so that no lr helps; look at the model's answers and the objective"
         return "lower the lr"
 
+    def _share(self, tensors: dict[str, Tensor]) -> None:
+        """Give every process the first one's values."""
+        if self.accelerator.num_processes > 1:
+            for tensor in tensors.values():
+                require("accelerate.utils").broadcast(tensor)
+
     def _average_objective(self) -> None:
         """The wrapped model averages its gradients over the processes, the objective's are left to us."""
         if self.accelerator.num_processes > 1:
@@ -248,21 +256,25 @@ class Loop:
         """(loss, accuracy) on the validation split, every process on its share."""
         if self.val_batches is None:
             return None, None
-        if self.accelerator.num_processes > 1:
-            for buffer in self.model.buffers():  # batch statistics differ between processes
-                require("accelerate.utils").broadcast(buffer)
+        self._share(dict(self.model.named_buffers()))  # batch statistics differ between processes
         self.model.eval()
         totals, plain = Sums(), plain_loss(self.data.meaning)
         for images, labels in self.val_batches:
+            if len(images) == 0:  # the last batch has fewer than there are processes
+                continue
             with torch.no_grad(), self._autocast():
                 logits = logits_of(self.model, images).float()
             assert labels is not None
-            totals = totals + self._sum(plain(logits, labels) * len(labels), logits, labels)
+            totals = totals + self._sums(plain(logits, labels) * len(labels), logits, labels)
+        totals = self._over_processes(totals)
         return totals.mean_loss, totals.accuracy
 
-    def _sum(self, loss: Tensor, logits: Tensor, truth: Tensor) -> Sums:
+    def _sums(self, loss: Tensor, logits: Tensor, truth: Tensor) -> Sums:
         right, known = self.data.meaning.right(logits, truth)
-        sums = torch.stack([x.double() for x in (loss, loss.new_tensor(len(truth)), right, known)])
+        return Sums(float(loss), len(truth), float(right), float(known))
+
+    def _over_processes(self, own: Sums) -> Sums:
+        sums = torch.tensor(astuple(own), dtype=torch.float64, device=self.accelerator.device)
         return Sums(*self.accelerator.reduce(sums, "sum").tolist())
 
     def _autocast(self) -> torch.autocast:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qkernels.answers import logits_of
 from qkernels.distill.label_loss import LabelLoss
 from qkernels.distill.losses import mean_answer
+from qkernels.modules.answers import logits_of
 
 # (student logits, teacher logits, labels, temperature) -> scalar
 SoftLoss = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]

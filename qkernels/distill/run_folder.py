@@ -9,20 +9,18 @@ model.safetensors    the final weights, once the run is finished
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qkernels.calling import first_line
 from qkernels.models.weights import plain_name
+from qkernels.utils.errors import first_line
+from qkernels.utils.files import replacing
 
 START = "start"  # in config.json
 
@@ -71,7 +69,8 @@ class RunFolder:
 
     def _write_config(self) -> None:
         text = json.dumps(self.description | {START: self.start}, indent=2) + "\n"
-        self._replace("config.json", lambda file: file.write_text(text))
+        with replacing(self.path / "config.json") as file:
+            file.write_text(text)
 
     def load(self) -> dict[str, Any] | None:
         """The last checkpoint on the CPU, or None if there is none to resume from."""
@@ -91,9 +90,11 @@ class RunFolder:
         if self._longer:
             self._write_config()
             self._longer = False
-        self._replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
+        with replacing(self.path / "checkpoint.pt") as file:
+            torch.save(checkpoint, file)
         lines = "".join(json.dumps(record) + "\n" for record in checkpoint["history"])
-        self._replace("history.jsonl", lambda file: file.write_text(lines))
+        with replacing(self.path / "history.jsonl") as file:
+            file.write_text(lines)
 
     def save_weights(self, weights: dict[str, Tensor]) -> None:
         """Write the final weights as model.safetensors."""
@@ -102,7 +103,8 @@ class RunFolder:
         for name, tensor in plain.items():  # safetensors holds no tensor under two names
             if first.setdefault(tensor.untyped_storage().data_ptr(), name) != name:
                 plain[name] = tensor.clone()
-        self._replace("model.safetensors", lambda file: save_file(plain, file))
+        with replacing(self.path / "model.safetensors") as file:
+            save_file(plain, file)
 
     def _refuse_other_run(self, found: dict[str, Any]) -> None:
         start = found.pop(START, None)
@@ -121,17 +123,3 @@ class RunFolder:
                 "take another run_dir, or resume=False to start over",
                 stacklevel=4,
             )
-
-    def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Write aside, flush to disk and rename: a reader sees the old file or the new one."""
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=".writing-") as folder:
-            aside = Path(folder) / name
-            try:
-                write(aside)
-                with aside.open("rb+") as file:
-                    os.fsync(file.fileno())
-            except (OSError, RuntimeError, SafetensorError) as error:  # such as of a full disk
-                raise OSError(
-                    f"{self.path / name} could not be written ({first_line(error)}): what was there before is kept"
-                ) from error
-            aside.replace(self.path / name)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from qkernels.answers import logits_of
 from qkernels.data.image_data import ImageData
 from qkernels.data.task import check_labels
+from qkernels.modules.answers import logits_of
 from qkernels.nn import QuantModule
 
 

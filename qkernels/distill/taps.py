@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from qkernels.eval_mode import eval_mode
+from qkernels.modules.calling import Call
+from qkernels.modules.eval_mode import eval_mode
+from qkernels.modules.watching import watching
 
 
 @contextmanager
@@ -26,15 +28,11 @@ def tap(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     model = model.module if isinstance(model, DistributedDataParallel) else model
     modules = {name: _named(model, name) for name in names}
 
-    def keep(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: features.update({name: output})
+    def keep(name: str, call: Call, output: Tensor) -> None:
+        features[name] = output
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
+    with watching(modules, after=keep):
         yield features
-    finally:
-        for handle in handles:
-            handle.remove()
     for name in names:
         found = features.get(name)
         if not isinstance(found, Tensor):

@@ -11,10 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qkernels.copying import unwrapped
-from qkernels.data.extras import require
 from qkernels.data.image_data import ImageData
-from qkernels.data.progress import progress as progress_bar
 from qkernels.distill.cache import describe, digest
 from qkernels.distill.config import TrainConfig
 from qkernels.distill.history import TrainResult, check_target
@@ -24,6 +21,9 @@ from qkernels.distill.objective import LabelObjective, Objective
 from qkernels.distill.registry import OBJECTIVES
 from qkernels.distill.run_folder import RunFolder
 from qkernels.distill.soundness import check_trainable
+from qkernels.modules.copying import unwrapped
+from qkernels.utils.extras import require
+from qkernels.utils.progress import progress as progress_bar
 
 
 def train(

@@ -8,19 +8,19 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from qkernels.calling import Call, example_call
-from qkernels.data.extras import require
 from qkernels.graph import CompiledModel
+from qkernels.modules.calling import Call, example_call
+from qkernels.modules.swap import ModuleSwap
 from qkernels.nn import MeanPool2d
 from qkernels.nn.module import QuantModule
-from qkernels.swap import ModuleSwap
+from qkernels.utils.extras import require
+from qkernels.utils.files import replacing
 
 
 def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> None:
@@ -63,14 +63,9 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
     assert program is not None
     for node in program.model.graph:  # stack traces, with the paths of this machine
         node.metadata_props.clear()
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        program.save(part, external_data=False)
-        onnx.checker.check_model(part, full_check=True)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as aside:
+        program.save(aside, external_data=False)
+        onnx.checker.check_model(aside, full_check=True)
 
 
 def _with_qdq_layers(model: nn.Module) -> nn.Module:

@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qkernels import ops, reports
-from qkernels.calling import Call
 from qkernels.graph.profile import profile
 from qkernels.graph.program import TorchProgram
 from qkernels.graph.report import ChainReport
+from qkernels.modules.calling import Call
 from qkernels.program import Profile
 
 

@@ -10,17 +10,17 @@ from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch.utils import _pytree as pytree
 
-from qkernels.calling import Call, example_call
-from qkernels.capture import CaptureError
-from qkernels.copying import copied
-from qkernels.eval_mode import answering
 from qkernels.graph.chain import chain_on_cpu, chain_on_device
 from qkernels.graph.compiled import Argument, CompiledGraph, CompiledModel, Signature, in_float32
 from qkernels.graph.lower import whole as whole_program
 from qkernels.graph.parts import compile_parts
 from qkernels.graph.report import ChainReport
 from qkernels.graph.trace import Traced, trace
-from qkernels.outputs import output_sqnrs
+from qkernels.modules.calling import Call, example_call
+from qkernels.modules.capture import CaptureError
+from qkernels.modules.copying import copied
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.outputs import output_sqnrs
 
 _LEAST_EXACT = (
     60.0  # dB; bits that a step of torch rounds otherwise in another memory format are nearer

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qkernels.calling import Call
-from qkernels.capture import CaptureError, Watched
-from qkernels.copying import copied
-from qkernels.eval_mode import answering
 from qkernels.graph.compiled import CompiledModel
 from qkernels.graph.report import ChainReport, LayerChain
+from qkernels.modules.calling import Call
+from qkernels.modules.capture import CaptureError, Watched
+from qkernels.modules.copying import copied
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.swap import ModuleSwap
 from qkernels.nn.module import QuantModule
 from qkernels.program import Profile
-from qkernels.swap import ModuleSwap
 
 Compile = Callable[[nn.Module, Call], CompiledModel]
 

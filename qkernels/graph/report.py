@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qkernels.columns import aligned
+from qkernels.utils.columns import aligned
 
 
 @dataclass

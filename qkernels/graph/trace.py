@@ -18,8 +18,6 @@ from torch._guards import detect_fake_mode
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import Max
 
-from qkernels.calling import Call
-from qkernels.capture import CaptureError, exported
 from qkernels.graph.identities import simplify
 from qkernels.graph.nodes import (
     alike,
@@ -34,6 +32,8 @@ from qkernels.graph.nodes import (
     value,
 )
 from qkernels.graph.windows import cuts_windows
+from qkernels.modules.calling import Call
+from qkernels.modules.capture import CaptureError, exported
 
 aten = torch.ops.aten
 

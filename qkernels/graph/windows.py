@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qkernels.calling import Call
-from qkernels.eval_mode import answering
+from qkernels.modules.calling import Call
+from qkernels.modules.eval_mode import answering
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)

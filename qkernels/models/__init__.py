@@ -11,7 +11,7 @@ from qkernels.models.sources import accepted, check_trusted, is_named_by_source
 from qkernels.models.transformer import TransformerEncoder, VisionTransformer
 from qkernels.models.tutorial_cnn import TutorialCNN
 from qkernels.models.weights import load_weights
-from qkernels.renamed import renamed
+from qkernels.utils.renamed import renamed
 
 __all__ = [
     "CifarResNet",

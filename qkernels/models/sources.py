@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from qkernels.data.extras import require
+from qkernels.utils.extras import require
 
 LIBRARIES = ("torchvision", "timm")
 _TIMM_NAMES = {"in_channels": "in_chans", "image_size": "img_size"}

@@ -13,7 +13,7 @@ from qkernels.nn.mean_pool import MeanPool2d, fix_mean_order_
 from qkernels.nn.module import QuantModule
 from qkernels.nn.registry import LayerSpec, float_classes, register_layer, spec_of
 from qkernels.nn.weights import quantize_weight
-from qkernels.renamed import renamed
+from qkernels.utils.renamed import renamed
 
 __all__ = [
     "ClampedReLU",

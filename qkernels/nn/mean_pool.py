@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qkernels import ops
-from qkernels.swap import ModuleSwap, has_own_forward
+from qkernels.modules.swap import ModuleSwap, has_own_forward
 
 Model = TypeVar("Model", bound=nn.Module)
 

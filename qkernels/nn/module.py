@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from qkernels import ops
+from qkernels.modules.standing_in import StandIn
 from qkernels.nn.dequantized import DequantizedWeight
 from qkernels.nn.weights import check_scale, check_zero_point, quantize_weight
 from qkernels.reference import MAX_K
-from qkernels.standing_in import StandIn
 
 Activation = Literal["static", "dynamic", "weight_only"]
 
@@ -29,7 +29,7 @@ class QuantModule(StandIn, nn.Module):
     ``next(model.parameters()).dtype`` answers, and each int8 class is a subclass of its float class: forwards ask
     ``isinstance(layer, nn.Linear)`` to tell a head from an ``nn.Identity``, and tools find layers by it. What reads
     such a layer's weight gets right values; what writes to it is refused. In the place of a user's subclass it is an
-    instance of that too (`qkernels.standing_in`). Scales and bias stay float32 under
+    instance of that too (`qkernels.modules.standing_in`). Scales and bias stay float32 under
     ``.half()`` and ``.to(dtype)``: the output takes the input's dtype.
     """
 

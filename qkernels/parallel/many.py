@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from qkernels.data.image_data import ImageData
-from qkernels.data.progress import progress as progress_bar
 from qkernels.evaluate import Quality, evaluate
-from qkernels.machine import describe_machine
+from qkernels.measuring.machine import describe_machine
+from qkernels.utils.progress import progress as progress_bar
 
 
 def share_cores(jobs: int, cores: int | None = None) -> tuple[int, int]:

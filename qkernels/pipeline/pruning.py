@@ -15,7 +15,7 @@ from qkernels.data import ImageData
 from qkernels.distill import suitable_config
 from qkernels.distill.label_loss import plain_loss
 from qkernels.evaluate import Quality, evaluate
-from qkernels.measure import count_macs
+from qkernels.measuring.costs import count_macs
 from qkernels.pipeline.architecture import ModelChoice, describe_data, open_float_model
 from qkernels.quantization import save
 from qkernels.reports import report

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qkernels.distill import EpochRecord
-from qkernels.evaluate import Evaluation
-from qkernels.measure import PairedChange
+from qkernels.evaluate import Evaluation, PairedChange
+from qkernels.measuring.speed import Speeds
 from qkernels.pipeline.config import PipelineConfig
 from qkernels.quantization import LayerError, QuantReport
-from qkernels.speed import Speeds
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from qkernels.data import ImageData
 from qkernels.distill import OBJECTIVES, EpochRecord, TrainConfig, train
-from qkernels.evaluate import check_of_classes, predict, score
+from qkernels.evaluate import check_of_classes, paired_change, predict, score
 from qkernels.graph import compile
-from qkernels.machine import describe_machine
-from qkernels.measure import count_macs, count_parameters, paired_change
+from qkernels.measuring.costs import count_macs, count_parameters
+from qkernels.measuring.machine import describe_machine
+from qkernels.measuring.speed import Speeds, measure_speed
 from qkernels.pipeline.architecture import (
     ModelChoice,
     create_model,
@@ -39,7 +40,7 @@ from qkernels.quantization import (
 )
 from qkernels.quantization.observers import observer_names
 from qkernels.reports import report
-from qkernels.speed import Speeds, measure_speed
+from qkernels.utils.files import replacing
 
 TEACHER, ALONE, DISTILLED, INT8 = "teacher", "student alone", "student distilled", "student int8"
 FOLDERS = {TEACHER: "teacher", ALONE: "student", DISTILLED: "distilled"}
@@ -176,7 +177,8 @@ def _keep(config: PipelineConfig, teacher: nn.Module) -> Path:
     """Write the weights of a teacher that is not trained here, in the form of the others."""
     path = config.run / FOLDERS[TEACHER] / "model.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(teacher.state_dict(), path)
+    with replacing(path) as aside:
+        save_file(teacher.state_dict(), aside)
     return path
 
 

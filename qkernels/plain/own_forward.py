@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qkernels.calling import first_line
 from qkernels.nn import QuantModule
 from qkernels.nn.registry import spec_of
 from qkernels.plain import probe
 from qkernels.plain.form import PlainForm, spend_weight_hooks
 from qkernels.plain.same_padding import SamePaddedConv2d
+from qkernels.utils.errors import first_line
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)  # fmt: skip

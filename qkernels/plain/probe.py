@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from qkernels.eval_mode import eval_mode
+from qkernels.modules.eval_mode import eval_mode
 
 _MAGNITUDES = (1.0, 1e-3, 100.0, 0.0)  # of the samples of each input
 # of a sample's largest value; the sums of two equal functions may be added in another order

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from qkernels.columns import aligned
+from qkernels.utils.columns import aligned
+from qkernels.utils.extras import require
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,9 @@ class Profile:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """One bar a step, as long as its time, the part that the peak would need in a darker shade; SVG, PNG or PDF."""
-        try:
-            pyplot: Any = importlib.import_module("matplotlib.figure")
-        except ImportError as error:
-            raise ImportError("a plot needs matplotlib: pip install 'qkernels[train]'") from error
-        figure = pyplot.Figure(figsize=(7, 1 + 0.22 * len(self.steps)), layout="constrained")
+        figure = require("matplotlib.figure").Figure(
+            figsize=(7, 1 + 0.22 * len(self.steps)), layout="constrained"
+        )
         axes = figure.subplots()
         places = range(len(self.steps), 0, -1)
         times = [step.seconds * 1e6 for step in self.steps]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from qkernels.program import kernel_core
 from qkernels.program.format import checksum, read_extra, stored_checksum, with_extra
 from qkernels.program.memory import at_line
 from qkernels.program.profile import Profile
+from qkernels.utils.files import replacing
 
 
 class Program:
@@ -54,16 +53,13 @@ class Program:
             raise ValueError(f"{path}: {error}") from error
 
     def save(self, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> None:
-        """Write the bytes aside, then rename: a reader sees the old file or the new one.
+        """Write a file that `load` opens.
 
         ``extra``: JSON-able values to keep in the file; None: those that the program has.
         """
         data = self.data if extra is None else with_extra(self.data, extra)
-        target = Path(path)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
-            aside = Path(folder) / target.name
+        with replacing(path) as aside:
             data.tofile(aside)
-            aside.replace(target)
 
     def __call__(self, *inputs: NDArray[Any]) -> Any:
         outputs = self._program.run(list(map(_words, inputs)), self.threads)

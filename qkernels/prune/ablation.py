@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qkernels.answers import logits_of
-from qkernels.data.progress import progress as progress_bar
-from qkernels.eval_mode import answering
+from qkernels.modules.answers import logits_of
+from qkernels.modules.calling import Call
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.watching import watching
 from qkernels.prune.scores import Labelled, Loss, Scores, channel_dim, labelled
+from qkernels.utils.progress import progress as progress_bar
 
 
 def dropout(
@@ -34,16 +36,13 @@ def dropout(
     if parts < 2:
         raise ValueError(f"parts={parts} must be at least 2")
     batches = labelled(batches)
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    sums: dict[
-        str, Tensor
-    ] = {}  # by layer: [2, channels], summed losses with the channel dropped and kept
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    # by layer: [2, channels], summed losses with the channel dropped and kept
+    sums: dict[str, Tensor] = {}
     part_of: dict[str, Tensor] = {}  # by layer: the pass that drops a channel
     with ExitStack() as stack:
-        turn = _Turn(torch.Generator().manual_seed(seed), parts, part_of)
-        for name in names:
-            handle = model.get_submodule(name).register_forward_pre_hook(turn.hook(name))
-            stack.callback(handle.remove)
+        turn = _Turn(layers, torch.Generator().manual_seed(seed), parts, part_of)
+        stack.enter_context(watching(layers, turn.drop))
         stack.enter_context(answering(model))
         advance = stack.enter_context(progress_bar("dropout", parts * len(batches)))
         for inputs, labels in batches:
@@ -63,16 +62,22 @@ def dropout(
 class _Turn:
     """Drops the channels whose part it is `now`; deals them to parts when a layer is first seen in a batch."""
 
-    def __init__(self, generator: torch.Generator, parts: int, part_of: dict[str, Tensor]) -> None:
-        self.generator, self.parts, self.part_of, self.now = generator, parts, part_of, 0
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        generator: torch.Generator,
+        parts: int,
+        part_of: dict[str, Tensor],
+    ) -> None:
+        self.layers, self.generator, self.parts = layers, generator, parts
+        self.part_of, self.now = part_of, 0
 
-    def hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor]:
-        def drop(layer: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
-            x = args[0].movedim(channel_dim(layer), -1)
-            if name not in self.part_of:
-                order = torch.randperm(x.shape[-1], generator=self.generator)
-                self.part_of[name] = order % self.parts
-            kept = self.part_of[name] != self.now
-            return (x * kept.to(x)).movedim(-1, channel_dim(layer))
-
-        return drop
+    def drop(self, name: str, call: Call) -> Call:
+        """The call of a layer without the channels of this turn."""
+        dim = channel_dim(self.layers[name])
+        x = call.first.movedim(dim, -1)
+        if name not in self.part_of:
+            order = torch.randperm(x.shape[-1], generator=self.generator)
+            self.part_of[name] = order % self.parts
+        kept = self.part_of[name] != self.now
+        return Call(((x * kept.to(x)).movedim(-1, dim),))

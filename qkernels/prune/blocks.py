@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qkernels.answers import logits_of
-from qkernels.data.progress import progress as progress_bar
-from qkernels.eval_mode import answering
 from qkernels.models.channels import sizes
+from qkernels.modules.answers import logits_of
+from qkernels.modules.calling import Call
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.watching import watching
 from qkernels.prune.channels import describe
 from qkernels.prune.parameters import within
 from qkernels.prune.scores import Labelled, Loss, labelled
 from qkernels.prune.selection import layer_macs
-from qkernels.renamed import explains_old_arguments
 from qkernels.reports import hang
+from qkernels.utils.progress import progress as progress_bar
+from qkernels.utils.renamed import explains_old_arguments
 
 
 @explains_old_arguments
@@ -28,26 +30,19 @@ def find_blocks(model: nn.Module, example_inputs: Tensor) -> list[str]:
     """
     found: list[str] = []
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(block: nn.Module, args: tuple[Tensor, ...], y: object) -> None:
-            if len(args) == 1 and isinstance(y, Tensor) and y.shape == args[0].shape:
-                found.append(name)
+    def keep(name: str, call: Call, y: object) -> None:
+        if len(call.args) == 1 and isinstance(y, Tensor) and y.shape == call.first.shape:
+            found.append(name)
 
-        return hook
-
-    handles = [
-        block.register_forward_hook(watch(f"{name}.{key}".lstrip(".")))
+    blocks = {
+        f"{name}.{key}".lstrip("."): block
         for name, sequence in model.named_modules()
         if isinstance(sequence, nn.Sequential)
         for key, block in sequence.named_children()
         if any(True for _ in block.children())
-    ]
-    try:
-        with answering(model):
-            model(example_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    }
+    with watching(blocks, after=keep), answering(model):
+        model(example_inputs)
     return [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
 
 

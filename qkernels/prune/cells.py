@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from qkernels.copying import copied
 from qkernels.models.channels import HEADS, WIDTHS
-from qkernels.outputs import output_error, rounding
+from qkernels.modules.calling import Call
+from qkernels.modules.copying import copied
+from qkernels.modules.outputs import output_error, rounding
+from qkernels.modules.watching import watching
 
 Side = Literal["out", "in"]
 
@@ -56,8 +58,8 @@ def find_cells(model: nn.Module, example_inputs: Tensor) -> list[Cells]:
         elif isinstance(module, nn.GroupNorm):
             parts = {(name, "out"): _even(module.num_channels, module.num_groups)}
             found.append(Cells(name, {"num_groups": 1}, parts))
-    for name, module, arguments in _attentions(model, example_inputs):
-        cells = _separate(name, module) or _fused(name, module, arguments)
+    for name, module, call in _attentions(model, example_inputs):
+        cells = _separate(name, module) or _fused(name, module, call)
         if cells is not None:
             found.append(cells)
     return found
@@ -76,27 +78,20 @@ def heads_of(module: nn.Module) -> int | None:
     return None
 
 
-def _attentions(
-    model: nn.Module, example_inputs: Tensor
-) -> list[tuple[str, nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """(name, module, its first call's arguments) of modules with heads and linear layers of their own."""
-    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+def _attentions(model: nn.Module, example_inputs: Tensor) -> list[tuple[str, nn.Module, Call]]:
+    """(name, module, its first call) of modules with heads and linear layers of their own."""
+    calls: dict[str, Call] = {}
     modules = {
         name: module
         for name, module in model.named_modules()
         if heads_of(module) is not None and not isinstance(module, nn.MultiheadAttention)
     }
 
-    def watch(name: str) -> Any:
-        return lambda module, args, kwargs: calls.setdefault(name, (args, kwargs)) and None
+    def keep(name: str, call: Call) -> None:
+        calls.setdefault(name, call)
 
-    handles = [m.register_forward_pre_hook(watch(n), with_kwargs=True) for n, m in modules.items()]
-    try:
-        with torch.no_grad():
-            model(example_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(modules, keep), torch.no_grad():
+        model(example_inputs)
     return [(name, modules[name], call) for name, call in calls.items()]
 
 
@@ -126,7 +121,7 @@ def _separate(name: str, module: nn.Module) -> Cells | None:
     return None
 
 
-def _fused(name: str, module: nn.Module, arguments: Any) -> Cells | None:
+def _fused(name: str, module: nn.Module, call: Call) -> Cells | None:
     """One layer makes query, key and value: three times as wide as what the last layer reads."""
     heads, linears = heads_of(module), _linears(module)
     assert heads is not None
@@ -141,7 +136,7 @@ def _fused(name: str, module: nn.Module, arguments: Any) -> Cells | None:
                     (f"{name}.{read}".lstrip("."), "in"): _even(width, heads),
                 }
                 cells = Cells(name, _counts(module, heads, width), parts)
-                if _holds(module, made, read, cells, arguments):
+                if _holds(module, made, read, cells, call):
                     return cells
     return None
 
@@ -153,7 +148,7 @@ def _layouts(width: int, heads: int) -> Iterator[Tensor]:
     yield rows.view(heads, -1)
 
 
-def _holds(module: nn.Module, made: str, read: str, cells: Cells, arguments: Any) -> bool:
+def _holds(module: nn.Module, made: str, read: str, cells: Cells, call: Call) -> bool:
     """Whether the module without its first head answers as with that head silent."""
     rows, columns = cells.entries.values()
     if len(rows) < 2:
@@ -170,10 +165,9 @@ def _holds(module: nn.Module, made: str, read: str, cells: Cells, arguments: Any
             first.bias = nn.Parameter(first.bias[keep])
         last.weight, last.in_features = nn.Parameter(last.weight[:, kept]), len(kept)
         cells.shrink(smaller, 1)
-        args, kwargs = arguments
-        expected = silent(*args, **kwargs)
+        expected = call.run(silent)
         try:
-            found = smaller(*args, **kwargs)
+            found = call.run(smaller)
         except Exception:  # whatever a forward says whose sizes no longer fit
             return False
     return output_error(expected, found) <= rounding({torch.float32})

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.copying import copied
-from qkernels.measure import count_parameters
+from qkernels.measuring.costs import count_parameters
 from qkernels.models.channels import Sizes, changes, sizes
-from qkernels.outputs import output_error, output_tensors, rounding
+from qkernels.modules.copying import copied
+from qkernels.modules.outputs import output_error, output_tensors, rounding
 from qkernels.prune.groups import ChannelGraph, ChannelGroup
 from qkernels.prune.parameters import within
 from qkernels.prune.report import ChannelReport, LayerChannels
@@ -26,8 +26,8 @@ from qkernels.prune.selection import (
     channel_scores,
     layer_macs,
 )
-from qkernels.renamed import explains_old_arguments
 from qkernels.reports import hang, report
+from qkernels.utils.renamed import explains_old_arguments
 
 PANEL = 16  # output channels that the kernels compute at once: kPanel in csrc/core/layout.h
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qkernels.prune.channels import outputs, remove
 from qkernels.prune.groups import ChannelGraph, ChannelGroup
 from qkernels.quantization.fold import fold_batch_norm_
-from qkernels.renamed import explains_old_arguments
+from qkernels.utils.renamed import explains_old_arguments
 
 
 @explains_old_arguments

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from qkernels.distill.config import TrainConfig
 from qkernels.models.channels import changes, narrow_, sizes
 from qkernels.prune.masks import Masks
 from qkernels.reports import forget, hang, reports_of
+from qkernels.utils.files import replacing
 
 Prune = Callable[[nn.Module, float], nn.Module]
 
@@ -113,17 +113,14 @@ def _pruned(
     if masks is not None:
         masks(model)
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".writing")
-    torch.save(
-        {
-            **made_of,
-            "model": model.state_dict(),
-            "channels": changes(before, model),
-            "masks": None if masks is None else masks.kept,
-        },
-        aside,
-    )
-    os.replace(aside, file)
+    kept = {
+        **made_of,
+        "model": model.state_dict(),
+        "channels": changes(before, model),
+        "masks": None if masks is None else masks.kept,
+    }
+    with replacing(file) as aside:
+        torch.save(kept, aside)
     return model, masks
 
 

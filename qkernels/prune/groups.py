@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.copying import copied
-from qkernels.data.extras import require
 from qkernels.models.channels import sizes
 from qkernels.models.cifar_resnet import ZeroPadShortcut
+from qkernels.modules.copying import copied
+from qkernels.modules.outputs import output_tensors
 from qkernels.nn import QuantModule
-from qkernels.outputs import output_tensors
 from qkernels.prune.cells import (
     Cells,
     Side,
@@ -27,6 +26,7 @@ from qkernels.prune.cells import (
     is_grouped,
     is_transposed,
 )
+from qkernels.utils.extras import require
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qkernels.data.extras import require
 from qkernels.prune.scores import Scores, largest
+from qkernels.utils.extras import require
+from qkernels.utils.files import replacing
 
 
 class Masks:
@@ -85,7 +86,8 @@ class Masks:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file."""
-        require("safetensors.torch").save_file(self.kept, str(path))
+        with replacing(path) as aside:
+            require("safetensors.torch").save_file(self.kept, str(aside))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qkernels.columns import aligned, rich_table
-from qkernels.data.extras import require
 from qkernels.models.channels import Sizes
+from qkernels.utils.charts import STYLE, VARIANTS, chart
+from qkernels.utils.columns import aligned, rich_table
+from qkernels.utils.extras import require
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qkernels.speed import Speeds
+    from qkernels.measuring.speed import Speeds
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,7 @@ def _change(before: int, after: int) -> str:
 
 
 def draw(reports: Mapping[str, ChannelReport]) -> str:
-    """Output channels left in each layer as an SVG, one line a report, in the style of `qkernels.plots`."""
-    from qkernels.plots import STYLE, VARIANTS, chart
-
+    """Output channels left in each layer as an SVG, one line a report, in the style of `qkernels.utils.charts`."""
     with require("matplotlib").rc_context(STYLE), chart(height=3.4) as (axes, svg):
         for color, (name, report) in zip(VARIANTS, reports.items(), strict=False):
             layers = [layer.name for layer in report.layers]

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qkernels.answers import logits_of
-from qkernels.data.progress import progress as progress_bar
-from qkernels.eval_mode import eval_mode
+from qkernels.modules.answers import logits_of
+from qkernels.modules.eval_mode import eval_mode
 from qkernels.prune.parameters import weights
 from qkernels.quantization.calibration import Calibration, calibrate
-from qkernels.renamed import explains_old_arguments
+from qkernels.utils.progress import progress as progress_bar
+from qkernels.utils.renamed import explains_old_arguments
 
 Scores = dict[str, Tensor]
 Labelled = Iterable[tuple[Tensor, Any]]  # batches of (inputs, labels)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from qkernels.modules.calling import Call
+from qkernels.modules.watching import watching
 from qkernels.prune.cells import Side
 from qkernels.prune.groups import ChannelGroup, Member
 from qkernels.prune.scores import Scores
@@ -121,29 +123,20 @@ def layer_macs(model: nn.Module, example_inputs: Tensor) -> dict[str, LayerMacs]
     """What every convolution of images and every Linear of a model in eval mode computes."""
     found: dict[str, LayerMacs] = {}
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(layer: Layer, args: tuple[Tensor, ...], y: Tensor) -> None:
-            outputs, inputs = layer.weight.shape[:2]
-            groups = not isinstance(layer, nn.Linear) and layer.groups > 1
-            moved = y
-            if isinstance(layer, nn.ConvTranspose2d):
-                outputs, inputs, moved = (
-                    layer.out_channels,
-                    layer.in_channels // layer.groups,
-                    args[0],
-                )
-            found[name] = LayerMacs(
-                moved[0].numel() * layer.weight[0].numel(), outputs, inputs, groups
-            )
-
-        return hook
-
     layers = {n: m for n, m in model.named_modules() if isinstance(m, Layer)}
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
-    with torch.no_grad():
+
+    def count(name: str, call: Call, y: Tensor) -> None:
+        layer = layers[name]
+        outputs, inputs = layer.weight.shape[:2]
+        groups = not isinstance(layer, nn.Linear) and layer.groups > 1
+        moved = y
+        if isinstance(layer, nn.ConvTranspose2d):
+            outputs, inputs = layer.out_channels, layer.in_channels // layer.groups
+            moved = call.first
+        found[name] = LayerMacs(moved[0].numel() * layer.weight[0].numel(), outputs, inputs, groups)
+
+    with watching(layers, after=count), torch.no_grad():
         model(example_inputs)
-    for handle in handles:
-        handle.remove()
     return found
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from qkernels.measuring.speed import Speeds, measure_speed
 from qkernels.quantization import quantize
 from qkernels.quantization.calibration import Calibration, rereadable
-from qkernels.speed import Speeds, measure_speed
 
 
 def compare_speed(

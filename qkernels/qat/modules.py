@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qkernels.modules.standing_in import StandIn
 from qkernels.nn import QuantConv2d, QuantLinear, quantize_weight
-from qkernels.standing_in import StandIn
 
 _SMALLEST = 1e-12  # a learned scale stays above 0
 

@@ -8,15 +8,15 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from qkernels.copying import copied, unwrapped
-from qkernels.eval_mode import answering
+from qkernels.modules.copying import copied, unwrapped
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.swap import ModuleSwap
 from qkernels.nn.registry import LayerSpec, spec_of
 from qkernels.qat.modules import OWN_TENSORS, FakeQuantMixin
 from qkernels.quantization.calibration import Calibration
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.prepare import Prepared, prepare_
 from qkernels.quantization.products import Products
-from qkernels.swap import ModuleSwap
 
 
 @torch.inference_mode(False)  # whose tensors cannot learn

@@ -12,7 +12,7 @@ from qkernels.quantization.fold import Folds, fold_batch_norm_
 from qkernels.quantization.observers import Observer, observer_names, register_observer
 from qkernels.quantization.report import LayerReport, QuantReport
 from qkernels.quantization.sensitivity import Mixed, Sensitivity, mix, scan
-from qkernels.renamed import renamed
+from qkernels.utils.renamed import renamed
 
 __all__ = [
     "CheckpointError",

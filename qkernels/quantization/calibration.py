@@ -12,11 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qkernels.calling import Batch, BatchReader, Call, first_line
-from qkernels.eval_mode import answering
+from qkernels.modules.calling import Batch, BatchReader, Call
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.watching import watching
 from qkernels.quantization.observers import CalibrationError, Observer
 from qkernels.quantization.products import Products
-from qkernels.renamed import explains_old_arguments
+from qkernels.utils.errors import first_line
+from qkernels.utils.progress import progress
+from qkernels.utils.renamed import explains_old_arguments
 
 Calibration = Tensor | Iterable[Batch] | Mapping[str, Any] | Callable[[nn.Module], object]
 
@@ -38,8 +41,8 @@ def calibrate(
         model: on any device, of any floating dtype.
         observers: full name of a layer (`""` is the model itself) -> its observer.
         calibration: an iterable of batches, a single Tensor or dict as the only batch, or a callable that is handed the
-            model and runs it. What a batch may be, `qkernels.calling.BatchReader` says: `x`, `(x, y)`, `((u, v), y)`,
-            a dict of keyword arguments with or without labels, a list of images.
+            model and runs it. What a batch may be, `qkernels.modules.calling.BatchReader` says: `x`, `(x, y)`,
+            `((u, v), y)`, a dict of keyword arguments with or without labels, a list of images.
 
     Raises:
         ValueError: for no batches, a batch of another kind or one that the model cannot be called with, NaN and
@@ -126,17 +129,14 @@ class _Seen(BaseException):
 
 
 def _first_call(model: nn.Module, data: Callable[[nn.Module], object]) -> Call | None:
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Seen(Call(copy.deepcopy(args), copy.deepcopy(kwargs)))
+    def stop(name: str, call: Call) -> None:
+        raise _Seen(copy.deepcopy(call))
 
-    handle = model.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
     try:
-        with answering(model):
+        with watching({"": model}, stop, first=True), answering(model):
             data(model)
     except _Seen as seen:
         return seen.call
-    finally:
-        handle.remove()
     return None
 
 
@@ -151,24 +151,13 @@ def _batches(data: Any) -> Iterable[Batch]:
 
 
 def _with_progress(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches, with a bar on stderr once they take long (if rich is there to draw it)."""
+    """The batches, with a bar once they take long."""
     total = len(batches) if isinstance(batches, Sized) else None
-    start, bar = time.monotonic(), None
+    start, advance = time.monotonic(), None
     with contextlib.ExitStack() as stack:
         for done, batch in enumerate(batches):
-            if bar is None and time.monotonic() - start > _PROGRESS_AFTER:
-                bar = _progress_bar(stack, total)
-            if bar is not None:
-                bar(done)
+            if advance is not None:
+                advance()
+            elif time.monotonic() - start > _PROGRESS_AFTER:
+                advance = stack.enter_context(progress("calibrating", total, done=done))
             yield batch
-
-
-def _progress_bar(stack: contextlib.ExitStack, total: int | None) -> Callable[[int], None]:
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        return lambda done: None
-    bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-    task = bar.add_task("calibrating", total=total)
-    return lambda done: bar.update(task, completed=done)

@@ -22,13 +22,13 @@ import contextlib
 import json
 import math
 import os
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,13 +36,14 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
-from qkernels.copying import unwrapped
+from qkernels.modules.copying import unwrapped
+from qkernels.modules.swap import ModuleSwap
 from qkernels.nn import ClampedReLU, QuantModule, fix_mean_order_
 from qkernels.nn.registry import LayerSpec, spec_of, spec_of_int8
 from qkernels.plain import is_plain, plain_class, recomputing_hooks
 from qkernels.quantization.fold import FOLDED, own_weight, placeholder
 from qkernels.quantization.prepare import call_layers_plainly
-from qkernels.swap import ModuleSwap
+from qkernels.utils.files import replacing
 
 FORMAT_VERSION = 2
 _KEY = "qkernels"
@@ -96,8 +97,8 @@ def save(
         text = json.dumps(metadata)
     except TypeError as error:
         raise CheckpointError(f"architecture and extra must be JSON-able: {error}") from error
-    with _replacing(Path(path)) as temporary:
-        _safetensors().torch.save_file(tensors, temporary, metadata={_KEY: text})
+    with replacing(path) as aside:
+        safetensors.torch.save_file(tensors, aside, metadata={_KEY: text})
 
 
 @torch.inference_mode(False)  # whose tensors nothing could load into or train
@@ -148,15 +149,6 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     with _opened(Path(path), "cpu") as file:
         return _checked_metadata(Path(path), file.metadata())
-
-
-def _safetensors() -> Any:
-    """The package, which only checkpoints need."""
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("saving and loading need safetensors: pip install safetensors") from error
-    return safetensors
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -214,28 +206,6 @@ def _checked_architecture(architecture: Mapping[str, Any] | None) -> dict[str, A
     return {"name": architecture["name"], "kwargs": dict(architecture.get("kwargs") or {})}
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place only when all went well."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own mode hides the file from others
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _version() -> str:
     import qkernels
 
@@ -247,7 +217,6 @@ def _version() -> str:
 
 @contextlib.contextmanager
 def _opened(path: Path, device: str) -> Iterator[Any]:
-    safetensors = _safetensors()
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:

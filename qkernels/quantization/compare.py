@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from qkernels.calling import Batch, BatchReader, Call
-from qkernels.eval_mode import answering
+from qkernels.modules.calling import Batch, BatchReader, Call
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.watching import watching
 from qkernels.nn import QuantModule
 from qkernels.quantization.fold import FOLDED
-from qkernels.renamed import explains_old_arguments
+from qkernels.utils.renamed import explains_old_arguments
 
 
 @dataclass(frozen=True)
@@ -69,16 +67,17 @@ def call_errors(float_model: nn.Module, quant_model: nn.Module, call: Call) -> l
     expected: dict[str, list[Tensor]] = {}
     sums: dict[str, _Sums] = {}
 
-    def keep(point: str, output: Tensor) -> None:
+    def keep(point: str, call: Call, output: Tensor) -> None:
         expected.setdefault(point, []).append(output.clone())
 
-    def compare(point: str, output: Tensor) -> None:
+    def compare(point: str, call: Call, output: Tensor) -> None:
         if not expected.get(point):
             raise ValueError(f"{point!r} runs in the int8 model more often than in float_model")
         sums.setdefault(point, _Sums()).add(point, expected[point].pop(0), output)
 
     for model, visit in ((float_model, keep), (quant_model, compare)):
-        with _outputs(model, points, visit), answering(model):
+        parts = {point: model.get_submodule(point) for point in points}
+        with watching(parts, after=visit), answering(model):
             call.run(model)
     return [sums[point].error(*points[point]) for point in sums]
 
@@ -98,21 +97,6 @@ def comparison_points(quant_model: nn.Module) -> dict[str, tuple[str, str]]:
         for name, module in modules.items()
         if isinstance(module, QuantModule)
     }
-
-
-@contextlib.contextmanager
-def _outputs(
-    model: nn.Module, points: dict[str, Any], visit: Callable[[str, Tensor], None]
-) -> Iterator[None]:
-    def hook(point: str) -> Callable[..., None]:
-        return lambda module, args, output: visit(point, output)
-
-    handles = [model.get_submodule(p).register_forward_hook(hook(p)) for p in points]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Sums:

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from qkernels import reports
-from qkernels.calling import first_line
-from qkernels.copying import copied, unwrapped
-from qkernels.eval_mode import answering
+from qkernels.modules.copying import copied, unwrapped
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.outputs import output_sqnrs
+from qkernels.modules.swap import ModuleSwap
 from qkernels.nn import QuantModule
 from qkernels.nn.registry import spec_of
-from qkernels.outputs import output_sqnrs
 from qkernels.quantization.calibration import Calibration
 from qkernels.quantization.compare import call_errors
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.plan import Plan
 from qkernels.quantization.prepare import Prepared, prepare_
 from qkernels.quantization.report import LayerReport, QuantReport
-from qkernels.renamed import explains_old_arguments
-from qkernels.swap import ModuleSwap
+from qkernels.utils.errors import first_line
+from qkernels.utils.renamed import explains_old_arguments
 
 _LOW_SQNR = 10.0  # dB; an output below it has lost a third of its size
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.answers import logits_of
+from qkernels.modules.answers import logits_of
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.convert import quantize
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qkernels.calling import Call, example_call
-from qkernels.capture import Capture, captures, guessed_call
-from qkernels.eval_mode import answering
+from qkernels.modules.calling import Call, example_call
+from qkernels.modules.capture import Capture, captures, guessed_call
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.outputs import output_error, output_tensors, rounding
+from qkernels.modules.swap import ModuleSwap, has_hooks, has_own_forward
 from qkernels.nn.registry import spec_of
-from qkernels.outputs import output_error, output_tensors, rounding
 from qkernels.reports import Model, hang
-from qkernels.swap import ModuleSwap, has_hooks, has_own_forward
 
 Layer = Any  # a layer with weight and bias that has a LayerSpec
 
@@ -116,9 +116,9 @@ def fold_batch_norm_(
 ) -> Model:
     """Fold every batch norm that alone reads a convolution or linear layer, in place.
 
-    What reads what is seen in the graph of one call (`qkernels.capture`), and the model's answer to that call is the
-    same before and after, or nothing is folded. A layer or batch norm that is used more than once, has hooks, or whose
-    weights are read elsewhere too keeps its batch norm.
+    What reads what is seen in the graph of one call (`qkernels.modules.capture`), and the model's answer to that call
+    is the same before and after, or nothing is folded. A layer or batch norm that is used more than once, has hooks, or
+    whose weights are read elsewhere too keeps its batch norm.
 
     Args:
         model: in eval mode; its parameters are replaced, never written in place.

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from qkernels.modules.swap import has_own_forward
 from qkernels.nn import QuantModule
 from qkernels.nn.registry import LayerSpec, float_classes, spec_of
 from qkernels.ops import FLOAT_DTYPES
 from qkernels.quantization.config import Lineage, QuantConfig, matches
 from qkernels.quantization.fold import own_weight
-from qkernels.swap import has_own_forward
 
 
 @dataclass

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from qkernels import reports
-from qkernels.calling import Call, example_call
-from qkernels.eval_mode import answering
+from qkernels.modules.calling import Call, example_call
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.swap import ModuleSwap
 from qkernels.nn import fix_mean_order_
 from qkernels.nn.module import QuantModule
 from qkernels.nn.registry import spec_of
@@ -25,7 +26,6 @@ from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.fold import Folds, fold_batch_norm_
 from qkernels.quantization.observers import Observer, make_observers
 from qkernels.quantization.plan import Plan, make_plan, unwanted, why_impossible
-from qkernels.swap import ModuleSwap
 
 QParams = tuple[float, int]
 _NOTED_CUT = 4.0  # a range this many times narrower than its data gets a note

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from qkernels.modules.calling import Call
+from qkernels.modules.watching import watching
+
 See = Callable[[Tensor], object]
 
 
@@ -33,32 +36,25 @@ class Products(TorchFunctionMode):
         self._running: list[str] = []
         self._called: set[str] = set()
         self._read: dict[str, None] = {}
-        self._handles: list[Any] = []
 
     def uncalled(self) -> list[str]:
         """The layers whose weight was multiplied by though they did not run."""
         return [name for name in self._read if name not in self._called]
 
     def __enter__(self) -> Products:
-        for name, layer in self._layers.items():
-            enter = layer.register_forward_pre_hook(self._enter(name), with_kwargs=True)
-            leave = layer.register_forward_hook(self._leave, always_call=True)
-            self._handles += [enter, leave]
+        self._watching = watching(self._layers, self._enter, self._leave, always=True)
+        self._watching.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        while self._handles:
-            self._handles.pop().remove()
+        self._watching.__exit__(*error)
 
-    def _enter(self, name: str) -> Callable[..., None]:
-        def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._running.append(name)
-            self._called.add(name)
-            self._watch[name](args[0] if args else next(iter(kwargs.values())))
-
-        return enter
+    def _enter(self, name: str, call: Call) -> None:
+        self._running.append(name)
+        self._called.add(name)
+        self._watch[name](call.first)
 
     def _leave(self, *_: Any) -> None:
         self._running.pop()

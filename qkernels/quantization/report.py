@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from qkernels.columns import aligned, rich_table
 from qkernels.quantization.config import QuantConfig
+from qkernels.utils.columns import aligned, rich_table
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.copying import copied
-from qkernels.eval_mode import answering
+from qkernels.measuring.timing import time_in_turns
+from qkernels.modules.calling import Call
+from qkernels.modules.copying import copied
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.swap import ModuleSwap, inherit_from
+from qkernels.modules.watching import watching
 from qkernels.quantization.calibration import Calibration, rereadable, run_batch
 from qkernels.quantization.config import QuantConfig
 from qkernels.quantization.prepare import prepare_
-from qkernels.renamed import explains_old_arguments
 from qkernels.reports import hang
-from qkernels.swap import ModuleSwap, inherit_from
-from qkernels.timing import time_in_turns
+from qkernels.utils.renamed import explains_old_arguments
 
 Metric = Callable[[nn.Module], float]  # larger is better, for example top-1 on validation images
 
@@ -199,19 +201,15 @@ def output_sqnr(model: nn.Module, other: nn.Module, data: Any) -> float:
     """10 log10 of signal over noise of `other`'s outputs against `model`'s, over all batches; inf when equal."""
     signal = noise = 0.0
     outputs: list[Tensor] = []
-    hooks = [m.register_forward_hook(lambda _, args, y: outputs.append(y)) for m in (model, other)]
-    try:
-        with answering(model), answering(other):
-            for batch in [data] if isinstance(data, Tensor | Mapping) else data:
-                run_batch(model, batch)
-                run_batch(other, batch)
-                expected, got = (y.double() for y in outputs)
-                signal += expected.square().sum().item()
-                noise += (expected - got).square().sum().item()
-                outputs.clear()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    both = watching({"": model, "other": other}, after=lambda name, call, y: outputs.append(y))
+    with both, answering(model), answering(other):
+        for batch in [data] if isinstance(data, Tensor | Mapping) else data:
+            run_batch(model, batch)
+            run_batch(other, batch)
+            expected, got = (y.double() for y in outputs)
+            signal += expected.square().sum().item()
+            noise += (expected - got).square().sum().item()
+            outputs.clear()
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
@@ -241,17 +239,12 @@ def _scan(
 def _input_shapes(mixture: _Mixture, example_inputs: Tensor) -> dict[str, torch.Size]:
     shapes: dict[str, torch.Size] = {}
 
-    def hook(name: str) -> Callable[..., None]:
-        return lambda module, args: shapes.update({name: args[0].shape})
+    def keep(name: str, call: Call) -> None:
+        shapes[name] = call.first.shape
 
     model = mixture.use([])
-    handles = [m.register_forward_pre_hook(hook(n)) for n, m in mixture.float.items()]
-    try:
-        with answering(model):
-            run_batch(model, example_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(mixture.float, keep), answering(model):
+        run_batch(model, example_inputs)
     return shapes
 
 

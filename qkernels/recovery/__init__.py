@@ -12,7 +12,7 @@ from qkernels.recovery.equalize import Equalized, equalize
 from qkernels.recovery.outliers import Clipped, clip_outliers
 from qkernels.recovery.rounding import Rounded, round_weights_
 from qkernels.recovery.smooth import Smoothed, smooth
-from qkernels.renamed import renamed
+from qkernels.utils.renamed import renamed
 
 __all__ = [
     "Chain",

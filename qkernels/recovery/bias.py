@@ -5,13 +5,14 @@ Source: Nagel et al., 2019, arXiv:1906.04721, section 4.2 and appendix D (empiri
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from qkernels.modules.calling import Call
+from qkernels.modules.watching import watching
 from qkernels.nn import QuantModule
 from qkernels.nn.registry import spec_of_int8
 from qkernels.quantization.calibration import Calibration, rereadable, run_data
@@ -97,13 +98,9 @@ def _means(model: nn.Module, channels: dict[str, int], data: Calibration) -> dic
     """
     means: dict[str, _Mean] = {}
 
-    def hook(name: str) -> Callable[..., None]:
-        return lambda module, args, y: means.setdefault(name, _Mean(channels[name])).add(y)
+    def add(name: str, call: Call, y: Tensor) -> None:
+        means.setdefault(name, _Mean(channels[name])).add(y)
 
-    handles = [model.get_submodule(n).register_forward_hook(hook(n)) for n in channels]
-    try:
+    with watching({n: model.get_submodule(n) for n in channels}, after=add):
         run_data(model, data)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: mean.value() for name, mean in means.items()}

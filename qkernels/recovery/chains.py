@@ -10,12 +10,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, fx, nn
 
-from qkernels.calling import Call, example_call
-from qkernels.capture import Capture, captures, guessed_call
+from qkernels.modules.calling import Call, example_call
+from qkernels.modules.capture import Capture, captures, guessed_call
+from qkernels.modules.swap import has_hooks, has_own_forward
 from qkernels.nn import ClampedReLU
 from qkernels.nn.registry import spec_of
 from qkernels.quantization.fold import Layer, own_weight, scaled_outputs
-from qkernels.swap import has_hooks, has_own_forward
 
 _ATEN = torch.ops.aten
 
@@ -57,8 +57,8 @@ class Chain:
 def find_chains(model: nn.Module, example_inputs: Any = None) -> list[Chain]:
     """Pairs of convolutions and Linear with nothing between them that minds the scale of a channel.
 
-    They are seen in the graph of one call (`qkernels.capture`): of `example_inputs`, or of an input that is guessed
-    from the first layer. A layer that is shared, called twice, hooked or read past its call takes no part.
+    They are seen in the graph of one call (`qkernels.modules.capture`): of `example_inputs`, or of an input that is
+    guessed from the first layer. A layer that is shared, called twice, hooked or read past its call takes no part.
     """
     call = guessed_call(model) if example_inputs is None else example_call(example_inputs)
     if call is None:

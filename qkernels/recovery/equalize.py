@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.calling import example_call
-from qkernels.capture import guessed_call
-from qkernels.copying import copied
-from qkernels.eval_mode import answering
+from qkernels.modules.calling import example_call
+from qkernels.modules.capture import guessed_call
+from qkernels.modules.copying import copied
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.outputs import check_same
+from qkernels.modules.swap import swap_modules
 from qkernels.nn import ClampedReLU
-from qkernels.outputs import check_same
 from qkernels.quantization.fold import Folds, fold_batch_norm_
 from qkernels.recovery.chains import (
     Chain,
@@ -30,7 +31,6 @@ from qkernels.recovery.chains import (
     set_weight,
 )
 from qkernels.reports import hang, report
-from qkernels.swap import swap_modules
 
 _ROUNDS = 40
 _ENOUGH = 1e-4  # a round that moves every log scale by less ends the search

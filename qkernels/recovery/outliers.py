@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.copying import copied
+from qkernels.modules.copying import copied
 from qkernels.quantization.fold import fold_batch_norm_, own_weight
 from qkernels.recovery.chains import set_weight
 from qkernels.reports import hang

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qkernels.modules.calling import Call
+from qkernels.modules.watching import watching
 from qkernels.nn import QuantConv2d, QuantLinear, QuantModule
 from qkernels.quantization.calibration import Calibration, rereadable, run_data
 from qkernels.quantization.compare import comparison_points
@@ -93,9 +95,9 @@ def _gram(quantized: nn.Module, layer: QuantModule, data: Calibration) -> Tensor
     total: list[Tensor] = []
     rows = 0
 
-    def watch(module: nn.Module, args: tuple[Tensor]) -> None:
+    def add(name: str, call: Call) -> None:
         nonlocal rows
-        x = _rows(layer, args[0].float())
+        x = _rows(layer, call.first.float())
         rows += x.shape[1]
         product = x.mT @ x
         if total:
@@ -103,11 +105,8 @@ def _gram(quantized: nn.Module, layer: QuantModule, data: Calibration) -> Tensor
         else:
             total.append(product)
 
-    handle = layer.register_forward_pre_hook(watch)
-    try:
+    with watching({"": layer}, add):
         run_data(quantized, data)
-    finally:
-        handle.remove()
     return total[0] / rows if total else None
 
 

@@ -6,19 +6,20 @@ arXiv:2211.10438, equation 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from qkernels.calling import Call
-from qkernels.capture import Capture
-from qkernels.copying import copied
-from qkernels.eval_mode import answering
+from qkernels.modules.calling import Call
+from qkernels.modules.capture import Capture
+from qkernels.modules.copying import copied
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.outputs import check_same
+from qkernels.modules.swap import has_hooks
+from qkernels.modules.watching import watching
 from qkernels.nn import ClampedReLU
-from qkernels.outputs import check_same
 from qkernels.quantization.calibration import Calibration, example_of, run_data
 from qkernels.recovery.chains import (
     captured_parts,
@@ -30,7 +31,6 @@ from qkernels.recovery.chains import (
     set_weight,
 )
 from qkernels.reports import hang
-from qkernels.swap import has_hooks
 
 
 @dataclass
@@ -132,22 +132,12 @@ def _peaks(model: nn.Module, names: list[str], data: Calibration) -> dict[str, T
     """The largest |x| of every input channel of the named Linear layers."""
     peaks: dict[str, Tensor] = {}
 
-    def hook(name: str) -> Callable[..., None]:
-        def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x: Tensor = args[0] if args else kwargs["input"]
-            peak = x.float().abs().flatten(0, -2).amax(0)
-            peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
+    def raise_to(name: str, call: Call) -> None:
+        peak = call.first.float().abs().flatten(0, -2).amax(0)
+        peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
 
-        return watch
-
-    handles = [
-        model.get_submodule(n).register_forward_pre_hook(hook(n), with_kwargs=True) for n in names
-    ]
-    try:
+    with watching({n: model.get_submodule(n) for n in names}, raise_to):
         run_data(model, data)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: peak.clone() for name, peak in peaks.items()}
 
 

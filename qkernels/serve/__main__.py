@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from qkernels.input_size import parse_size
 from qkernels.serve import process
 from qkernels.serve.logs import log_to_stderr
 from qkernels.serve.settings import Settings, share_cores
+from qkernels.utils.input_size import parse_size
 
 logger = logging.getLogger("qkernels.serve")
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)

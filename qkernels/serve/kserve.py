@@ -13,11 +13,11 @@ from typing import Any
 from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer, model_server
 from kserve.errors import InvalidInput
 
-from qkernels.cores import usable_cores
-from qkernels.input_size import parse_size
 from qkernels.serve.errors import RequestError
 from qkernels.serve.model import map_program
 from qkernels.serve.tensors import Given, arrays
+from qkernels.utils.cores import usable_cores
+from qkernels.utils.input_size import parse_size
 
 
 class Runtime(Model):

@@ -17,11 +17,11 @@ from mlserver.errors import InferenceError
 from mlserver.types import InferenceRequest, InferenceResponse
 from mlserver.utils import get_model_uri
 
-from qkernels.cores import usable_cores
-from qkernels.input_size import parse_size
 from qkernels.serve.errors import RequestError
 from qkernels.serve.model import map_program
 from qkernels.serve.tensors import Given, arrays
+from qkernels.utils.cores import usable_cores
+from qkernels.utils.input_size import parse_size
 
 
 class Runtime(MLModel):

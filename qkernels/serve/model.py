@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qkernels.image_input import KEY, ImageInput
-from qkernels.input_size import Size, image_size
 from qkernels.program import Program
+from qkernels.utils.input_size import Size, image_size
 
 Arrays = Sequence[NDArray[Any]]
 Run = Callable[[Arrays], Arrays]

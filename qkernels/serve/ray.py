@@ -20,7 +20,6 @@ from pydantic import BaseModel
 from ray import serve
 from starlette.applications import Starlette
 
-from qkernels.input_size import parse_size
 from qkernels.serve.app import application
 from qkernels.serve.batching import Times
 from qkernels.serve.metrics import Metrics
@@ -28,6 +27,7 @@ from qkernels.serve.model import Arrays, map_program
 from qkernels.serve.repository import Repository
 from qkernels.serve.settings import Settings
 from qkernels.serve.statistics import Statistics
+from qkernels.utils.input_size import parse_size
 
 
 class Arguments(BaseModel, extra="forbid"):

@@ -10,8 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from qkernels.cores import usable_cores
-from qkernels.input_size import Size, parse_size
+from qkernels.utils.cores import usable_cores
+from qkernels.utils.input_size import Size, parse_size
 
 _NAME = re.compile(r"[^/\x00-\x1f\x7f]+")
 _LEAST = {

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from qkernels.input_size import Size
 from qkernels.serve.model import Model, Tensor, map_program
+from qkernels.utils.input_size import Size
 
 
 def write_triton_model(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from qkernels.cores import usable_cores
 from qkernels.program import Program
+from qkernels.utils.cores import usable_cores
 
 
 class TritonPythonModel:

@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 import qkernels as qk
 from qkernels import models
-from qkernels.calling import example_call
 from qkernels.graph.chain import chain_on_device
 from qkernels.graph.compiled import CompiledModel
 from qkernels.graph.compiling import assembled
 from qkernels.graph.trace import trace
+from qkernels.modules.calling import example_call
 from qkernels.nn import MeanPool2d
 
 

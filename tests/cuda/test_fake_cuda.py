@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import qkernels as qk
 from qkernels import ops
-from qkernels.machine import cuda_built
+from qkernels.measuring.machine import cuda_built
 from qkernels.nn import MeanPool2d
 
 

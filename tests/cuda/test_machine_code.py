@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import qkernels
-from qkernels.machine import cuda_built
+from qkernels.measuring.machine import cuda_built
 
 LIBRARY = Path(qkernels.__file__).with_name("_C.abi3.so")
 TOOLS = Path(sysconfig.get_paths()["purelib"]) / "nvidia/cu13/bin"

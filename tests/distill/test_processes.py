@@ -4,13 +4,16 @@ import gc
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from distill_toys import toy_data, toy_model
+from torch import nn
 
+from qkernels.data.batches import epoch_seed
 from qkernels.distill import CachedTeacher, DeepSupervision, TrainConfig, soft_objective, train
 
 pytest.importorskip("accelerate")
@@ -36,6 +39,37 @@ def run_with_batch_norm(folder: Path) -> None:
     torch.save({"val_loss": last.val_loss, "state": model.state_dict()}, folder / "norm.pt")
 
 
+class Viewing(nn.Module):
+    """Says how many images there are as most models do, which torch refuses for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear(images.view(images.size(0), -1))
+
+
+def run_with_an_uneven_last_batch(folder: Path) -> None:
+    torch.manual_seed(0)
+    data = toy_data()
+    data = replace(data, val=data.val.head(17))  # the last batch is one image
+    model = Viewing()
+    last = train(model, data, CONFIG).history[-1]
+    torch.save((last.val_loss, last.val_accuracy), folder / "uneven.pt")
+
+
+def run_with_an_objective_of_another_seed_a_process(folder: Path) -> None:
+    model = toy_model(batch_norm=False)
+    base = soft_objective("hinton", CONFIG, toy_model(8, seed=3, batch_norm=True))
+    heads = DeepSupervision(base, model, ["2"], image_shape=(1, 4, 4), num_classes=2)
+    torch.manual_seed(int(os.environ.get("RANK", 0)))
+    for head in heads.heads:  # as a user's own objective may have been made
+        head.reset_parameters()
+    train(model, toy_data(), CONFIG, objective=heads)
+    torch.save({**model.state_dict(), **heads.state_dict()}, folder / "seeds.pt")
+
+
 def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -49,6 +83,8 @@ def worker(rank: int, folder: Path, port: str) -> None:
     run(folder)
     (folder / str(rank)).mkdir()
     run_with_batch_norm(folder / str(rank))
+    run_with_an_uneven_last_batch(folder / str(rank))
+    run_with_an_objective_of_another_seed_a_process(folder / str(rank))
     leave_group()
 
 
@@ -66,6 +102,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:
         run(tmp_path / "one")
+        run_with_an_uneven_last_batch(tmp_path / "one")
+        run_with_an_objective_of_another_seed_a_process(tmp_path / "one")
     finally:
         torch.set_num_threads(threads)
     mp.spawn(worker, (tmp_path / "two", free_port()), nprocs=2)  # type: ignore[no-untyped-call]
@@ -81,3 +119,23 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert norms[0]["val_loss"] == norms[1]["val_loss"]
     for name, tensor in norms[0]["state"].items():
         assert torch.equal(tensor, norms[1]["state"][name])  # the running statistics too
+    uneven = [torch.load(tmp_path / f"{p}/uneven.pt", weights_only=True) for p in ("two/0", "one")]
+    assert uneven[0] == pytest.approx(uneven[1], rel=1e-4)
+    one, first, second = (
+        torch.load(tmp_path / f"{p}/seeds.pt", weights_only=True) for p in ("one", "two/0", "two/1")
+    )
+    for name, tensor in one.items():
+        assert torch.equal(first[name], second[name])  # what an objective learns too
+        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_no_process_draws_the_dropout_of_another_s_epoch() -> None:
+    """torch seeds the numbers of a CPU with the lower 32 bits alone."""
+    drawn = [
+        epoch_seed(seed, epoch, process) % 2**32
+        for seed in (0, 1, 7)
+        for epoch in range(100)
+        for process in range(16)
+    ]
+    assert len(set(drawn)) == len(drawn)
+    assert epoch_seed(3, 5) == epoch_seed(3, 5, 0)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import qkernels as qk
 from qkernels.adversarial import Ball, fgsm
-from qkernels.answers import AnswerError, logits_of
 from qkernels.data import ImageData, Split
 from qkernels.distill import CachedTeacher, TrainConfig, dkd_loss, hinton_loss, logit_mse, train
 from qkernels.evaluate import evaluate, predict, score
+from qkernels.modules.answers import AnswerError, logits_of
 from qkernels.prune import taylor
 
 pytest.importorskip("accelerate")

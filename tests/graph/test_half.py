@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import qkernels as qk
 from qkernels import models
-from qkernels.outputs import output_sqnrs
+from qkernels.modules.outputs import output_sqnrs
 
 HALF = (torch.bfloat16, torch.float16)
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import qkernels as qk
-from qkernels.calling import example_call
 from qkernels.graph import trace
 from qkernels.graph.windows import cuts_windows, splits
+from qkernels.modules.calling import example_call
 
 
 @pytest.mark.parametrize(

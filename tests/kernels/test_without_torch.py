@@ -1,7 +1,8 @@
-"""qkernels._core in a process that never loads torch."""
+"""What runs in a process that never loads torch."""
 
 import subprocess
 import sys
+import textwrap
 
 SCRIPT = """
 import sys
@@ -19,3 +20,14 @@ assert "torch" not in sys.modules
 
 def test_the_numpy_kernels_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, timeout=60)
+
+
+def test_what_several_parts_share_needs_no_torch() -> None:
+    script = """
+        import importlib, pkgutil, sys
+        import qkernels.utils
+        for found in pkgutil.iter_modules(qkernels.utils.__path__, "qkernels.utils."):
+            importlib.import_module(found.name)
+        assert "torch" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from qkernels.modules.swap import inherit_from
 from qkernels.plain import PlainCell, PlainLSTM, PlainRecurrent, plain_form
-from qkernels.swap import inherit_from
 
 
 def close(a: Any, b: Any) -> None:

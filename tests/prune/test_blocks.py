@@ -9,7 +9,7 @@ from torch import nn
 
 import qkernels
 from qkernels import models, prune
-from qkernels.measure import count_macs
+from qkernels.measuring.costs import count_macs
 from qkernels.models.channels import changes, sizes
 
 IMAGES = (3, 32, 32)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import qkernels as qk
 from qkernels import prune
-from qkernels.measure import count_macs
+from qkernels.measuring.costs import count_macs
 from qkernels.models import changes, narrow_, sizes
 from qkernels.models.transformer import Attention, VisionTransformer
 from qkernels.prune.cells import components

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 import qkernels
 from qkernels import models, prune
-from qkernels.measure import count_macs
+from qkernels.measuring.costs import count_macs
 from qkernels.models.channels import sizes
 from qkernels.prune.groups import ChannelGraph
 

@@ -12,7 +12,7 @@ import qkernels as qk
 from qkernels import prune
 from qkernels.distill import TrainConfig
 from qkernels.distill.loop import Loop
-from qkernels.measure import count_macs
+from qkernels.measuring.costs import count_macs
 from qkernels.reports import hang, reports_of
 
 CONFIG = TrainConfig(epochs=2, batch_size=32, lr=0.05, augment=False)

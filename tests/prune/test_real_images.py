@@ -11,7 +11,7 @@ from qkernels import models, prune
 from qkernels.data import load
 from qkernels.data.paths import find
 from qkernels.evaluate import evaluate
-from qkernels.measure import count_macs
+from qkernels.measuring.costs import count_macs
 
 ROOT = Path(os.environ.get("QKERNELS_DATA", "/nonexistent"))
 WEIGHTS = next(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import qkernels as qk
-from qkernels.calling import BatchReader, Call, example_call
+from qkernels.modules.calling import BatchReader, Call, example_call
 from qkernels.quantization import calibrate
 from qkernels.quantization.observers import MinMax
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qkernels as qk
-from qkernels.outputs import output_error
+from qkernels.modules.outputs import output_error
 from qkernels.quantization.fold import Folds, fold_batch_norm_
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qkernels as qk
-from qkernels.outputs import output_error
+from qkernels.modules.outputs import output_error
 from qkernels.recovery import equalize, smooth
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qkernels import cores
-from qkernels.cores import usable_cores
 from qkernels.serve import settings
 from qkernels.serve.settings import Settings, share_cores
+from qkernels.utils import cores
+from qkernels.utils.cores import usable_cores
 
 
 def group(root: Path, line: str, files: dict[str, str]) -> Path:

@@ -11,7 +11,7 @@ from zoo_models import ZOO, call
 
 import qkernels as qk
 from qkernels.graph.program import TorchProgram
-from qkernels.outputs import output_sqnrs
+from qkernels.modules.outputs import output_sqnrs
 
 FILLED = (zoo_plain, zoo_torchvision, zoo_timm, zoo_transformers)  # the table, when imported
 MAY_LOSE = 4.0  # dB; int8 sums of convolutions cost FastViT 3.4, the others less

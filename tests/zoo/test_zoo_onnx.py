@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 from zoo_models import ZOO
 
 import qkernels as qk
-from qkernels.calling import example_call
-from qkernels.outputs import output_sqnrs, output_tensors
+from qkernels.modules.calling import example_call
+from qkernels.modules.outputs import output_sqnrs, output_tensors
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from qkernels import ops
-from qkernels.data.progress import progress as progress_bar
-from qkernels.machine import describe_machine, torch_threads
+from qkernels.measuring.machine import describe_machine, torch_threads
+from qkernels.measuring.timing import Timing, time_in_turns
 from qkernels.nn import QuantConv2d, QuantLinear
-from qkernels.timing import Timing, time_in_turns
+from qkernels.utils.progress import progress as progress_bar
 
 Call = Callable[[], object]
 SCALE = 0.05  # of int8 inputs and outputs; kernels take the same time at any scale

@@ -22,9 +22,11 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from qkernels.calling import Call, device_of, first_line
-from qkernels.eval_mode import answering
+from qkernels.modules.calling import Call, device_of
+from qkernels.modules.eval_mode import answering
+from qkernels.modules.watching import watching
 from qkernels.nn.dequantized import ASKS
+from qkernels.utils.errors import first_line
 
 
 class CaptureError(ValueError):
@@ -182,26 +184,17 @@ class Watched(TorchFunctionMode):
         tensors = (*model.named_parameters(), *model.named_buffers())
         self._tensors = {id(t): n for n, t in tensors}
         self._reads: dict[str, set[tuple[str, ...]]] = {}
-        handles = []
-        for module in model.modules():
-            handles.append(
-                module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
-            )
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
-            with answering(model), self:
-                call.run(model)
-        finally:
-            for handle in handles:
-                handle.remove()
+        parts = dict(model.named_modules())
+        watched = watching(parts, self._enter, self._leave, first=True, always=True)
+        with watched, answering(model), self:
+            call.run(model)
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        name = self._names[id(module)]
+    def _enter(self, name: str, call: Call) -> None:
         self._stack.append(name)
         self._counts[name] += 1
-        self.calls[name] = Call(args, kwargs)
+        self.calls[name] = call
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _leave(self, *_: Any) -> None:
         self._stack.pop()
 
     def __torch_function__(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qkernels.calling import first_line
-from qkernels.references import Replacement
+from qkernels.modules.references import Replacement
+from qkernels.utils.errors import first_line
 
 
 def copied(model: nn.Module) -> tuple[nn.Module, list[str]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qkernels.swap import (
+from qkernels.modules.swap import (
     ModuleSwap,
     has_hooks,
     has_own_forward,

@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qkernels.data.progress import progress as progress_bar
 from qkernels.graph import compile
-from qkernels.machine import torch_threads
+from qkernels.measuring.machine import torch_threads
+from qkernels.measuring.timing import Timing, time_in_turns
 from qkernels.nn import QuantModule
 from qkernels.program import Program
 from qkernels.quantization import fold_batch_norm_
-from qkernels.timing import Timing, time_in_turns
+from qkernels.utils.progress import progress as progress_bar
 
 Form = Literal["eager", "compiled", "program"]
 MEANING: dict[Form, str] = {

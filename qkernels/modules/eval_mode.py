@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels.references import ATOMS, LEAVES
+from qkernels.modules.references import ATOMS, LEAVES
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qkernels.utils.errors import first_line
+
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
@@ -20,6 +22,11 @@ class Call:
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Any:
+        """The first argument."""
+        return self.args[0] if self.args else next(iter(self.kwargs.values()))
 
     def run(self, model: nn.Module) -> Any:
         """The model's answer; tensors go to the device the model is on, where that is one."""
@@ -160,11 +167,6 @@ def _shape(value: Any) -> str:
     return (
         f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, or its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def device_of(model: nn.Module) -> torch.device | None:

@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from qkernels.references import TORCHS_OWN, Replacement
-from qkernels.standing_in import stand_in_for
+from qkernels.modules.references import TORCHS_OWN, Replacement
+from qkernels.modules.standing_in import stand_in_for
 
 _FORWARD_HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
@@ -29,7 +29,7 @@ class ModuleSwap:
     """Swaps modules of ``model``, in place.
 
     `put` changes every name of a module at once, so that nothing holds the old one any more and its tensors are freed;
-    `finish` finds the other references that the model's modules hold to it (`qkernels.references`).
+    `finish` finds the other references that the model's modules hold to it (`qkernels.modules.references`).
 
     Attributes:
         model: the model, which is another object once the root itself was swapped.
@@ -106,7 +106,7 @@ def swap_modules(
 def inherit_from(new: nn.Module, old: nn.Module, own: Collection[str] | None = None) -> list[str]:
     """Give ``new`` what ``old`` carried besides its own work, and return sentences about what is lost.
 
-    A layer of ours becomes an instance of the old one's class too (`qkernels.standing_in`).
+    A layer of ours becomes an instance of the old one's class too (`qkernels.modules.standing_in`).
     Forward hooks go on running, on the same handles. Attributes that ``new`` does not have move to it, and parameters,
     buffers and submodules that are not among ``own``, the names that are the old module's work (None: all of them).
     Backward hooks are lost: an int8 layer has no backward.

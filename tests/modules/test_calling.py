@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qkernels.calling import BatchReader, Call, device_of, example_call, first_line
+from qkernels.modules.calling import BatchReader, Call, device_of, example_call
+from qkernels.utils.errors import first_line
 
 X, Y = torch.ones(2, 3), torch.zeros(2)
 

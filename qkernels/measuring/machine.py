@@ -14,7 +14,7 @@ import torch
 
 import qkernels
 from qkernels import ops
-from qkernels.cores import usable_cores
+from qkernels.utils.cores import usable_cores
 
 PACKAGES = ("torch", "numpy", "accelerate", "safetensors")
 

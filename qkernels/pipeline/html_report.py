@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qkernels.data.extras import require
+from qkernels.measuring.speed import MEANING, Form, Speeds
+from qkernels.pipeline.plots import draw_all
 from qkernels.pipeline.result import PipelineResult, Row
 from qkernels.pipeline.run import INT8, PROGRAM
-from qkernels.plots import draw_all
-from qkernels.speed import MEANING, Form, Speeds
+from qkernels.utils.extras import require
 
 PHRASES: dict[Form, str] = {
     "eager": "layers called from torch",
@@ -271,7 +271,7 @@ def _gain(row: Row) -> str:
 def _render(template: str, result: PipelineResult, **more: Any) -> str:
     jinja = require("jinja2")
     environment = jinja.Environment(
-        loader=jinja.PackageLoader("qkernels"),
+        loader=jinja.PackageLoader("qkernels.pipeline"),
         autoescape=jinja.select_autoescape(["html"]),
         trim_blocks=True,
         lstrip_blocks=True,

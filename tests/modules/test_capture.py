@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qkernels.calling import Call
-from qkernels.capture import Capture, CaptureError, capture, captures, guessed_call
+from qkernels.modules.calling import Call
+from qkernels.modules.capture import Capture, CaptureError, capture, captures, guessed_call
 
 X = torch.randn(2, 3, 8, 8)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qkernels.copying import copied, unwrapped
+from qkernels.modules.copying import copied, unwrapped
 
 
 class Caching(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qkernels.eval_mode import answering, eval_mode
+from qkernels.modules.eval_mode import answering, eval_mode
 
 
 class Stateful(nn.Module):

@@ -1,0 +1,1 @@
+"""How long calls take and how much work they are, and on which machine that was measured."""

@@ -1,0 +1,1 @@
+"""Small helpers that several parts share. None of them needs torch."""
