@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qkernels.models.cifar_resnet import ZeroPadShortcut
+from qkernels.plain import PlainAttention
 
 Model = TypeVar("Model", bound=nn.Module)
 Sizes = dict[str, dict[str, int]]  # module name -> attribute -> channels
@@ -66,10 +67,14 @@ def changes(before: Sizes, model: nn.Module) -> Sizes:
 def narrow_(model: Model, channels: Mapping[str, Mapping[str, int]]) -> Model:
     """Give modules other channel counts, in place, with fresh weights of torch's own initialization; returns the model.
 
-    `channels`: some entries of `sizes`; where one is empty, an Identity takes the module's place. Whether the new
-    counts fit each other shows at the first call.
+    `channels`: some entries of `sizes`; where one is empty, an Identity takes the module's place. A `PlainAttention`
+    takes that of an ``nn.MultiheadAttention`` whose projections they name. Whether the new counts fit each other shows
+    at the first call.
     Raises ValueError for an unknown module (naming the nearest), an unknown attribute, or a count below its least.
     """
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.MultiheadAttention and f"{name}.out_proj" in channels:
+            model.set_submodule(name, PlainAttention.from_float(module))
     modules = dict(model.named_modules())
     for name, wanted in channels.items():
         known = _attributes(modules.get(name))

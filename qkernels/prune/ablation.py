@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from qkernels.answers import logits_of
 from qkernels.data.progress import progress as progress_bar
 from qkernels.eval_mode import answering
+from qkernels.prune.attention import with_split_attention
 from qkernels.prune.scores import Labelled, Loss, Scores, channel_dim, labelled
 
 
@@ -33,7 +34,7 @@ def dropout(
     """
     if parts < 2:
         raise ValueError(f"parts={parts} must be at least 2")
-    batches = labelled(batches)
+    batches, model = labelled(batches), with_split_attention(model)
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     sums: dict[
         str, Tensor

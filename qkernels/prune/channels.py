@@ -12,6 +12,7 @@ from qkernels.copying import copied
 from qkernels.measure import count_parameters
 from qkernels.models.channels import Sizes, changes, sizes
 from qkernels.outputs import output_error, output_tensors, rounding
+from qkernels.prune.attention import split_scores
 from qkernels.prune.groups import ChannelGraph, ChannelGroup
 from qkernels.prune.parameters import within
 from qkernels.prune.report import ChannelReport, LayerChannels
@@ -125,6 +126,7 @@ def _pruned(
     graph.notes += broken.values()
     graph.groups = [group for group in graph.groups if group.key not in broken]
     groups = _allowed(graph, ignore)
+    scores = split_scores(scores, graph.joined_attention)
     values = [channel_scores(group, scores) for group in groups]
     selector = Selector.of(
         groups, values, scope=scope, multiple=multiple, relative=relative, order=order
@@ -203,8 +205,6 @@ def remove(
             raise DoesNotRun(
                 f"pruned, {kind} answers otherwise than with those channels silent", dropped
             )
-    for old, new in zip(model.parameters(), smaller.parameters(), strict=True):
-        new.requires_grad_(old.requires_grad)
     done = describe(model, smaller, before, layer_macs(smaller, example_inputs), old_sizes)
     done.notes += graph.notes
     return hang(smaller, done)
@@ -231,12 +231,12 @@ def describe(
     old_sizes: Sizes,
 ) -> ChannelReport:
     """What became of each layer; `before` and `old_sizes` are those of `model`."""
-    gone = LayerMacs(0, 0, 0)
+    gone = LayerMacs("", 0, 0, 0)
     return ChannelReport(
         layers=[
             LayerChannels(
                 name,
-                type(model.get_submodule(name)).__name__,
+                layer.type,
                 (layer.outputs, layer.inputs),
                 (after.get(name, gone).outputs, after.get(name, gone).inputs),
             )

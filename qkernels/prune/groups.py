@@ -6,7 +6,7 @@ From torch-pruning's dependency graph (Fang et al. 2023, "DepGraph: Towards Any 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from qkernels.models.channels import sizes
 from qkernels.models.cifar_resnet import ZeroPadShortcut
 from qkernels.nn import QuantModule
 from qkernels.outputs import output_tensors
+from qkernels.prune.attention import split_attention_
 from qkernels.prune.cells import (
     Cells,
     Side,
@@ -27,6 +28,7 @@ from qkernels.prune.cells import (
     is_grouped,
     is_transposed,
 )
+from qkernels.swap import ModuleSwap
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +71,15 @@ class ChannelGraph:
     Attributes:
         model: the copy; `remove` changes it.
         groups: those that may go, in model order. The channels of the inputs and outputs never do.
+        joined_attention: what stood where the copy has `PlainAttention`, by name.
         notes: which layers must stay as they are, and why.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Tensor) -> None:
-        self.model = copied(model)[0].eval().requires_grad_(True)
+        self.model, self.joined_attention = split_attention_(copied(model)[0].eval())
+        trained = (*model.named_parameters(), *self.model.named_parameters())
+        self._trainable = {name: parameter.requires_grad for name, parameter in trained}
+        self.model.requires_grad_(True)
         self.notes: list[str] = []
         self._graph = self._trace(example_inputs)
         self._names = {module: name for name, module in self.model.named_modules()}
@@ -100,7 +106,18 @@ class ChannelGraph:
             if first in entries:
                 count = len(entries[first]) // parts.shape[1]
                 cells.shrink(self.model.get_submodule(cells.module), count)
+        self._join_attention({layer for layer, _ in entries})
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._trainable[name])
         return self.model
+
+    def _join_attention(self, cut: Collection[str]) -> None:
+        """Attention of which nothing was cut is torch's again."""
+        swap = ModuleSwap(self.model)
+        for name, former in self.joined_attention.items():
+            if not any(layer.startswith(f"{name}.") for layer in cut):
+                swap.exchange(self.model.get_submodule(name), former)
+        self.model = swap.finish()
 
     def _cut(self, module: Any, side: Side, entries: list[int]) -> None:
         """Take entries of one side out of a layer."""
@@ -210,7 +227,11 @@ class ChannelGraph:
             raise ValueError(f"{kind} has int8 layers: prune the float model, then quantize it")
         try:
             with torch.enable_grad():
-                graph = library.DependencyGraph().build_dependency(
+                graph = library.DependencyGraph()
+                del graph.REGISTERED_PRUNERS[
+                    library.ops.OPTYPE.MHA
+                ]  # plain attention is its layers
+                graph.build_dependency(
                     self.model,
                     example_inputs=(example_inputs,),
                     customized_pruners={ZeroPadShortcut: _ShortcutPruner()},

@@ -106,11 +106,12 @@ class Selector:
 
 @dataclass(frozen=True)
 class LayerMacs:
-    """Multiply-adds of a layer for one image, its output channels, and the inputs that each of them reads.
+    """A layer's class, its multiply-adds for one image, its output channels, and the inputs that each of them reads.
 
     Of a layer with `groups`, the inputs of one group: they stay as many when others go.
     """
 
+    type: str
     macs: int
     outputs: int
     inputs: int
@@ -132,9 +133,8 @@ def layer_macs(model: nn.Module, example_inputs: Tensor) -> dict[str, LayerMacs]
                     layer.in_channels // layer.groups,
                     args[0],
                 )
-            found[name] = LayerMacs(
-                moved[0].numel() * layer.weight[0].numel(), outputs, inputs, groups
-            )
+            macs = moved[0].numel() * layer.weight[0].numel()
+            found[name] = LayerMacs(type(layer).__name__, macs, outputs, inputs, groups)
 
         return hook
 
