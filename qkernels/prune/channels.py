@@ -14,6 +14,7 @@ from qkernels.models.channels import Sizes, changes, sizes
 from qkernels.outputs import output_error, output_tensors, rounding
 from qkernels.prune.attention import split_scores
 from qkernels.prune.groups import ChannelGraph, ChannelGroup
+from qkernels.prune.importance import Importance, importance
 from qkernels.prune.parameters import within
 from qkernels.prune.report import ChannelReport, LayerChannels
 from qkernels.prune.scores import Scores
@@ -37,7 +38,7 @@ PANEL = 16  # output channels that the kernels compute at once: kPanel in csrc/c
 def prune_channels(
     model: nn.Module,
     example_inputs: Tensor,
-    scores: Scores,
+    scores: Scores | Importance | str,
     *,
     amount: float | None = None,
     macs: int | None = None,
@@ -54,14 +55,16 @@ def prune_channels(
     Args:
         model: float weights.
         example_inputs: an input [N, C, H, W] or [N, K] that the model takes.
-        scores: from `magnitude`, `gradient`, `taylor`, `entropy`, `dropout`, or several of one kind by `average`.
+        scores: from `magnitude`, `gradient`, `taylor`, `entropy`, `dropout`, or several of one kind by `average`; an
+            `importance` of torch-pruning, or the name of one that needs no data.
         amount: share of the channels to drop, in [0, 1); or
         macs: drop until at most so many multiply-adds an image are left; every layer keeps its last `multiple`.
         scope: the least scores within each group, or over all.
         order: "highest" drops what scores most; of use to see that the default is right.
         multiple: what is left of a group is rounded up to a multiple of this. The int8 kernels compute panels of 16
             output channels, and 17 to 31 of them cost what 32 do, or more (docs/pruning.md).
-        relative: over all groups, divide scores by their group's mean first; network slimming does not.
+        relative: over all groups, divide scores by their group's mean first; network slimming does not. An importance
+            of torch-pruning has a `normalizer` of its own instead.
         ignore: layers, or modules around layers, whose output channels stay.
 
     Raises:
@@ -70,10 +73,11 @@ def prune_channels(
     """
     _check(amount, macs, multiple, scope, order)
     broken: dict[tuple[object, ...], str] = {}
+    chosen = importance(scores) if isinstance(scores, str) else scores
 
     def attempt() -> nn.Module:
         return _pruned(
-            model, example_inputs, scores, amount, macs, scope=scope, order=order, multiple=multiple,
+            model, example_inputs, chosen, amount, macs, scope=scope, order=order, multiple=multiple,
             relative=relative, ignore=ignore, broken=broken,
         )  # fmt: skip
 
@@ -110,7 +114,7 @@ class DoesNotRun(ValueError):
 def _pruned(
     model: nn.Module,
     example_inputs: Tensor,
-    scores: Scores,
+    scores: Scores | Importance,
     amount: float | None,
     macs: int | None,
     *,
@@ -126,8 +130,11 @@ def _pruned(
     graph.notes += broken.values()
     graph.groups = [group for group in graph.groups if group.key not in broken]
     groups = _allowed(graph, ignore)
-    scores = split_scores(scores, graph.joined_attention)
-    values = [channel_scores(group, scores) for group in groups]
+    if isinstance(scores, Importance):
+        values, relative = scores.scores(graph, groups), False  # it normalizes groups its own way
+    else:
+        scores = split_scores(scores, graph.joined_attention)
+        values = [channel_scores(group, scores) for group in groups]
     selector = Selector.of(
         groups, values, scope=scope, multiple=multiple, relative=relative, order=order
     )

@@ -119,6 +119,24 @@ class ChannelGraph:
                 swap.exchange(self.model.get_submodule(name), former)
         self.model = swap.finish()
 
+    def library_group(self, group: ChannelGroup) -> Any:
+        """The group as torch-pruning's importances take it: layers, entries in order, and the channel of each."""
+        library = require("torch_pruning", "prune")
+        made = library.dependency.Group()
+        for member in group.members:
+            module = self.model.get_submodule(member.layer)
+            # In some groups' weights nothing is the entries' own; how transposed ones lie the library does not know.
+            if member.dim is None or (is_grouped(module) and is_transposed(module)):
+                continue
+            pruner, node = self._graph.get_pruner_of_module(module), self._graph.module2node[module]
+            cut = pruner.prune_out_channels if member.side == "out" else pruner.prune_in_channels
+            order = member.index.argsort()
+            made.add_dep(
+                library.dependency.Dependency(cut, cut, node, node), member.index[order].tolist()
+            )
+            made[-1].root_idxs = member.channel[order].tolist()
+        return made
+
     def _cut(self, module: Any, side: Side, entries: list[int]) -> None:
         """Take entries of one side out of a layer."""
         if is_grouped(module) and (side == "in") != is_transposed(module):
