@@ -132,6 +132,15 @@ def test_the_head_of_least_weight_goes_first() -> None:
         assert torch.equal(left.value.weight, attention.value.weight[kept]), name
 
 
+def test_tokens_have_importances_too() -> None:
+    net = VisionTransformer(5, 3, 8, width=24, depth=1, heads=4, patch=4).eval()
+    for name in ("magnitude", "hessian"):
+        smaller = prune.prune_channels(
+            net, IMAGES, made(name), amount=0.5, scope="layer", multiple=1, embeddings=True
+        )
+        assert smaller.position.shape == (1, 4, 12)
+
+
 def test_options_of_the_library_are_taken_and_others_refused() -> None:
     net = two_layers()
     first = prune.importance("magnitude", p=1, group_reduction="first", normalizer=None)
