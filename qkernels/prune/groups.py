@@ -368,8 +368,8 @@ class ChannelGraph:
         """Whether an operation leaves so many channels as they are, though the forward says a number in it."""
         kind = type(node.module).__name__
         if kind == "_SliceOp":
-            sizes = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
-            of_tokens = len(sizes) == 3 and sizes[1] != channels  # [N, T, C]
+            shape: Any = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
+            of_tokens = len(shape) == 3 and shape[1] != channels  # [N, T, C]
             return node.module.dim in (2, 3) or (of_tokens and node.module.dim == 1)
         if kind == "_ExpandOp":
             return all(isinstance(source.module, nn.Parameter) for source in node.inputs)
