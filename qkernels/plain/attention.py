@@ -33,6 +33,9 @@ class PlainAttention(nn.MultiheadAttention):
     stay float. ``in_proj_weight``, ``in_proj_bias`` and ``q_proj_weight`` and its like are read from the linear layers
     at each access. ``_qkv_same_embed_dim`` is False, since the projections are separate here: torch's encoder layer
     then calls this module and never its own fused kernel.
+
+    Unlike there, ``num_heads * head_dim`` need not be the width of queries (``embed_dim``), nor that the width of the
+    output (``out_dim``): attention that lost heads or channels has fewer.
     """
 
     def __init__(
@@ -48,21 +51,25 @@ class PlainAttention(nn.MultiheadAttention):
         batch_first: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        head_dim: int | None = None,
+        out_dim: int | None = None,
     ) -> None:
         nn.Module.__init__(self)
-        if embed_dim % num_heads:
+        if head_dim is None and embed_dim % num_heads:
             raise ValueError(f"num_heads={num_heads} must divide embed_dim={embed_dim}")
-        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
-        self.kdim = embed_dim if kdim is None else kdim
-        self.vdim = embed_dim if vdim is None else vdim
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
+        width = self.num_heads * self.head_dim
         self.dropout, self.batch_first, self.add_zero_attn = dropout, batch_first, add_zero_attn
         self._qkv_same_embed_dim = False
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias, device, dtype)
-        self.k_proj = nn.Linear(self.kdim, embed_dim, bias, device, dtype)
-        self.v_proj = nn.Linear(self.vdim, embed_dim, bias, device, dtype)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device, dtype)  # type: ignore[assignment]
+        self.q_proj = nn.Linear(embed_dim, width, bias, device, dtype)
+        self.k_proj = nn.Linear(embed_dim if kdim is None else kdim, width, bias, device, dtype)
+        self.v_proj = nn.Linear(embed_dim if vdim is None else vdim, width, bias, device, dtype)
+        out = embed_dim if out_dim is None else out_dim
+        self.out_proj = nn.Linear(width, out, bias, device, dtype)  # type: ignore[assignment]
         for name in ("bias_k", "bias_v"):
-            empty = torch.zeros((1, 1, embed_dim), device=device, dtype=dtype)
+            empty = torch.zeros((1, 1, width), device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(empty) if add_bias_kv else None)
 
     # ---- building
@@ -115,6 +122,8 @@ class PlainAttention(nn.MultiheadAttention):
             "kdim": self.kdim,
             "vdim": self.vdim,
             "batch_first": self.batch_first,
+            "head_dim": self.head_dim,
+            "out_dim": self.out_proj.out_features,
         }
 
     @classmethod
@@ -122,18 +131,33 @@ class PlainAttention(nn.MultiheadAttention):
         """An empty module of this scheme; built under ``torch.device("meta")`` too."""
         return cls(**{k: v for k, v in scheme.items() if k != "kind"})
 
-    # ---- what nn.MultiheadAttention holds as parameters
+    # ---- what nn.MultiheadAttention holds as attributes and parameters
+
+    @property
+    def embed_dim(self) -> int:
+        """The width of queries."""
+        return self.q_proj.in_features
+
+    @property
+    def kdim(self) -> int:
+        """The width of keys."""
+        return self.k_proj.in_features
+
+    @property
+    def vdim(self) -> int:
+        """The width of values."""
+        return self.v_proj.in_features
 
     @property
     def in_proj_weight(self) -> Tensor | None:  # type: ignore[override]
-        """[3 * embed_dim, embed_dim], or None where keys or values have another width."""
+        """[3 * num_heads * head_dim, embed_dim], or None where keys or values have another width."""
         if not self.kdim == self.vdim == self.embed_dim:
             return None
         return _joined([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
 
     @property
     def in_proj_bias(self) -> Tensor | None:  # type: ignore[override]
-        """[3 * embed_dim], or None."""
+        """[3 * num_heads * head_dim], or None."""
         biases = [layer.bias for layer in (self.q_proj, self.k_proj, self.v_proj)]
         return None if biases[0] is None else _joined(biases)
 
@@ -228,7 +252,7 @@ class PlainAttention(nn.MultiheadAttention):
         if bias is None:
             return x
         sequence, batch = (1, 0) if self.batch_first else (0, 1)
-        size = [1, 1, self.embed_dim]
+        size = [1, 1, bias.shape[-1]]
         size[batch] = x.shape[batch]
         return torch.cat([x, bias.to(x.dtype).expand(size)], sequence)
 

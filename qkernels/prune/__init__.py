@@ -5,6 +5,7 @@ from qkernels.prune.blocks import block_losses, drop_blocks, find_blocks
 from qkernels.prune.channels import PANEL, prune_channels
 from qkernels.prune.dead import remove_dead_channels
 from qkernels.prune.gradual import GradualReport, Prune, cubic, prune_gradually
+from qkernels.prune.importance import Importance, importance
 from qkernels.prune.masks import Masks
 from qkernels.prune.parameters import gammas, weights
 from qkernels.prune.proximal import Proximal, soft_threshold
@@ -25,6 +26,7 @@ __all__ = [
     "PANEL",
     "ChannelReport",
     "GradualReport",
+    "Importance",
     "LayerChannels",
     "Masks",
     "Proximal",
@@ -41,6 +43,7 @@ __all__ = [
     "find_blocks",
     "gammas",
     "gradient",
+    "importance",
     "magnitude",
     "prune_channels",
     "prune_gradually",

@@ -13,6 +13,7 @@ from qkernels.modules.answers import logits_of
 from qkernels.modules.calling import Call
 from qkernels.modules.eval_mode import answering
 from qkernels.modules.watching import watching
+from qkernels.prune.attention import with_split_attention
 from qkernels.prune.scores import Labelled, Loss, Scores, channel_dim, labelled
 from qkernels.utils.progress import progress as progress_bar
 
@@ -35,7 +36,7 @@ def dropout(
     """
     if parts < 2:
         raise ValueError(f"parts={parts} must be at least 2")
-    batches = labelled(batches)
+    batches, model = labelled(batches), with_split_attention(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     # by layer: [2, channels], summed losses with the channel dropped and kept
     sums: dict[str, Tensor] = {}

@@ -19,6 +19,7 @@ from qkernels.modules.calling import Call
 from qkernels.modules.copying import copied
 from qkernels.modules.outputs import output_error, rounding
 from qkernels.modules.watching import watching
+from qkernels.prune.attention import is_joined
 
 Side = Literal["out", "in"]
 
@@ -84,7 +85,7 @@ def _attentions(model: nn.Module, example_inputs: Tensor) -> list[tuple[str, nn.
     modules = {
         name: module
         for name, module in model.named_modules()
-        if heads_of(module) is not None and not isinstance(module, nn.MultiheadAttention)
+        if heads_of(module) is not None and not is_joined(module)
     }
 
     def keep(name: str, call: Call) -> None:
@@ -105,13 +106,17 @@ def _counts(module: nn.Module, heads: int, width: int) -> dict[str, int]:
 
 
 def _separate(name: str, module: nn.Module) -> Cells | None:
-    """Query, key and value as layers of their own: three linear layers of one width that read the same width."""
+    """Query, key and value as layers of their own: the first three linear layers of one width.
+
+    Those that read the same width are it rather than others; in attention to something else they need not.
+    """
     heads = heads_of(module)
     assert heads is not None
-    shapes: dict[tuple[int, int], list[str]] = {}
-    for child, linear in _linears(module).items():
-        shapes.setdefault((linear.in_features, linear.out_features), []).append(child)
-    for (_, width), children in shapes.items():
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for shape in (lambda x: (x.out_features, x.in_features)), (lambda x: (x.out_features,)):
+        for child, linear in _linears(module).items():
+            alike.setdefault(shape(linear), []).append(child)
+    for (width, *_), children in alike.items():
         if len(children) >= 3 and width % heads == 0:
             parts: dict[tuple[str, Side], Tensor] = {
                 (f"{name}.{child}".lstrip("."), "out"): _even(width, heads)

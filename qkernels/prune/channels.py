@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from qkernels.measuring.costs import count_parameters
 from qkernels.models.channels import Sizes, changes, sizes
 from qkernels.modules.copying import copied
 from qkernels.modules.outputs import output_error, output_tensors, rounding
-from qkernels.prune.groups import ChannelGraph, ChannelGroup
+from qkernels.prune.attention import split_scores
+from qkernels.prune.groups import ChannelGraph, ChannelGroup, part_of
+from qkernels.prune.importance import Importance, importance
 from qkernels.prune.parameters import within
 from qkernels.prune.report import ChannelReport, LayerChannels
 from qkernels.prune.scores import Scores
@@ -36,7 +39,7 @@ PANEL = 16  # output channels that the kernels compute at once: kPanel in csrc/c
 def prune_channels(
     model: nn.Module,
     example_inputs: Tensor,
-    scores: Scores,
+    scores: Scores | Importance | str,
     *,
     amount: float | None = None,
     macs: int | None = None,
@@ -45,6 +48,7 @@ def prune_channels(
     multiple: int = PANEL,
     relative: bool = True,
     ignore: Collection[str] = (),
+    embeddings: bool = False,
 ) -> nn.Module:
     """A smaller model, in eval mode, with a `ChannelReport` as its report; `model` stays as it is.
 
@@ -53,15 +57,19 @@ def prune_channels(
     Args:
         model: float weights.
         example_inputs: an input [N, C, H, W] or [N, K] that the model takes.
-        scores: from `magnitude`, `gradient`, `taylor`, `entropy`, `dropout`, or several of one kind by `average`.
+        scores: from `magnitude`, `gradient`, `taylor`, `entropy`, `dropout`, or several of one kind by `average`; an
+            `importance` of torch-pruning, or the name of one that needs no data.
         amount: share of the channels to drop, in [0, 1); or
         macs: drop until at most so many multiply-adds an image are left; every layer keeps its last `multiple`.
         scope: the least scores within each group, or over all.
         order: "highest" drops what scores most; of use to see that the default is right.
         multiple: what is left of a group is rounded up to a multiple of this. The int8 kernels compute panels of 16
             output channels, and 17 to 31 of them cost what 32 do, or more (docs/pruning.md).
-        relative: over all groups, divide scores by their group's mean first; network slimming does not.
+        relative: over all groups, divide scores by their group's mean first; network slimming does not. An importance
+            of torch-pruning has a `normalizer` of its own instead.
         ignore: layers, or modules around layers, whose output channels stay.
+        embeddings: also narrow the tokens of a transformer: tables, positions, class tokens, and all that adds to them,
+            norms them or reads them.
 
     Raises:
         ValueError: for an amount outside [0, 1), an unknown layer, if a layer would be emptied, or if there is
@@ -69,18 +77,19 @@ def prune_channels(
     """
     _check(amount, macs, multiple, scope, order)
     broken: dict[tuple[object, ...], str] = {}
+    chosen = importance(scores) if isinstance(scores, str) else scores
 
     def attempt() -> nn.Module:
         return _pruned(
-            model, example_inputs, scores, amount, macs, scope=scope, order=order, multiple=multiple,
-            relative=relative, ignore=ignore, broken=broken,
+            model, example_inputs, chosen, amount, macs, scope=scope, order=order, multiple=multiple,
+            relative=relative, ignore=ignore, embeddings=embeddings, broken=broken,
         )  # fmt: skip
 
     while True:
         try:
             return attempt()
         except DoesNotRun as error:
-            found = error.breaking(model, example_inputs)
+            found = error.breaking(model, example_inputs, embeddings)
             if not found:
                 raise
             broken |= found
@@ -93,11 +102,13 @@ class DoesNotRun(ValueError):
         super().__init__(message)
         self.dropped = dropped
 
-    def breaking(self, model: nn.Module, example_inputs: Tensor) -> dict[tuple[object, ...], str]:
+    def breaking(
+        self, model: nn.Module, example_inputs: Tensor, embeddings: bool
+    ) -> dict[tuple[object, ...], str]:
         """Key -> why, of each group without which alone the model does not run."""
         found = {}
         for group, positions in self.dropped.items():
-            graph = ChannelGraph(model, example_inputs)
+            graph = ChannelGraph(model, example_inputs, embeddings=embeddings)
             (twin,) = (other for other in graph.groups if other.key == group.key)
             try:
                 remove(model, graph, {twin: positions}, example_inputs)
@@ -109,7 +120,7 @@ class DoesNotRun(ValueError):
 def _pruned(
     model: nn.Module,
     example_inputs: Tensor,
-    scores: Scores,
+    scores: Scores | Importance,
     amount: float | None,
     macs: int | None,
     *,
@@ -118,14 +129,19 @@ def _pruned(
     multiple: int,
     relative: bool,
     ignore: Collection[str],
+    embeddings: bool,
     broken: Mapping[tuple[object, ...], str],
 ) -> nn.Module:
     """What `prune_channels` makes, without the groups that are `broken`. Raises DoesNotRun for further ones."""
-    graph = ChannelGraph(model, example_inputs)
+    graph = ChannelGraph(model, example_inputs, embeddings=embeddings)
     graph.notes += broken.values()
     graph.groups = [group for group in graph.groups if group.key not in broken]
     groups = _allowed(graph, ignore)
-    values = [channel_scores(group, scores) for group in groups]
+    if isinstance(scores, Importance):
+        values, relative = scores.scores(graph, groups), False  # it normalizes groups its own way
+    else:
+        scores = split_scores(scores, graph.joined_attention)
+        values = [channel_scores(group, scores) for group in groups]
     selector = Selector.of(
         groups, values, scope=scope, multiple=multiple, relative=relative, order=order
     )
@@ -162,7 +178,8 @@ def _check(amount: float | None, macs: int | None, multiple: int, scope: str, or
 
 
 def _allowed(graph: ChannelGraph, ignore: Collection[str]) -> list[ChannelGroup]:
-    layers = [n for n, m in graph.model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    kinds = nn.Conv2d | nn.Linear | nn.Embedding
+    layers = [name for name, module in graph.model.named_modules() if isinstance(module, kinds)]
     stay = within(layers, ignore)
     groups = [
         group
@@ -196,31 +213,50 @@ def remove(
             raise DoesNotRun(
                 f"pruned, {kind} returns {found.get(name)}, not {shape}, as {name}", dropped
             )
-    normed = {n for n, module in graph.model.named_modules() if isinstance(module, nn.LayerNorm)}
-    if not any(member.layer in normed for group in dropped for member in group.members):
-        apart = output_error(silent, answers)
-        if apart > rounding({tensor.dtype for tensor in silent.values()}):
-            raise DoesNotRun(
-                f"pruned, {kind} answers otherwise than with those channels silent", dropped
-            )
-    for old, new in zip(model.parameters(), smaller.parameters(), strict=True):
-        new.requires_grad_(old.requires_grad)
+    if output_error(silent, answers) > rounding({tensor.dtype for tensor in silent.values()}):
+        raise DoesNotRun(
+            f"pruned, {kind} answers otherwise than with those channels silent", dropped
+        )
     done = describe(model, smaller, before, layer_macs(smaller, example_inputs), old_sizes)
     done.notes += graph.notes
     return hang(smaller, done)
 
 
 def _silenced(model: nn.Module, dropped: Mapping[ChannelGroup, Tensor]) -> nn.Module:
-    """A copy that reads nothing of the dropped channels: what the model without them has to answer."""
+    """A copy that reads nothing of the dropped channels: what the model without them has to answer.
+
+    Layer norms in it take their statistics of the channels left.
+    """
     silent = copied(model)[0].eval()
+    kept: dict[nn.LayerNorm, Tensor] = {}
     with torch.no_grad():
         for group, positions in dropped.items():
             for member in group.members:
-                if member.side == "in" and member.dim is not None:
-                    weight: Any = silent.get_submodule(member.layer).weight
-                    chosen = member.index[torch.isin(member.channel, positions)]
+                layer = part_of(silent, member.layer)
+                chosen = member.index[torch.isin(member.channel, positions)]
+                if isinstance(layer, nn.LayerNorm):
+                    kept.setdefault(layer, torch.ones(layer.normalized_shape, dtype=torch.bool))
+                    kept[layer][chosen] = False
+                elif member.side == "in" and member.dim is not None:
+                    weight: Any = layer.weight
                     weight.index_fill_(member.dim, chosen.to(weight.device), 0)
+    for norm, some in kept.items():
+        norm.register_forward_hook(_norm_of(some))
     return silent
+
+
+def _norm_of(kept: Tensor) -> Callable[..., Tensor]:
+    """A hook by which a layer norm answers as one of these channels (bool) alone; the others are as they were."""
+
+    def hook(norm: nn.LayerNorm, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        weight = None if norm.weight is None else norm.weight[kept]
+        bias = None if norm.bias is None else norm.bias[kept]
+        y = y.clone()
+        x = args[0][..., kept]
+        y[..., kept] = layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
+        return y
+
+    return hook
 
 
 def describe(
@@ -231,12 +267,12 @@ def describe(
     old_sizes: Sizes,
 ) -> ChannelReport:
     """What became of each layer; `before` and `old_sizes` are those of `model`."""
-    gone = LayerMacs(0, 0, 0)
+    gone = LayerMacs("", 0, 0, 0)
     return ChannelReport(
         layers=[
             LayerChannels(
                 name,
-                type(model.get_submodule(name)).__name__,
+                layer.type,
                 (layer.outputs, layer.inputs),
                 (after.get(name, gone).outputs, after.get(name, gone).inputs),
             )

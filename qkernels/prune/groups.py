@@ -6,18 +6,20 @@ From torch-pruning's dependency graph (Fang et al. 2023, "DepGraph: Towards Any 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qkernels.models.channels import sizes
+from qkernels.models.channels import EMBEDDING_WIDTHS, sizes, width_dim
 from qkernels.models.cifar_resnet import ZeroPadShortcut
 from qkernels.modules.copying import copied
 from qkernels.modules.outputs import output_tensors
+from qkernels.modules.swap import ModuleSwap
 from qkernels.nn import QuantModule
+from qkernels.prune.attention import split_attention_
 from qkernels.prune.cells import (
     Cells,
     Side,
@@ -69,20 +71,33 @@ class ChannelGraph:
     Attributes:
         model: the copy; `remove` changes it.
         groups: those that may go, in model order. The channels of the inputs and outputs never do.
+        joined_attention: what stood where the copy has `PlainAttention`, by name.
         notes: which layers must stay as they are, and why.
+
+    With `embeddings`, tables (``nn.Embedding``) go too, and parameters that a forward adds to channels or puts by them.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Tensor) -> None:
-        self.model = copied(model)[0].eval().requires_grad_(True)
+    def __init__(
+        self, model: nn.Module, example_inputs: Tensor, *, embeddings: bool = False
+    ) -> None:
+        self.embeddings = embeddings
+        self.model, self.joined_attention = split_attention_(copied(model)[0].eval())
+        trained = (*model.named_parameters(), *self.model.named_parameters())
+        self._trainable = {name: parameter.requires_grad for name, parameter in trained}
+        self.model.requires_grad_(True)
         self.notes: list[str] = []
         self._graph = self._trace(example_inputs)
-        self._names = {module: name for name, module in self.model.named_modules()}
+        self._names: dict[nn.Module | nn.Parameter, str] = {
+            **{parameter: name for name, parameter in self.model.named_parameters()},
+            **{module: name for name, module in self.model.named_modules()},
+        }
         self._known = sizes(self.model)
+        names = (*self._known, *(name for name, _ in self.model.named_parameters()))
+        self._order = {name: at for at, name in enumerate(names)}
         self._unfit = dict(_unfit(self.model))
         self._cells = find_cells(self.model, example_inputs)
-        order = list(self._known)
         self.groups = sorted(
-            self._whole_cells(list(self._find())), key=lambda g: order.index(g.name)
+            self._whole_cells(list(self._find())), key=lambda g: self._order[g.name]
         )
 
     def remove(self, dropped: Mapping[ChannelGroup, Tensor]) -> nn.Module:
@@ -93,14 +108,75 @@ class ChannelGraph:
                 chosen = torch.isin(member.channel, positions)
                 gone[member.layer, member.side].append(member.index[chosen])
         entries = {key: torch.cat(parts).unique() for key, parts in gone.items()}
+        self._narrow_holders(entries)
         for (layer, side), chosen in entries.items():
-            self._cut(self.model.get_submodule(layer), side, chosen.tolist())
+            part = part_of(self.model, layer)
+            if isinstance(part, nn.Parameter):
+                self._cut_parameter(layer, part, chosen)
+            else:
+                self._cut(part, side, chosen.tolist())
         for cells in self._cells:
             first, parts = next(iter(cells.entries.items()))
             if first in entries:
                 count = len(entries[first]) // parts.shape[1]
                 cells.shrink(self.model.get_submodule(cells.module), count)
+        self._join_attention({layer for layer, _ in entries})
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._trainable[name])
         return self.model
+
+    def _narrow_holders(self, entries: Mapping[tuple[str, Side], Tensor]) -> None:
+        """Modules around embeddings that say how wide those are say what will be left."""
+        left: dict[tuple[nn.Module, str], int] = {}
+        for (layer, side), gone in entries.items():
+            part, names = part_of(self.model, layer), layer.split(".")
+            if not isinstance(part, nn.Embedding | nn.Parameter):
+                continue
+            width = self._width(part, side)
+            for holder in (
+                self.model.get_submodule(".".join(names[:i])) for i in range(len(names))
+            ):
+                for attribute in EMBEDDING_WIDTHS:
+                    if vars(holder).get(attribute) == width:
+                        left[holder, attribute] = width - len(gone)
+        for (holder, attribute), width in left.items():
+            setattr(holder, attribute, width)
+
+    def _cut_parameter(self, name: str, parameter: nn.Parameter, entries: Tensor) -> None:
+        """Take entries out of a parameter that a module holds itself."""
+        owner, _, attribute = name.rpartition(".")
+        dim = width_dim(parameter)
+        assert dim is not None
+        every = torch.arange(parameter.shape[dim])
+        kept = every[~torch.isin(every, entries)].to(parameter.device)
+        cut = nn.Parameter(parameter.detach().index_select(dim, kept))
+        setattr(self.model.get_submodule(owner), attribute, cut)
+
+    def _join_attention(self, cut: Collection[str]) -> None:
+        """Attention of which nothing was cut is torch's again."""
+        swap = ModuleSwap(self.model)
+        for name, former in self.joined_attention.items():
+            if not any(layer.startswith(f"{name}.") for layer in cut):
+                swap.exchange(self.model.get_submodule(name), former)
+        self.model = swap.finish()
+
+    def library_group(self, group: ChannelGroup) -> Any:
+        """The group as torch-pruning's importances take it: layers, entries in order, and the channel of each."""
+        library = require("torch_pruning", "prune")
+        made = library.dependency.Group()
+        for member in group.members:
+            module = part_of(self.model, member.layer)
+            # In some groups' weights nothing is the entries' own; how transposed ones lie the library does not know.
+            if member.dim is None or (is_grouped(module) and is_transposed(module)):
+                continue
+            pruner, node = self._graph.get_pruner_of_module(module), self._graph.module2node[module]
+            cut = pruner.prune_out_channels if member.side == "out" else pruner.prune_in_channels
+            order = member.index.argsort()
+            made.add_dep(
+                library.dependency.Dependency(cut, cut, node, node), member.index[order].tolist()
+            )
+            made[-1].root_idxs = member.channel[order].tolist()
+        return made
 
     def _cut(self, module: Any, side: Side, entries: list[int]) -> None:
         """Take entries of one side out of a layer."""
@@ -128,7 +204,7 @@ class ChannelGraph:
         for start, group in zip(starts, groups, strict=False):
             for member in group.members:
                 side = (member.layer, member.side)
-                module = self.model.get_submodule(member.layer)
+                module = part_of(self.model, member.layer)
                 nodes = owner.setdefault(side, torch.full((self._width(module, side[1]),), -1))
                 nodes[member.index] = start + member.channel
         joined, fixed = [], []
@@ -180,8 +256,7 @@ class ChannelGraph:
                 Member(*side, torch.cat([p[0] for p in found]), torch.cat([p[1] for p in found]), found[0][2])
                 for side, found in parts.items()
             )  # fmt: skip
-            order = list(self._known)
-            first = min((order.index(m.layer), m.layer) for m in members if m.side == "out")
+            first = min((self._order[m.layer], m.layer) for m in members if m.side == "out")
             yield ChannelGroup(first[1], len(chosen), members)
 
     def _is_fused(self, cells: Cells) -> bool:
@@ -210,7 +285,11 @@ class ChannelGraph:
             raise ValueError(f"{kind} has int8 layers: prune the float model, then quantize it")
         try:
             with torch.enable_grad():
-                graph = library.DependencyGraph().build_dependency(
+                graph = library.DependencyGraph()
+                del graph.REGISTERED_PRUNERS[
+                    library.ops.OPTYPE.MHA
+                ]  # plain attention is its layers
+                graph.build_dependency(
                     self.model,
                     example_inputs=(example_inputs,),
                     customized_pruners={ZeroPadShortcut: _ShortcutPruner()},
@@ -258,7 +337,7 @@ class ChannelGraph:
 
     def _why_not(self, items: Any) -> str | None:
         """Why these channels cannot be taken out; None if they can."""
-        root = items[0].dep.target.module
+        root, root_entries = items[0].dep.target.module, items[0].idxs
         for item in items:
             node, module = item.dep.target, item.dep.target.module
             if not node.outputs and self._side(item) == "out":
@@ -267,8 +346,16 @@ class ChannelGraph:
                 return "they are coupled with each other"
             name, kind = self._names.get(module), type(module).__name__
             if name is None:
-                if kind in _FIXED or (kind == "_SliceOp" and module.dim not in (2, 3)):
+                if not self._keeps_width(node, len(root_entries)):
                     return f"the forward has their number in a {kind.strip('_')}"
+            elif isinstance(module, nn.Embedding | nn.Parameter) and not self.embeddings:
+                what = "an embedding" if isinstance(module, nn.Embedding) else "a parameter"
+                return f"{name} is {what}, which embeddings=True narrows too"
+            elif isinstance(module, nn.Parameter):
+                if width_dim(module) is None or name.rpartition(".")[0] in self._unfit:
+                    return f"{name} is a parameter without a width of its own"
+                if max(item.idxs, default=0) >= self._width(module, "out"):
+                    return f"the forward moves them to {name} in a way that is not followed"
             elif name not in self._known:
                 return f"{name} is a {kind}"
             elif name in self._unfit:
@@ -277,8 +364,21 @@ class ChannelGraph:
                 return f"the forward moves them to {name} in a way that is not followed"
         return None
 
+    def _keeps_width(self, node: Any, channels: int) -> bool:
+        """Whether an operation leaves so many channels as they are, though the forward says a number in it."""
+        kind = type(node.module).__name__
+        if kind == "_SliceOp":
+            shape: Any = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
+            of_tokens = len(shape) == 3 and shape[1] != channels  # [N, T, C]
+            return node.module.dim in (2, 3) or (of_tokens and node.module.dim == 1)
+        if kind == "_ExpandOp":
+            return all(isinstance(source.module, nn.Parameter) for source in node.inputs)
+        return kind not in _FIXED
+
     def _width(self, module: Any, side: Side) -> int:
-        """How many entries a side of a layer has."""
+        """How many entries a side of a layer has, or a parameter."""
+        if isinstance(module, nn.Parameter):
+            return module.shape[width_dim(module) or 0]
         pruner = self._graph.get_pruner_of_module(module)
         count: int = (pruner.get_out_channels if side == "out" else pruner.get_in_channels)(module)
         return count
@@ -297,12 +397,9 @@ class ChannelGraph:
             alike[tuple(k for k, entries in members.items() if channel in entries)].append(channel)
         for keys, channels in alike.items():
             found = tuple(
-                _member(key, members[key], channels, self.model.get_submodule(key[0]))
-                for key in keys
+                _member(key, members[key], channels, part_of(self.model, key[0])) for key in keys
             )
-            first = min(
-                (list(self._known).index(m.layer), m.layer) for m in found if m.side == "out"
-            )
+            first = min((self._order[m.layer], m.layer) for m in found if m.side == "out")
             yield ChannelGroup(first[1], len(channels), found)
 
 
@@ -318,22 +415,32 @@ def _unfit(model: nn.Module) -> Iterator[tuple[str, str]]:
             yield name, f"{name} is masked: torch.nn.utils.prune.remove makes its zeros lasting"
 
 
-_FIXED = ("_SplitOp", "_UnbindOp", "_ExpandOp", "Parameter")
+_FIXED = ("_SplitOp", "_UnbindOp")
+
+
+def part_of(model: nn.Module, name: str) -> Any:
+    """The module of that name, or the parameter."""
+    owner, _, attribute = name.rpartition(".")
+    return getattr(model.get_submodule(owner), attribute) if name else model
 
 
 def _member(
     key: tuple[str, Side],
     entries: Mapping[int, list[int]],
     channels: list[int],
-    layer: nn.Module,
+    layer: nn.Module | nn.Parameter,
 ) -> Member:
     pairs = [(index, at) for at, channel in enumerate(channels) for index in entries[channel]]
     index, channel = torch.tensor(pairs, dtype=torch.int64).T
     return Member(*key, index, channel, _weight_dim(layer, key[1]))
 
 
-def _weight_dim(layer: nn.Module, side: Side) -> int | None:
+def _weight_dim(layer: nn.Module | nn.Parameter, side: Side) -> int | None:
     """The dimension of the weight that the entries of a side lie along."""
+    if isinstance(layer, nn.Parameter):
+        return width_dim(layer)
+    if isinstance(layer, nn.Embedding):
+        return 1
     second = (side == "in") != is_transposed(layer)
     return None if second and is_grouped(layer) else int(second)
 

@@ -9,17 +9,22 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from qkernels.prune.attention import PROJECTIONS
+
 
 def weights(
     model: nn.Module, layers: Collection[str] = (), *, biases: bool = False
 ) -> dict[str, nn.Parameter]:
-    """Weights by full name of every convolution and Linear; with `biases` those too.
+    """Weights by full name of every convolution, Linear and projection of attention; with `biases` those too.
 
+    The projections of an ``nn.MultiheadAttention`` are its ``in_proj_weight``, or ``q_proj_weight`` and its like.
     `layers` narrows it to these layers, or to the layers inside these modules. Batch norms have no part in it.
     Raises ValueError for an unknown layer, with the nearest known ones.
     """
-    kinds = ("weight", "bias") if biases else ("weight",)
-    return _parameters(model, (_ConvNd, nn.Linear), kinds, layers)
+    kinds = ("weight", "in_proj_weight", *(f"{layer}_weight" for layer in PROJECTIONS))
+    if biases:
+        kinds += ("bias", "in_proj_bias")
+    return _parameters(model, (_ConvNd, nn.Linear, nn.MultiheadAttention), kinds, layers)
 
 
 def gammas(model: nn.Module, layers: Collection[str] = ()) -> dict[str, nn.Parameter]:

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from qkernels.modules.answers import logits_of
 from qkernels.modules.eval_mode import eval_mode
+from qkernels.prune.attention import with_split_attention
 from qkernels.prune.parameters import weights
 from qkernels.quantization.calibration import Calibration, calibrate
 from qkernels.utils.progress import progress as progress_bar
@@ -164,7 +165,8 @@ class _Means:
 
 
 def _channel_means(model: nn.Module, calibration: Calibration) -> dict[str, Tensor]:
-    """Layer -> [samples, input channels]."""
+    """Layer -> [samples, input channels]; of torch's attention, the layers of its plain form."""
+    model = with_split_attention(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     observers = {name: _Means(channel_dim(layer)) for name, layer in layers.items()}
     calibrate(model, cast(Any, observers), calibration)

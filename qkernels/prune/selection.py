@@ -108,11 +108,12 @@ class Selector:
 
 @dataclass(frozen=True)
 class LayerMacs:
-    """Multiply-adds of a layer for one image, its output channels, and the inputs that each of them reads.
+    """A layer's class, its multiply-adds for one image, its output channels, and the inputs that each of them reads.
 
     Of a layer with `groups`, the inputs of one group: they stay as many when others go.
     """
 
+    type: str
     macs: int
     outputs: int
     inputs: int
@@ -133,7 +134,8 @@ def layer_macs(model: nn.Module, example_inputs: Tensor) -> dict[str, LayerMacs]
         if isinstance(layer, nn.ConvTranspose2d):
             outputs, inputs = layer.out_channels, layer.in_channels // layer.groups
             moved = call.first
-        found[name] = LayerMacs(moved[0].numel() * layer.weight[0].numel(), outputs, inputs, groups)
+        macs = moved[0].numel() * layer.weight[0].numel()
+        found[name] = LayerMacs(type(layer).__name__, macs, outputs, inputs, groups)
 
     with watching(layers, after=count), torch.no_grad():
         model(example_inputs)
