@@ -21,6 +21,7 @@ from qkernels.measuring import bench
 from qkernels.measuring.costs import count_macs
 from qkernels.measuring.machine import cuda_built
 from qkernels.pipeline import PipelineConfig, create_model
+from qkernels.pipeline.architecture import ModelChoice, open_float_model
 
 TINY = ["--epochs", "1", "--warmup-epochs", "0"]
 UNTAUGHT = ["--may-lose", "100"]  # one epoch on a random teacher's answers teaches nothing
@@ -318,6 +319,26 @@ def test_a_pruned_model_is_trained_on_and_quantized_from_its_file(
     before, after = (int(n.replace(",", "")) for n in re.findall(r"[\d,]{6,}", said)[:2])
     assert 0.4 * before < after <= 0.6 * before
     assert "of 359 test images" in said
+
+
+def test_prune_by_an_importance_of_torch_pruning_and_says_what_blocks_do_not_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, out = tmp_path / "whole", tmp_path / "pruned"
+    torch.manual_seed(0)
+    model = create_model("vit", data.load("digits"), None)
+    save_file(model.state_dict(), weights)
+    words = ["--model", "vit", "--multiple", 4, "--epochs", 1, "--may-lose", 100]
+    asked = ["--importance", "taylor", "--embeddings"]
+    assert run("prune", weights, out, *words, *asked, "--run", tmp_path / "run") == 0
+    smaller, _ = open_float_model(out, data.load("digits"), ModelChoice())
+    count = sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in smaller.parameters()) < 0.8 * count
+    assert run("prune", weights, out, *words, *asked, "--drop", "blocks", "--run", "x") == 2
+    assert "are of channels, not of --drop blocks" in capsys.readouterr().err
+    asked = ["--importance", "nothing"]
+    assert run("prune", weights, out, *words, *asked, "--run", tmp_path / "other") == 2
+    assert "no importance 'nothing'; known: activation" in capsys.readouterr().err
 
 
 def test_prune_refuses_the_run_of_another_choice_or_of_other_weights(

@@ -16,7 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
+from peers import torchvision_schemas
 from torch import Tensor, nn
 
 import qkernels
@@ -37,6 +40,7 @@ Make = Callable[..., nn.Module]
 
 
 def deit_tiny(**settings: int) -> nn.Module:
+    torchvision_schemas.declare()
     import timm
 
     return timm.create_model("deit_tiny_patch16_224", num_classes=10, **settings)

@@ -28,6 +28,12 @@ def command(
     multiple: Annotated[
         int, typer.Option(help="Channels left are multiples of this.", min=1)
     ] = pruning.PANEL,
+    importance: Annotated[
+        str, typer.Option(help="By what channels go: lamp, taylor, ..., else by their magnitude.")
+    ] = "",
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Narrow a transformer's tokens too.")
+    ] = False,
     epochs: Annotated[
         int | None, typer.Option(help="Epochs of training afterwards, else by the data.", min=1)
     ] = None,
@@ -43,6 +49,7 @@ def command(
     data = chosen_data(flags)
     done = prune_model(
         weights, out, data, chosen_model(flags), run=run, share=share, drop=drop, multiple=multiple,
+        importance=importance, embeddings=embeddings,
         settings=given({"epochs": epochs, "lr": lr}),
     )  # fmt: skip
     for note in done.notes:
