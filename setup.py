@@ -8,8 +8,8 @@ default. They need no GPU and no CUDA torch, neither here nor to load. `QKERNELS
 `+PTX` adds code that later ones can translate.
 """
 
+import importlib.util
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -58,7 +58,7 @@ AVX512 = [
 ]
 AVX512 += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 NEONDOT = ["-march=armv8.2-a+dotprod"]
-X86, ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
+X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
 ISA_FLAGS = {  # by the end of a file's name
     "_avx2": (X86, AVX2),
     "_avx512vnni": (X86, AVX512),
@@ -67,12 +67,20 @@ ISA_FLAGS = {  # by the end of a file's name
 }
 
 
-def isa_flags(source: Path) -> list[str] | None:
-    """Flags of an instruction-set file; None where this machine's family has no such set."""
+def isa_flags(source: Path, machine: str) -> list[str] | None:
+    """Flags of an instruction-set file; None where the machine's family has no such set."""
     for suffix, (machines, flags) in ISA_FLAGS.items():
         if source.stem.endswith(suffix):
-            return flags if platform.machine() in machines else None
+            return flags if machine in machines else None
     return []
+
+
+def folder_of(package: str) -> Path:
+    """Where a package lies; it is not imported, so that it may be one for another machine."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise SystemExit(f"{package} is not installed, and the extension modules are built with it")
+    return Path(found.origin).parent
 
 
 CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0+PTX;12.0+PTX"
@@ -128,9 +136,9 @@ class NinjaBuild(build_ext):
 
     def build_extensions(self) -> None:
         import pybind11
-        import torch
 
-        torch_root = Path(torch.__file__).parent
+        machine = self.plat_name.rpartition("-")[2]  # of the wheel's tag: linux-aarch64
+        torch_root = folder_of("torch")
         torch_lib = torch_root / "lib"
         torch_flags = [
             "-isystem",
@@ -177,7 +185,7 @@ class NinjaBuild(build_ext):
         def compile_(source: Path, extra: list[str]) -> str:
             return object_of(source, "compile", COMMON + extra)
 
-        objects = [compile_(s, flags) for s in core if (flags := isa_flags(s)) is not None]
+        objects = [compile_(s, flags) for s in core if (flags := isa_flags(s, machine)) is not None]
         fronts = {
             "_C": [
                 compile_(s, torch_flags + cuda_flags)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import textwrap
 import venv
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -19,19 +21,25 @@ ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta as b; getattr(b, 'build_' + sys.argv[1])(sys.argv[2])"
 
 
-def said_by_build(what: str, source: Path, into: Path) -> str:
+def said_by_build(what: str, source: Path, into: Path, **variables: str) -> str:
     """What the build backend prints while it puts one file into `into`, called as pip and build call it."""
-    environment = {**os.environ, "QKERNELS_CUDA": "0", "CXXFLAGS": "-O1"}
+    environment = {**os.environ, "QKERNELS_CUDA": "0", "CXXFLAGS": "-O1", **variables}
     command = [sys.executable, "-c", BUILD, what, str(into)]
     return subprocess.run(
         command, cwd=source, env=environment, check=True, capture_output=True, text=True
     ).stdout
 
 
-def build(what: str, source: Path, into: Path) -> Path:
-    said_by_build(what, source, into)
+def build(what: str, source: Path, into: Path, **variables: str) -> Path:
+    said_by_build(what, source, into, **variables)
     (made,) = into.iterdir()
     return made
+
+
+def unpacked(sdist: Path, into: Path) -> Path:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(into, filter="data")
+    return into / sdist.name.removesuffix(".tar.gz")
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +62,7 @@ def test_the_source_distribution_has_every_file_that_it_is_built_from(sdist: Pat
 def test_a_wheel_of_the_source_distribution_runs_a_layer_in_a_clean_environment(
     sdist: Path, tmp_path: Path
 ) -> None:
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-    source = tmp_path / sdist.name.removesuffix(".tar.gz")
+    source = unpacked(sdist, tmp_path)
     wheel = build("wheel", source, tmp_path / "dist")
     said = said_by_build("editable", source, tmp_path / "editable")
     assert "-shared" in said and " -c " not in said, "another installation compiles anew"
@@ -83,6 +89,50 @@ def test_a_wheel_of_the_source_distribution_runs_a_layer_in_a_clean_environment(
     command = [tmp_path / "clean/bin/qkernels", "--version"]
     said = subprocess.run(command, env=plain, check=True, capture_output=True, text=True).stdout
     assert said == f"qkernels {metadata.version('qkernels')}\n"
+
+
+# The cross compiler, to which every source is empty: flags, names and links are asked for; tests/native has the code.
+HASTY = """#!/bin/bash
+exec aarch64-linux-gnu-g++ "${@/%*.cpp/$EMPTY}"
+"""
+AARCH64 = 183  # of ELF's e_machine
+
+
+def test_a_wheel_for_aarch64_has_that_machines_modules_names_and_kernels(
+    sdist: Path, tmp_path: Path
+) -> None:
+    if not shutil.which("aarch64-linux-gnu-g++"):
+        pytest.skip("aarch64-linux-gnu-g++ is not installed (Debian: g++-aarch64-linux-gnu)")
+    compiler, empty = tmp_path / "g++", tmp_path / "empty.cpp"
+    compiler.write_text(HASTY)
+    compiler.chmod(0o755)
+    empty.touch()
+    torch_lib = tmp_path / "site/torch/lib"  # libtorch.so itself is empty: others have its symbols
+    torch_lib.mkdir(parents=True)
+    (torch_lib.parent / "__init__.py").touch()
+    library = ["aarch64-linux-gnu-g++", "-shared", empty, "-o", torch_lib / "libtorch.so"]
+    subprocess.run(library, check=True)
+
+    source = unpacked(sdist, tmp_path)
+    suffix = f".{sys.implementation.cache_tag}-aarch64-linux-gnu.so"
+    wheel = build(
+        "wheel",
+        source,
+        tmp_path / "dist",
+        PYTHONPATH=str(tmp_path / "site"),
+        CXX=str(compiler),
+        EMPTY=str(empty),
+        _PYTHON_HOST_PLATFORM="linux-aarch64",
+        SETUPTOOLS_EXT_SUFFIX=suffix,
+    )
+    assert wheel.name.endswith("-linux_aarch64.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        modules = {n: archive.read(n) for n in archive.namelist() if n.endswith(".so")}
+    assert set(modules) == {"qkernels/_C.abi3.so", f"qkernels/_core{suffix}"}
+    assert {int.from_bytes(m[18:20], "little") for m in modules.values()} == {AARCH64}
+    kernels = {path.name for path in (source / "build").rglob("kernels/*.o")}
+    assert any("_neondot" in name for name in kernels)
+    assert not any("_avx2" in name for name in kernels)
 
 
 def base_distributions() -> list[metadata.Distribution]:
