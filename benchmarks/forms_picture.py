@@ -25,6 +25,11 @@ FORMS = {  # name of the contender -> what the picture calls it, and its colour
 }
 
 
+def shown(time: float) -> str:
+    """Three digits, and no point behind the last."""
+    return f"{time:#.3g}".rstrip(".")
+
+
 def draw(results: dict[str, Any], out: Path) -> None:
     """One panel a model, one bar a form: milliseconds of one image on one thread."""
     rows = {r["model"]: r["us"] for r in results["rows"] if (r["batch"], r["threads"]) == (1, 1)}
@@ -36,7 +41,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
         axes.barh(names if axes is panels[0] else range(len(names)), times, color=colors)
         for place, time in enumerate(times):
             faster = f" ({times[0] / time:.1f}x)" if place else ""
-            axes.annotate(f"{time:#.3g} ms{faster}", (time, place), (4, 0), va="center",
+            axes.annotate(f"{shown(time)} ms{faster}", (time, place), (4, 0), va="center",
                           textcoords="offset points", fontsize=9)  # fmt: skip
         axes.set(title=model, xlim=(0, 1.35 * times[0]), xticks=[])
         axes.invert_yaxis()

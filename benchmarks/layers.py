@@ -19,14 +19,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-AVX2 = {  # how each library is held to AVX2; ONNX Runtime and OpenVINO cannot be
+AVX2 = {  # how each library is held to AVX2; ONNX Runtime cannot be
     "QKERNELS_MAX_ISA": "avx2",
     "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
     "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",  # of torch and of OpenVINO
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
-HELD = ("qkernels", "torch fp32", "oneDNN (torch)", "FBGEMM (torch)")
+HELD = ("qkernels", "torch fp32", "oneDNN (torch)", "FBGEMM (torch)", "OpenVINO")
 if "--isa" in sys.argv:  # before torch is imported
     os.environ.update(AVX2)
 

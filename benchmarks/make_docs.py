@@ -76,12 +76,8 @@ def main(paths: list[Path]) -> None:
 
 def machine_text(results: dict[str, Any]) -> str:
     """What the figures were measured on, and how to repeat them."""
-    machine = results["machine"]
-    versions = machine["versions"] | machine["contenders"]
     lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, instruction set **{machine['isa']}**; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ".\n",
+        about(results["machine"]) + "\n",
         f"    {results['command']}\n",
         table(["threads", "peak GOPS", "GB/s read from 16 KB", "512 KB", "16 MB", "256 MB"]),
     ]
@@ -89,6 +85,16 @@ def machine_text(results: dict[str, Any]) -> str:
         reads = (f"{v:.0f}" for v in peak["read_gbytes"].values())
         lines.append(line([threads, f"{peak['gops']:,.0f}", *reads]))
     return "\n".join(lines) + "\n"
+
+
+def about(machine: dict[str, Any]) -> str:
+    """The machine and the versions, in a sentence."""
+    versions = machine["versions"] | machine["contenders"]
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, instruction set **{machine['isa']}**; "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + "."
+    )
 
 
 def classes_text(rows: list[Row]) -> str:
@@ -202,18 +208,22 @@ def avx2_text(results: dict[str, Any]) -> str:
     """The rows with every library held to AVX2."""
     lines = [
         "## AVX2\n",
-        "Every library held to AVX2, as far as it can be (ONNX Runtime and OpenVINO cannot).",
-        "FBGEMM's sums saturate in 16 bits where ours are exact: see [kernels.md](kernels.md#avx2).\n",
+        f"{about(results['machine'])} Every library is held to AVX2 (ONNX Runtime cannot be). The sums of the others "
+        "saturate in 16 bits where ours are exact: see [kernels.md](kernels.md#avx2).\n",
         f"    {results['command']}\n",
-        table(["case", "ends", "µs", "x fp32", "x FBGEMM", "x oneDNN"], left=2),
+        table(
+            ["case", "ends", "µs", "of peak", "x fp32", "x FBGEMM", "x oneDNN", "x OpenVINO"],
+            left=2,
+        ),
     ]
     for row in results["rows"]:
         ours = row["us"]["qkernels"][0]
         ratios = [
             times(row["us"][name][0] / ours if name in row["us"] else None)
-            for name in ("torch fp32", "FBGEMM (torch)", "oneDNN (torch)")
+            for name in ("torch fp32", "FBGEMM (torch)", "oneDNN (torch)", "OpenVINO")
         ]
-        lines.append(line([row["case"], row["scheme"], f"{ours:,.1f}", *ratios]))
+        share = f"{row['share_of_peak']:.0%}"
+        lines.append(line([row["case"], row["scheme"], f"{ours:,.1f}", share, *ratios]))
     return "\n".join(lines) + "\n"
 
 
