@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -115,6 +116,8 @@ def test_int8_is_trained_from_the_shell_and_goes_on(
     ]
     assert run(*words, "--qat-epochs", 1) == 0
     assert re.search(r"validation accuracy .* before, .* after", capsys.readouterr().out)
+    settings = json.loads(Path("q/training/config.json").read_text())
+    assert settings["batch_size"] == 64  # of 1078 images; two processes can share it
     assert run(*words, "--qat-epochs", 2) == 0
     assert len(Path("q/training/history.jsonl").read_text().splitlines()) == 2
     assert run("evaluate", "int8") == 0

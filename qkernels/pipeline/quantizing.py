@@ -10,6 +10,7 @@ import qkernels
 from qkernels import recovery
 from qkernels.data import ImageData
 from qkernels.distill import TrainConfig
+from qkernels.distill.recipe import suitable_batch
 from qkernels.distill.registry import suitable_soft_loss
 from qkernels.evaluate import Quality, evaluate
 from qkernels.pipeline.architecture import ModelChoice, describe_data, open_float_model
@@ -94,7 +95,7 @@ def _trained(net: Any, data: ImageData, batches: Any, plan: Int8Plan, said: list
     config = TrainConfig.model_validate(
         {"epochs": plan.qat_epochs, "lr": QAT_LR, "temperature": QAT_TEMPERATURE, "optimizer": "adamw",
          "loss": suitable_soft_loss(data.meaning.task),
-         "batch_size": min(128, max(1, len(data.train) // 16)), "seed": plan.seed}
+         "batch_size": suitable_batch(len(data.train)), "seed": plan.seed}
     )  # fmt: skip
     net.requires_grad_(True)
     int8 = fit_qat(
