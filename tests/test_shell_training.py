@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -115,9 +116,35 @@ def test_int8_is_trained_from_the_shell_and_goes_on(
     ]
     assert run(*words, "--qat-epochs", 1) == 0
     assert re.search(r"validation accuracy .* before, .* after", capsys.readouterr().out)
+    settings = json.loads(Path("q/training/config.json").read_text())
+    assert settings["batch_size"] == 64  # of 1078 images; two processes can share it
     assert run(*words, "--qat-epochs", 2) == 0
     assert len(Path("q/training/history.jsonl").read_text().splitlines()) == 2
     assert run("evaluate", "int8") == 0
+
+
+def test_int8_far_below_its_float_model_is_an_error_unless_told_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One scale for all weights, of which one channel's are large: the others are all 0."""
+    digits = load("digits")
+    made = describe_architecture("tutorial_cnn", digits, 8)
+    net = models.create("tutorial_cnn", **made["kwargs"])
+    config = TrainConfig(epochs=4, batch_size=64, optimizer="adamw", lr=0.01)
+    train(net, digits, config, progress=False)
+    with torch.no_grad():  # what the first layer makes larger, the second takes smaller
+        net.conv1.weight[0] *= 3000
+        net.conv1.bias[0] *= 3000
+        net.conv2.weight[:, 0] /= 3000
+    save(net.eval(), tmp_path / "w", architecture=made)
+    words = ["quantize", tmp_path / "w", tmp_path / "int8", "--images", 64]
+    assert run(*words, "--weight", "per_tensor") == 2
+    told = capsys.readouterr()
+    assert re.search(r"test accuracy .* before [6-9]\d\.\d\d%", told.out)
+    assert re.search(r"the accuracy fell by .*--weight per_channel.*--may-lose \d\d", told.err)
+    assert (tmp_path / "int8").exists()
+    assert run(*words, "--weight", "per_tensor", "--may-lose", 100) == 0
+    assert "test accuracy" not in capsys.readouterr().out  # nothing to compare
 
 
 def test_what_an_option_would_leave_unused_is_refused(

@@ -2,7 +2,8 @@
 
 The attack is PGD on the student as it stands, drawn from torch's generator, which the trainer seeds: a resumed run
 sees the same images. `steps=1` is FGSM from a random start (Wong et al. 2020, 2001.03994), the cheap form: an epoch
-costs `steps` more forward and backward passes. `accuracy` of the history is that on attacked training images.
+costs `steps` more forward and backward passes. Accuracies of the history are those on attacked images, by which epochs
+are compared too.
 """
 
 from __future__ import annotations
@@ -28,10 +29,32 @@ class _AdversarialObjective(Objective):
         super().__init__(*teachers)
         self.ball, self.steps, self.step = ball, steps, step
 
-    def attacked(self, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    def attacked(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        target: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         # Passes that no weight learns from are none of the process group's business.
         inner = model.module if isinstance(model, DistributedDataParallel) else model
-        return pgd(inner, images, target, self.ball, steps=self.steps, step=self.step)
+        return pgd(
+            inner,
+            images,
+            target,
+            self.ball,
+            steps=self.steps,
+            step=self.step,
+            generator=generator,
+        )
+
+    def shown(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Attacked images, from the same starts in every epoch.
+
+        On clean ones accuracy falls while a model learns to withstand, and the best epoch would be the start (Rice et
+        al. 2020, 2002.11569, choose by attacked ones).
+        """
+        return self.attacked(model, images, labels, torch.Generator().manual_seed(0))
 
     def extra_repr(self) -> str:
         return f"{self.ball}, steps={self.steps}, step={self.step}"

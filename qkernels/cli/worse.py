@@ -7,11 +7,15 @@ from qkernels.evaluate import Evaluation, Quality
 
 
 class RuinedError(RuntimeError):
-    """A model was trained and written, and is much worse than it should be."""
+    """A model was written that is much worse than it should be."""
 
 
 def check_not_ruined(
-    after: Quality, before: Quality | None, data: ImageData, may_lose: float
+    after: Quality,
+    before: Quality | None,
+    data: ImageData,
+    may_lose: float,
+    helps: str = "more epochs or a smaller --lr may help",
 ) -> None:
     """Raise RuinedError where more than `may_lose` points (of accuracy, mAP or R2) are lost, or nothing was learned.
 
@@ -23,8 +27,8 @@ def check_not_ruined(
         lost = 100 * (before.value - after.value)
         if lost > may_lose:
             raise RuinedError(
-                f"the {after.metric} fell by {lost:.1f} points, from {before.value:.2%} to {after.value:.2%}: more "
-                f"epochs or a smaller --lr may help; --may-lose {int(lost) + 1} takes it as it is"
+                f"the {after.metric} fell by {lost:.1f} points, from {before.value:.2%} to {after.value:.2%}: "
+                f"{helps}; --may-lose {int(lost) + 1} takes it as it is"
             )
         return
     floor = _unlearned(after, data)

@@ -19,6 +19,9 @@ class Around(Objective):
         super().__init__()
         self.base, self.teachers, self.needs_labels = base, base.teachers, base.needs_labels
 
+    def shown(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return self.base.shown(model, images, labels)
+
     def check(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> None:
         self(model, images, labels)
 

@@ -74,6 +74,13 @@ class Guard:
         if self.best is None or score >= self.best:
             self.best, self.epoch, self.weights = score, record.epoch, copy.deepcopy(weights)
 
+    def said(self) -> tuple[str, ...]:
+        """What is to be said at the end of a run: its notes, and that nothing of it is kept."""
+        if self.epoch or self.over or self.start is None:
+            return tuple(self.notes)
+        what = "none of the epochs is better on the validation images than the start, whose weights are kept"
+        return (*self.notes, what)
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return dict(vars(self))

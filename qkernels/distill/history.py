@@ -42,7 +42,8 @@ class EpochRecord:
 class TrainResult:
     """History of a finished run, epochs before a resume included; `trained` epochs are those of this call.
 
-    With `keep="best"`, `kept` is the epoch whose weights were kept (0: the start); `notes` say what was taken again.
+    With `keep="best"`, `kept` is the epoch whose weights were kept (0: the start); `notes` say what was
+    taken again, and that no epoch was better than the start.
     """
 
     history: tuple[EpochRecord, ...]

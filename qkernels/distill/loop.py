@@ -262,9 +262,10 @@ class Loop:
         for images, labels in self.val_batches:
             if len(images) == 0:  # the last batch has fewer than there are processes
                 continue
-            with torch.no_grad(), self._autocast():
-                logits = logits_of(self.model, images).float()
             assert labels is not None
+            with torch.no_grad(), self._autocast():
+                images = self.objective.shown(self.model, images, labels)
+                logits = logits_of(self.model, images).float()
             totals = totals + self._sums(plain(logits, labels) * len(labels), logits, labels)
         totals = self._over_processes(totals)
         return totals.mean_loss, totals.accuracy

@@ -70,6 +70,10 @@ class Objective(nn.Module):
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> StepLoss:
         raise NotImplementedError
 
+    def shown(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """What validation shows the model, by which epochs are compared: the images as they are."""
+        return images
+
     def check(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> None:
         """Called once before training, the model in eval mode, no gradients: ValueError for what does not fit."""
 

@@ -19,6 +19,11 @@ MANY_IMAGES = (
 )
 
 
+def suitable_batch(images: int) -> int:
+    """The size of a batch that suits so many training images: a power of two, which processes can share."""
+    return 2 ** int(math.log2(max(8, min(128, images / STEPS_AN_EPOCH))))
+
+
 def suitable_config(
     data: ImageData, model: nn.Module, given: Mapping[str, Any], *, trained: bool = False
 ) -> TrainConfig:
@@ -29,7 +34,7 @@ def suitable_config(
     weights are kept, the start's included. pydantic raises ValidationError (a ValueError) naming a field at fault.
     """
     count = max(1, len(data.train))
-    batch = given.get("batch_size") or 2 ** int(math.log2(max(8, min(128, count / STEPS_AN_EPOCH))))
+    batch = given.get("batch_size") or suitable_batch(count)
     epochs = min(60, max(20, math.ceil(STEPS / max(1, count // batch))))
     epochs = given.get("epochs") or (max(10, epochs // 3) if trained else epochs)
     norms = any(isinstance(module, nn.LayerNorm) for module in model.modules())

@@ -96,7 +96,7 @@ def train(
         if folder is not None and accelerator.is_main_process:
             folder.save_weights(loop.model.state_dict())
         accelerator.wait_for_everyone()
-    kept, notes = (None, ()) if loop.guard is None else (loop.guard.epoch, tuple(loop.guard.notes))
+    kept, notes = (None, ()) if loop.guard is None else (loop.guard.epoch, loop.guard.said())
     result = TrainResult(tuple(loop.history), len(loop.history) - begun, kept, notes)
     check_target(config, result)
     return result

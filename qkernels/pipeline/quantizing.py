@@ -10,7 +10,9 @@ import qkernels
 from qkernels import recovery
 from qkernels.data import ImageData
 from qkernels.distill import TrainConfig
+from qkernels.distill.recipe import suitable_batch
 from qkernels.distill.registry import suitable_soft_loss
+from qkernels.evaluate import Quality, evaluate
 from qkernels.pipeline.architecture import ModelChoice, describe_data, open_float_model
 from qkernels.pipeline.run import calibration_batches
 from qkernels.qat import fit_qat
@@ -33,10 +35,28 @@ class Int8Plan:
     qat_run: Path | None = None
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """What there is to say of an int8 model, reports and sentences, and its quality on test images.
+
+    `before` is that of the float model; both are None where they were not asked for, or test images have no labels.
+    """
+
+    said: tuple[object, ...]
+    before: Quality | None = None
+    after: Quality | None = None
+
+
 def quantize_file(
-    weights: Path, out: Path, data: ImageData, choice: ModelChoice, plan: Int8Plan
-) -> list[object]:
-    """Write the int8 checkpoint of a float one; returns what there is to say of it, reports and sentences.
+    weights: Path,
+    out: Path,
+    data: ImageData,
+    choice: ModelChoice,
+    plan: Int8Plan,
+    *,
+    compare: bool = True,
+) -> Quantized:
+    """Write the int8 checkpoint of a float one, and `compare` the two.
 
     Raises ValueError for settings that do not go together, and as `qkernels.quantize`.
     """
@@ -52,6 +72,8 @@ def quantize_file(
     needs_data = plan.quant.activation == "static" or plan.correct_bias or plan.qat_epochs
     batches = list(calibration_batches(data, plan.images, plan.seed)) if needs_data else None
     said: list[object] = []
+    compare = compare and len(data.test) > 0 and data.test.labels is not None
+    before = evaluate(net, data) if compare else None
     if plan.equalize:
         net = recovery.equalize(net, next(iter(data.batches("train", 2)))[0])
         said.append(str(qkernels.report(net)))
@@ -66,14 +88,14 @@ def quantize_file(
             f"biases of {len(shifts)} layers corrected, by up to {max(shifts.values()):.3g}"
         )
     qkernels.save(int8, out, architecture=architecture, extra=describe_data(data))
-    return said
+    return Quantized(tuple(said), before, evaluate(int8, data) if compare else None)
 
 
 def _trained(net: Any, data: ImageData, batches: Any, plan: Int8Plan, said: list[object]) -> Any:
     config = TrainConfig.model_validate(
         {"epochs": plan.qat_epochs, "lr": QAT_LR, "temperature": QAT_TEMPERATURE, "optimizer": "adamw",
          "loss": suitable_soft_loss(data.meaning.task),
-         "batch_size": min(128, max(1, len(data.train) // 16)), "seed": plan.seed}
+         "batch_size": suitable_batch(len(data.train)), "seed": plan.seed}
     )  # fmt: skip
     net.requires_grad_(True)
     int8 = fit_qat(

@@ -1,5 +1,6 @@
 """Losses by hand, and what training with them does to real digits."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,25 @@ def test_rslad_needs_no_labels(digits: ImageData, teacher: nn.Module) -> None:
     assert result.history[-1].loss < result.history[0].loss
     with pytest.raises(ValueError, match="without labels need a teacher"):
         train(cnn(), unlabelled, CONFIG, objective=AdversarialTraining(Ball.of(digits, 0.05)))
+
+
+def test_of_a_trained_model_the_weights_that_withstand_most_are_kept_and_not_the_start(
+    digits: ImageData, teacher: nn.Module
+) -> None:
+    """Clean images would always prefer the start: an attack costs accuracy on them."""
+    region, student = Ball.of(digits, 0.1), copy.deepcopy(teacher)
+    config = TrainConfig(epochs=3, batch_size=64, lr=0.02, keep="best")
+    done = train(student, digits, config, objective=AdversarialTraining(region, steps=4))
+    assert done.kept
+    before, after = (
+        robustness(model, digits, region, steps=4).row("PGD-4").float32.accuracy
+        for model in (teacher, student)
+    )
+    assert after > before + 0.1
+    images, labels = next(iter(digits.batches("val", len(digits.val))))
+    assert labels is not None
+    draw = torch.Generator().manual_seed(0)
+    seen = pgd(student.eval(), images, labels, region, steps=4, generator=draw)
+    hits = (student(seen).argmax(1) == labels).float().mean().item()
+    kept = done.history[done.kept - 1].val_accuracy
+    assert kept == pytest.approx(hits, abs=0.05)  # here in one batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def test_the_best_epoch_is_kept_and_a_healthy_run_is_the_same_epochs(good: nn.Mo
     )[2]  # fmt: skip
     if kept.kept == 3:
         assert same_state(last, best)
+
+
+def test_that_no_epoch_was_better_than_the_start_is_said(good: nn.Module) -> None:
+    data = toy_data()
+    assert data.train.labels is not None
+    wrong = data.with_train(replace(data.train, labels=1 - data.train.labels))
+    model = copy.deepcopy(good)
+    result = train(model, wrong, BEST.model_copy(update={"lr": 1e-4}))
+    assert result.kept == 0 and same_state(model, good)
+    assert result.notes == (
+        "none of the epochs is better on the validation images than the start, whose weights are kept",
+    )
 
 
 @pytest.mark.parametrize("lr", [0.05, 30.0])
