@@ -46,11 +46,13 @@ bool reads_in_place(const Conv2dProblem& p, const ConvPlan& plan) {
   return pieces_fit && lines_fit && rows_fit && (p.x_mask == k.x_mask || plan.writes_image);
 }
 
-// Whether the sums stay within what Winograd's are exact for, and whether it is asked for or pays.
+// Whether Winograd is asked for or pays, and the sums stay within what its are exact for; only where the number of channels
+// does not say that are the weights looked at.
 bool takes_winograd(const Conv2dProblem& p, const ConvPlan& plan, ConvWay way) {
+  if (way == ConvWay::direct || !is_3x3_stride_1(p)) return false;
+  if (way != ConvWay::winograd && !winograd_pays(p, plan.layout, plan.kernels->isa)) return false;
   const int64_t most = 127 * 9 * (p.c / p.groups);  // whatever the weights
-  if (way == ConvWay::direct || !is_3x3_stride_1(p) || !winograd_is_exact(p.weight_sum ? p.weight_sum : most)) return false;
-  return way == ConvWay::winograd || winograd_pays(p, plan.layout, plan.kernels->isa);
+  return winograd_is_exact(p.weight_sum ? p.weight_sum : most) || (!p.weight_sum && winograd_is_exact(largest_weight_sum(p)));
 }
 
 void plan_path(const Conv2dProblem& p, ConvPlan& plan, ConvWay way) {

@@ -1,6 +1,7 @@
 // How a convolution is taken: the path, what of x is written as int8 before it, how the batch and the output are cut, and
 // where everything lies in the workspace. It follows from sizes, types and strides, from what is given or known besides x (bias,
-// winograd, weight_sum) and from QKERNELS_CONV_PATH; no value is looked at.
+// winograd, weight_sum) and from QKERNELS_CONV_PATH. No value is looked at but, where Winograd pays and nobody knows whether it is
+// exact, those of a weight.
 #pragma once
 #include <string>
 #include <vector>

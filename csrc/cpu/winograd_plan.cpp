@@ -93,12 +93,17 @@ bool winograd_pays(const Conv2dProblem& p, const PackedLayout& layout, Isa isa) 
 }
 
 int64_t largest_weight_sum(const Conv2dProblem& p) {
+  constexpr int64_t step = kPanel * 4, run = 512 * step;   // as many absolute weights as 16 bits can sum
   const PackedLayout layout = weight_layout(p.oc, p.c / p.groups, p.kh, p.kw, p.groups);
   int32_t largest = 0;
   for (int64_t at = 0; at < layout.values_bytes(); at += layout.panel_bytes()) {
-    int32_t sums[kPanel * 4] = {};               // of a panel, [16][4]
-    for (int64_t k = 0; k < layout.panel_bytes(); k += kPanel * 4)
-      for (int64_t i = 0; i < kPanel * 4; ++i) sums[i] += std::abs(p.weight[at + k + i]);
+    int32_t sums[step] = {};                     // of a panel, [16][4]
+    for (int64_t first = 0; first < layout.panel_bytes(); first += run) {
+      uint16_t some[step] = {};
+      for (int64_t k = first; k < std::min(first + run, layout.panel_bytes()); k += step)
+        for (int64_t i = 0; i < step; ++i) some[i] = uint16_t(some[i] + std::abs(p.weight[at + k + i]));
+      for (int64_t i = 0; i < step; ++i) sums[i] += some[i];
+    }
     for (int64_t n = 0; n < kPanel; ++n) largest = std::max(largest, sums[4 * n] + sums[4 * n + 1] + sums[4 * n + 2] + sums[4 * n + 3]);
   }
   return largest;

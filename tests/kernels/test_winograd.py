@@ -92,7 +92,13 @@ def test_the_largest_sums_that_are_taken_are_exact(isa: str, x: int, sign: int) 
 
 
 @every_isa
-def test_a_layer_whose_sums_may_be_too_large_is_taken_directly(isa: str) -> None:
+def test_a_wide_layer_whose_weights_are_small_enough_is_taken_by_winograd(isa: str) -> None:
+    problem = some_conv(230, 16, 1, (3, 3), (6, 6), padding=(1, 1, 1, 1))
+    assert_same_bits(by_winograd(problem, isa), problem.expected(), isa)
+
+
+@every_isa
+def test_a_layer_whose_sums_are_too_large_is_taken_directly(isa: str) -> None:
     problem = extreme(230, 16, (6, 6))
     assert plan_of(problem, isa, path="winograd")["path"] in ("in_place", "packed")
     assert_same_bits(problem.run(isa, path="winograd"), problem.expected(), isa)
