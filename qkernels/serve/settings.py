@@ -33,7 +33,8 @@ class Settings:
     ``max_delay``, ``timeout``: seconds a batch waits to fill up, and a request has in all, its headers before that.
     ``keep_alive``: seconds that a connection may be idle. ``max_body``: bytes. ``token``: white space around it is none
     of it, since files with secrets end in a newline. ``origins``: whose pages may ask (CORS), "*": all. ``grpc``: the
-    address for it, and the files of its TLS certificate and key.
+    address for it, and the files of its TLS certificate and key. ``cores``: those there were when it began; models that
+    are loaded later are no worse for a quota that shrank meanwhile.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Settings:
     loads: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     grpc: tuple[str, Path | None, Path | None] | None = None
+    cores: int = field(default_factory=lambda: usable_cores(), repr=False)
     is_folder: bool = field(init=False, default=False)
 
     @property
@@ -80,9 +82,10 @@ class Settings:
             raise ValueError(
                 f"queue={self.queue} must hold at least one batch, max_batch={self.max_batch}"
             )
-        if self.workers * self.threads > (cores := usable_cores()):
+        if self.workers * self.threads > self.cores:
             raise ValueError(
-                f"workers={self.workers} x threads={self.threads} is above the {cores} cores that this process may use"
+                f"workers={self.workers} x threads={self.threads} is above the {self.cores} cores that this "
+                "process may use"
             )
 
 

@@ -25,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 
 from qkernels.program import Program
 from qkernels.serve import application, repository
+from qkernels.serve import settings as settings_module
 from qkernels.serve.metrics import Metrics
 from qkernels.serve.model import Arrays, Model, Tensor
 from qkernels.serve.settings import Settings, own_settings
@@ -280,6 +281,17 @@ def test_wrong_settings_of_a_model_are_named(tmp_path: Path, text: str, sentence
     path.write_text(text)
     with pytest.raises(ValueError, match=sentence):
         own_settings(Settings(tmp_path), path)
+
+
+def test_a_model_loads_after_the_cores_became_fewer_than_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings_module, "usable_cores", lambda: 4)
+    settings, path = Settings(tmp_path, workers=2, threads=2), tmp_path / "settings.json"
+    path.write_text('{"max_batch": 8}')
+    monkeypatch.setattr(settings_module, "usable_cores", lambda: 1)
+    own = own_settings(settings, path)
+    assert (own.workers, own.threads, own.max_batch) == (2, 2, 8)
 
 
 @pytest.mark.parametrize("changed", [{"name": "x"}, {"sizes": ((1, 3, 8, 8),)}])
