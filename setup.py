@@ -76,7 +76,7 @@ def isa_flags(source: Path, machine: str) -> list[str] | None:
 
 
 def folder_of(package: str) -> Path:
-    """Where a package lies; it is not imported, so that it may be one for another machine."""
+    """The folder of a package, which is not imported: it may be built for another machine."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise SystemExit(f"{package} is not installed, and the extension modules are built with it")

@@ -89,12 +89,13 @@ def machine_text(results: dict[str, Any]) -> str:
 
 def about(machine: dict[str, Any]) -> str:
     """The machine and the versions, in a sentence."""
+    return f"{machine['cpu']}, {machine['cores']} cores, instruction set **{machine['isa']}**; {versions_of(machine)}."
+
+
+def versions_of(machine: dict[str, Any]) -> str:
+    """What ran, and in which versions."""
     versions = machine["versions"] | machine["contenders"]
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, instruction set **{machine['isa']}**; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + "."
-    )
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def classes_text(rows: list[Row]) -> str:
@@ -206,21 +207,24 @@ def plot_text(name: str, rows: list[Row], ending: str) -> str:
 
 def avx2_text(results: dict[str, Any]) -> str:
     """The rows with every library held to AVX2."""
+    others = {
+        "x fp32": "torch fp32",
+        "x FBGEMM": "FBGEMM (torch)",
+        "x oneDNN": "oneDNN (torch)",
+        "x OpenVINO": "OpenVINO",
+    }
     lines = [
         "## AVX2\n",
         f"{about(results['machine'])} Every library is held to AVX2 (ONNX Runtime cannot be). The sums of the others "
         "saturate in 16 bits where ours are exact: see [kernels.md](kernels.md#avx2).\n",
         f"    {results['command']}\n",
-        table(
-            ["case", "ends", "µs", "of peak", "x fp32", "x FBGEMM", "x oneDNN", "x OpenVINO"],
-            left=2,
-        ),
+        table(["case", "ends", "µs", "of peak", *others], left=2),
     ]
     for row in results["rows"]:
         ours = row["us"]["qkernels"][0]
         ratios = [
             times(row["us"][name][0] / ours if name in row["us"] else None)
-            for name in ("torch fp32", "FBGEMM (torch)", "oneDNN (torch)", "OpenVINO")
+            for name in others.values()
         ]
         share = f"{row['share_of_peak']:.0%}"
         lines.append(line([row["case"], row["scheme"], f"{ours:,.1f}", share, *ratios]))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import make_docs
-from make_docs import line, pyplot, table, unique
+from make_docs import line, pyplot, table, unique, versions_of
 from served import (
     ALONE,
     BATCHED,
@@ -59,14 +59,11 @@ class Figures:
 def serving_text(results: Row) -> str:
     """The machine, the targets, and all rows."""
     figures, machine = Figures(results), results["machine"]
-    versions = machine["versions"] | machine["contenders"]
     return "\n".join(
         [
             f"{machine['cpu']}, instruction set **{machine['isa']}**; the server on cores {results['server_cores']}, "
             f"{results['threads']} threads a call, the load generator on {results['client_cores']}, "
-            f"{results['seconds']:g} s a run; "
-            + ", ".join(f"{name} {version}" for name, version in versions.items())
-            + ".\n",
+            f"{results['seconds']:g} s a run; {versions_of(machine)}.\n",
             f"    {results['command']}\n",
             targets_text(figures),
             rates_text(figures),

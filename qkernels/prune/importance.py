@@ -18,7 +18,7 @@ from qkernels.modules.answers import logits_of
 from qkernels.modules.calling import Call
 from qkernels.modules.watching import watching
 from qkernels.prune.groups import ChannelGraph, ChannelGroup
-from qkernels.prune.scores import Labelled, Loss, channel_dim, labelled
+from qkernels.prune.scores import Labelled, Loss, channel_dim, labelled, mean_gradients
 from qkernels.utils.extras import require
 from qkernels.utils.progress import progress as progress_bar
 
@@ -32,7 +32,6 @@ CLASSES = {
     "random": "RandomImportance",
     "taylor": "GroupTaylorImportance",
 }
-NEED_DATA = ("activation", "hessian", "taylor")
 
 
 @dataclass(frozen=True)
@@ -101,27 +100,19 @@ def importance(
     return Importance(name, [] if batches is None else labelled(batches), loss, options)
 
 
-def _mean_gradients(
+def _leave_gradients(
     model: nn.Module, batches: Sequence[tuple[Tensor, Any]], loss: Loss, power: int = 1
 ) -> None:
-    """Leave in `grad` the mean over the batches, by their samples, of the gradient to the power."""
-    sums = {p: torch.zeros_like(p) for p in model.parameters()}
-    count = sum(len(labels) for _, labels in batches)
-    with torch.enable_grad(), progress_bar("gradients", len(batches)) as advance:
-        for inputs, labels in batches:
-            total = loss(logits_of(model, inputs), labels)
-            found = torch.autograd.grad(total, list(sums), materialize_grads=True)
-            for p, g in zip(sums, found, strict=True):
-                sums[p] += g.pow(power) * (len(labels) / count)
-            advance()
-    for p, mean in sums.items():
-        p.grad = mean
+    """Leave in `grad` the mean over all samples of the gradient, of single ones to the power."""
+    parameters = dict(model.named_parameters())
+    for name, mean in mean_gradients(model, parameters, batches, loss, power).items():
+        parameters[name].grad = mean
 
 
 def _mean_squares(model: nn.Module, batches: Sequence[tuple[Tensor, Any]], loss: Loss) -> None:
     """Leave in `grad` the mean of squared gradients of single samples, the diagonal of the empirical Fisher matrix."""
     singles = [(x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(y))]
-    _mean_gradients(model, singles, loss, power=2)
+    _leave_gradients(model, singles, loss, power=2)
 
 
 def _mean_inputs(model: nn.Module, batches: Sequence[tuple[Tensor, Any]], loss: Loss) -> None:
@@ -131,7 +122,7 @@ def _mean_inputs(model: nn.Module, batches: Sequence[tuple[Tensor, Any]], loss: 
 
     def watch(name: str, call: Call) -> None:
         layer: Any = layers[name]
-        x = call.args[0].abs().movedim(channel_dim(layer), -1)
+        x = call.first.abs().movedim(channel_dim(layer), -1)
         layer._importance += x.flatten(0, -2).mean(0).cpu() * share
 
     for layer in layers.values():
@@ -158,4 +149,5 @@ def _forget(model: nn.Module) -> None:
         vars(module).pop("_importance", None)
 
 
-_WATCHED = {"activation": _mean_inputs, "hessian": _mean_squares, "taylor": _mean_gradients}
+_WATCHED = {"activation": _mean_inputs, "hessian": _mean_squares, "taylor": _leave_gradients}
+NEED_DATA = tuple(_WATCHED)

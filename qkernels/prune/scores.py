@@ -44,7 +44,8 @@ def gradient(
 
     `which`: layers and biases, as `weights` takes them. It does not see how large a weight is; `taylor` does.
     """
-    return {name: g.abs() for name, g in _gradients(model, batches, loss, which).items()}
+    found = mean_gradients(model, weights(model, **which), batches, loss)
+    return {name: g.abs() for name, g in found.items()}
 
 
 def taylor(model: nn.Module, batches: Labelled, loss: Loss = cross_entropy, **which: Any) -> Scores:
@@ -53,7 +54,7 @@ def taylor(model: nn.Module, batches: Labelled, loss: Loss = cross_entropy, **wh
     Molchanov et al. 2017 (1611.06440), equation 6. Arguments as those of `gradient`.
     """
     parameters = weights(model, **which)
-    found = _gradients(model, batches, loss, which)
+    found = mean_gradients(model, parameters, batches, loss)
     return {name: (parameters[name].detach() * g).abs() for name, g in found.items()}
 
 
@@ -119,11 +120,17 @@ def labelled(batches: Labelled) -> list[tuple[Tensor, Tensor]]:
     return kept
 
 
-def _gradients(
-    model: nn.Module, batches: Labelled, loss: Loss, which: Mapping[str, Any]
+def mean_gradients(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batches: Labelled,
+    loss: Loss,
+    power: int = 1,
 ) -> dict[str, Tensor]:
-    """Gradients of the mean loss over all samples; the model's own gradients and flags are not touched."""
-    parameters = weights(model, **which)
+    """Gradients of the mean loss over all samples; the model's own gradients and flags are not touched.
+
+    With another `power`, the mean of that power of the gradients of batches of one sample.
+    """
     frozen = {name: value.requires_grad for name, value in parameters.items()}
     sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
     batches, count = labelled(batches), 0
@@ -138,7 +145,7 @@ def _gradients(
                     total, list(parameters.values()), materialize_grads=True
                 )
                 for name, g in zip(sums, found, strict=True):
-                    sums[name] += g
+                    sums[name] += g.pow(power)
                 count += len(labels)
                 advance()
     finally:

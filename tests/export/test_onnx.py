@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from exact_runtime import exact_session
 from torch import Tensor, nn
 
 import qkernels as qk
 from qkernels import models
 from qkernels.export import export_onnx
-from qkernels.ops import cpu_isa
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -27,19 +27,9 @@ def _no_grad() -> Iterator[None]:
         yield
 
 
-# ONNX Runtime's int8 kernels without VNNI, in 16 bits; what it computes operator by operator does not.
-SATURATES = cpu_isa() == "avx2"
-
-
 def run(path: Path, *inputs: Tensor, fused: bool = True) -> Tensor:
     """What ONNX Runtime makes of the file; not `fused`: operator by operator, as the file has it."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    # else it quantizes the activations of weight-only layers on its own
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if not fused or SATURATES:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    session = exact_session(path, fused=fused)
     names = [value.name for value in session.get_inputs()]
     feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
     return torch.from_numpy(session.run(None, feed)[0])
@@ -277,10 +267,7 @@ def test_a_model_with_keyword_arguments_and_tied_weights_returns_the_same_but_fo
     call = {"words": torch.randint(0, 40, (2, 6)), "mask": torch.ones(2, 6)}
     model = qk.quantize(Tied().eval(), {"activation": "static"}, [call])
     export_onnx(model, call, tmp_path / "m.onnx")
-    options = onnxruntime.SessionOptions()
-    if SATURATES:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", options)
+    session = exact_session(tmp_path / "m.onnx")
     assert [value.name for value in session.get_inputs()] == list(call)
     call = {"words": torch.randint(0, 40, (5, 6)), "mask": torch.rand(5, 6)}
     got = session.run(None, {name: x.numpy() for name, x in call.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -63,3 +64,12 @@ def toy_net(width: int = 8) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(width * 64, 2),
     )
+
+
+def small_deit() -> tuple[nn.Module, Tensor]:
+    """timm's DeiT, one block of three heads, and two images; skips the test without timm."""
+    timm = pytest.importorskip("timm")
+    small = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
+    torch.manual_seed(0)
+    model = timm.create_model("deit_tiny_patch16_224", num_classes=5, **small).eval()
+    return model, torch.randn(2, 3, 16, 16)

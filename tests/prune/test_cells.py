@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from prune_nets import small_deit
 from torch import Tensor, nn
 
 import qkernels as qk
@@ -232,11 +233,7 @@ def test_components_are_what_hangs_together() -> None:
 
 
 def test_a_vision_transformer_of_timm_loses_heads_and_hidden_units_and_compiles() -> None:
-    timm = pytest.importorskip("timm")
-    small = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
-    torch.manual_seed(0)
-    model = timm.create_model("deit_tiny_patch16_224", num_classes=5, **small).eval()
-    x = torch.randn(2, 3, 16, 16)
+    model, x = small_deit()
     smaller = halved(model, x)
     block = smaller.blocks[0]
     assert (block.attn.num_heads, block.attn.qkv.out_features, block.mlp.fc1.out_features) == (

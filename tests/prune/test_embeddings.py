@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from prune_nets import small_deit
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
@@ -233,11 +234,7 @@ def test_a_vision_transformer_of_torchvision_gets_narrower() -> None:
 
 
 def test_a_vision_transformer_of_timm_gets_narrower() -> None:
-    timm = pytest.importorskip("timm")
-    small = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
-    torch.manual_seed(0)
-    model = timm.create_model("deit_tiny_patch16_224", num_classes=5, **small).eval()
-    x = torch.randn(2, 3, 16, 16)
+    model, x = small_deit()
     smaller = narrowed(model, x)
     assert smaller.cls_token.shape[-1] == smaller.blocks[0].norm1.normalized_shape[0] == 24
     assert smaller(x).shape == (2, 5)

@@ -9,6 +9,7 @@ import zoo_plain  # noqa: F401  fills the table, as the next three do
 import zoo_timm  # noqa: F401
 import zoo_torchvision  # noqa: F401
 import zoo_transformers  # noqa: F401
+from exact_runtime import exact_session
 from stand_ins import usable
 from torch.utils import _pytree as pytree
 from zoo_models import ZOO
@@ -16,7 +17,6 @@ from zoo_models import ZOO
 import qkernels as qk
 from qkernels.modules.calling import example_call
 from qkernels.modules.outputs import output_sqnrs, output_tensors
-from qkernels.ops import cpu_isa
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -48,11 +48,7 @@ def test_onnx_runtime_answers_what_the_int8_model_does(
             qk.export_onnx(int8, batch, path)
         return
     qk.export_onnx(int8, batch, path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    if cpu_isa() == "avx2":  # its int8 kernels saturate in 16 bits without VNNI
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    session = exact_session(path)
     call = example_call(batch)
     tensors = pytree.tree_leaves((call.args, call.kwargs))
     feed = {value.name: x.numpy() for value, x in zip(session.get_inputs(), tensors, strict=True)}

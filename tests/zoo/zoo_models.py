@@ -24,12 +24,14 @@ class ZooModel:
         generates: whether it also writes tokens, one after the other, with a cache.
         programs: how many its compiled form is; None: no test says, since it is not captured as it is called here, or
             is not counted yet.
+        may_lose: dB that its compiled form may be below its layers; int8 sums of convolutions cost FastViT 3.4.
     """
 
     make: Make
     package: str | None = None
     generates: bool = False
     programs: int | None = 1
+    may_lose: float = 4.0
 
     def build(self) -> tuple[nn.Module, Batch]:
         """The same weights and batch at every call."""

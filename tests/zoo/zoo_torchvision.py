@@ -65,7 +65,9 @@ def googlenet() -> Any:
     return GoogLeNet(num_classes=10, init_weights=False), images(64)
 
 
-@_model("inception_v3")
+# Its ten random outputs lose 1.7 or 4.8 dB, as torch's float kernels for a CPU round what calibration sees; the int8
+# bits are those of every CPU.
+@_model("inception_v3", may_lose=5.0)
 def inception_v3() -> Any:
     from torchvision.models import Inception3
 
