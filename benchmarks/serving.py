@@ -118,18 +118,32 @@ def capacity_of(model: Model, server: Server, results: Row) -> float:
 def within(
     bound_ms: float, address: load.Address, request: bytes, seconds: float, capacity: float
 ) -> Row:
-    """The row of the highest rate at which all requests are answered and 99 of 100 within the bound."""
+    """The row of the highest rate at which all requests are answered and 99 of 100 within the bound.
+
+    A rate that fails is tried once more: what else the machine does for a moment fails it, too.
+    """
     low, high = 0.0, 1.25 * capacity
     best: Row = {"answered_per_second": 0.0, "p50_ms": None, "p99_ms": None}
     for _ in range(STEPS):
         rate = (low + high) / 2
-        row = load.run(load.open_loop(address, request, rate, seconds)).row()
-        kept = row["answered_per_second"] > 0.95 * rate and not row["refused_per_second"]
-        if kept and row["p99_ms"] <= bound_ms and not row["unanswered"]:
-            low, best = rate, row
+        tries = (load.run(load.open_loop(address, request, rate, seconds)).row() for _ in range(2))
+        kept = next((row for row in tries if _is_kept(row, bound_ms)), None)
+        if kept:
+            low, best = rate, kept
         else:
             high = rate
     return best
+
+
+def _is_kept(row: Row, bound_ms: float) -> bool:
+    """Whether a run answered what was sent, whose number is random, in time."""
+    answered = row["answered_per_second"] > 0.95 * row["sent_per_second"]
+    return (
+        answered
+        and not row["refused_per_second"]
+        and not row["unanswered"]
+        and row["p99_ms"] <= bound_ms
+    )
 
 
 def rows_of(models: tuple[Model, ...], only: str) -> list[tuple[Model, Server, str]]:
