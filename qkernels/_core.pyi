@@ -18,6 +18,7 @@ _Int8 = NDArray[np.int8]
 ALIGNMENT: int
 LAYOUT_VERSION: int
 MAX_BORDER: int
+MAX_SCANNED: int
 MAX_EXTENT: int
 MAX_K: int
 MAX_THREADS: int

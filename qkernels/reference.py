@@ -241,6 +241,27 @@ def embedding(ids: Tensor, table: Tensor, scale: Tensor | None = None) -> Tensor
     return rows if scale is None else rows * scale[ids][..., None]
 
 
+def cumsum(x: Tensor, axis: int) -> Tensor:
+    """The sums of float32 ``x`` up to each place of an axis, in increasing index."""
+    sums = [torch.zeros_like(x.select(axis, 0))]
+    for part in x.unbind(axis):
+        sums.append(sums[-1] + part)
+    return torch.stack(sums[1:], axis)
+
+
+def argmax(x: Tensor, axis: int) -> Tensor:
+    """Where along an axis, which becomes 1, the first of the largest of ``x`` is, as float32; a NaN is largest."""
+    nan = x.isnan()
+    largest = torch.where(nan.any(axis, keepdim=True), nan, x == x.amax(axis, keepdim=True))
+    places = torch.arange(x.shape[axis]).reshape([-1 if i == axis else 1 for i in range(x.dim())])
+    return torch.where(largest, places, x.shape[axis]).amin(axis, keepdim=True).float()
+
+
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """The rows [N, C] of ``x`` [N, T, C] that float32 ``index`` [N, 1] names, one of each sequence."""
+    return x[torch.arange(len(x)), index[:, 0].long()]
+
+
 def resize_bilinear(
     x: Tensor,
     size: tuple[int, int],

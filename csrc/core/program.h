@@ -12,6 +12,7 @@ namespace qk {
 
 constexpr uint32_t kProgramVersion = 5;
 constexpr int32_t kMaxBorder = 255;              // pixels
+constexpr int64_t kMaxScanned = 1 << 20;         // places that a cumsum or an argmax goes along: float32 counts them exactly
 
 struct ProgramMagic {
   char bytes[8] = {'q', 'k', 'p', 'r', 'o', 'g', '\r', '\n'};  // a transfer that changes line ends breaks it

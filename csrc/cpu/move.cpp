@@ -234,7 +234,7 @@ void embedding(const EmbeddingProblem& p, Isa isa, const Parallel& parallel, voi
     float* own = reinterpret_cast<float*>(static_cast<char*>(workspace) + worker * round_up(p.c * 4, 64));
     const Share mine = share(p.count, workers, worker);
     for (int64_t i = mine.begin; i < mine.end; ++i) {
-      const int64_t row = std::clamp<int64_t>(p.ids[i], 0, p.rows - 1);  // they were checked, but are the caller's memory
+      const int64_t row = p.ids.row(i, p.rows);  // they were checked, but are the caller's memory
       char* y = static_cast<char*>(p.y) + i * p.c * size_of(e.out_type);
       const float* values = static_cast<const float*>(p.table) + (p.scale ? 0 : row * p.c);
       if (p.scale) {
@@ -246,6 +246,11 @@ void embedding(const EmbeddingProblem& p, Isa isa, const Parallel& parallel, voi
       else if (!p.scale) std::memcpy(y, values, size_t(p.c * 4));
     }
   });
+}
+
+void gather(const GatherProblem& p) {
+  for (int64_t i = 0; i < p.count; ++i)
+    std::memcpy(static_cast<char*>(p.y) + i * p.bytes, static_cast<const char*>(p.x) + (i * p.rows + p.ids.row(i, p.rows)) * p.bytes, size_t(p.bytes));
 }
 
 void lookup(const LookupProblem& p, Isa isa, const Parallel& parallel) {

@@ -1,5 +1,8 @@
 // Steps of a program that move values or look them up.
 #pragma once
+#include <algorithm>
+#include <cmath>
+
 #include "isa.h"
 #include "parallel.h"
 #include "../core/problem.h"
@@ -42,10 +45,24 @@ struct PlanarProblem {
 };
 void to_planar(const PlanarProblem& p, const Parallel& parallel);
 
+// Numbers of rows: the caller's, or computed. Where one names no row, the nearest is taken.
+struct Ids {
+  const int64_t* whole = nullptr;
+  const float* computed = nullptr;     // instead
+
+  bool names(int64_t i, int64_t rows) const {
+    return whole ? whole[i] >= 0 && whole[i] < rows : computed[i] >= 0 && computed[i] < float(rows) && computed[i] == std::floor(computed[i]);
+  }
+  int64_t row(int64_t i, int64_t rows) const {
+    if (whole) return std::clamp<int64_t>(whole[i], 0, rows - 1);
+    return computed[i] >= 1 ? int64_t(std::min(double(computed[i]), double(rows - 1))) : 0;  // NaN: 0
+  }
+};
+
 // y[i] = table[ids[i]], a row of c values, times its scale where there is one.
 struct EmbeddingProblem {
   int64_t count = 0, rows = 0, c = 0;
-  const int64_t* ids = nullptr;        // [count], in [0, rows)
+  Ids ids;                             // [count], in [0, rows)
   const void* table = nullptr;         // [rows, c]: int8, or f32 where there is no scale
   const float* scale = nullptr;        // [rows] or null
   void* y = nullptr;                   // [count, c]
@@ -53,6 +70,15 @@ struct EmbeddingProblem {
 };
 int64_t embedding_workspace(const EmbeddingProblem& p, int threads);
 void embedding(const EmbeddingProblem& p, Isa isa, const Parallel& parallel, void* workspace);
+
+// y[i] = x[i, ids[i]]: a row of so many bytes out of `rows` of them.
+struct GatherProblem {
+  int64_t count = 0, rows = 0, bytes = 0;
+  Ids ids;
+  const void* x = nullptr;
+  void* y = nullptr;
+};
+void gather(const GatherProblem& p);
 
 void lookup(const LookupProblem& p, Isa isa, const Parallel& parallel);
 

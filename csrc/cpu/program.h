@@ -85,11 +85,12 @@ ProgramPlan plan_program(const Program& program, const ProgramInput* inputs, Isa
 // How many ids an int64 input may hold, 0 .. count - 1, by the steps that read it; INT64_MAX where none asks.
 int64_t id_count(const Program& program, int32_t input);
 
-// Why a call with these values of its inputs may not run; empty if it may. Asked where plan.looks_at_values.
+// Why a call with these values of its inputs may not run; empty if it may. What steps compute is looked at as they run. Asked where plan.looks_at_values.
 std::string check_values(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs);
 
-// `arena` has plan.arena_bytes, aligned to 64; `seconds`, where given, receives one figure a step.
-void run_program(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, void* const* outputs,
+// `arena` has plan.arena_bytes, aligned to 64; `seconds`, where given, receives one figure a step. Returns why it stopped at
+// values that a step had computed, in which case outputs hold nothing; empty where it did not.
+std::string run_program(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, void* const* outputs,
                  const Parallel& parallel, void* arena, double* seconds = nullptr);
 
 // Multiply-adds of a step, and the bytes that it reads and writes where every one moves once.

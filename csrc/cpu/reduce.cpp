@@ -1,6 +1,7 @@
 #include "reduce.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "dispatch.h"
 
@@ -24,6 +25,20 @@ int workers_of(const ReduceProblem& p, int threads) {
   return int(std::min<int64_t>(workers_for(elements, kElementsPerThread, threads), std::max<int64_t>(tasks_of(p), 1)));
 }
 
+// Calls f(x of a column, column, outer) for each.
+template <class F>
+void along(const ScanProblem& p, const Parallel& parallel, F f) {
+  const int workers = workers_for(p.outer * p.count * p.inner, kElementsPerThread, parallel.threads);
+  const int64_t columns = p.outer * p.inner;
+  parallel(workers, [&](int64_t worker) {
+    const Share mine = share(columns, workers, worker);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      const int64_t outer = i / p.inner, column = i % p.inner;
+      f(p.x + outer * p.count * p.inner + column, column, outer);
+    }
+  });
+}
+
 }  // namespace
 
 int64_t reduce_workspace(const ReduceProblem& p, int threads) { return bytes_of(p) * workers_of(p, threads); }
@@ -38,6 +53,25 @@ void reduce(const ReduceProblem& p, Isa isa, const Parallel& parallel, void* wor
       const int64_t begin = task % blocks * each;
       kernels_of(isa).reduce(p, task / blocks, begin, std::min(begin + each, columns), memory);
     }
+  });
+}
+
+void cumsum(const ScanProblem& p, const Parallel& parallel) {
+  along(p, parallel, [&](const float* x, int64_t column, int64_t outer) {
+    float* y = p.y + outer * p.count * p.inner + column;
+    float sum = 0;
+    for (int64_t i = 0; i < p.count; ++i) y[i * p.inner] = sum += x[i * p.inner];
+  });
+}
+
+void argmax(const ScanProblem& p, const Parallel& parallel) {
+  along(p, parallel, [&](const float* x, int64_t column, int64_t outer) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < p.count; ++i) {
+      const float least = x[best * p.inner], v = x[i * p.inner];
+      if (v > least || (std::isnan(v) && !std::isnan(least))) best = i;
+    }
+    p.y[outer * p.inner + column] = float(best);
   });
 }
 

@@ -52,6 +52,12 @@ void check_input_values(const Program& program, const ProgramPlan& plan, const P
   check(why.empty(), why);
 }
 
+void checked_run(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, void* const* outputs,
+                 const Parallel& parallel, void* arena, double* seconds) {
+  const std::string why = run_program(program, plan, inputs, outputs, parallel, arena, seconds);
+  check(why.empty(), why);
+}
+
 std::shared_ptr<const ProgramPlan> PlanCache::get(const Program& program, const std::vector<ProgramInput>& inputs, Isa isa, int threads) {
   std::vector<int64_t> key{int64_t(isa), threads};
   for (const ProgramInput& in : inputs) key.insert(key.end(), in.sizes, in.sizes + 4), key.push_back(in.rank);

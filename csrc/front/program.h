@@ -31,6 +31,9 @@ std::vector<ProgramInput> checked_inputs(const Program& program, size_t given, L
 
 ProgramPlan checked_plan(const Program& program, const ProgramInput* inputs, Isa isa, int threads);
 void check_input_values(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs);
+// `run_program`, which refuses where a step has computed what the next one does not take.
+void checked_run(const Program& program, const ProgramPlan& plan, const ProgramInput* inputs, void* const* outputs,
+                 const Parallel& parallel, void* arena, double* seconds);
 // Sizes of a value as its caller sees them, in the order of its memory where it is an image of pixels.
 std::vector<int64_t> sizes_of(const Program& program, const ProgramPlan& plan, int32_t v);
 

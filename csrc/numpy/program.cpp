@@ -71,7 +71,7 @@ class LoadedProgram {
     {
       py::gil_scoped_release free;
       std::unique_ptr<Arena> arena = take();
-      run_program(*program_, plan, inputs.data(), outputs.data(), parallel, arena->at_least(plan.arena_bytes),
+      checked_run(*program_, plan, inputs.data(), outputs.data(), parallel, arena->at_least(plan.arena_bytes),
                   timed ? seconds.data() : nullptr);
       give(std::move(arena));
     }
@@ -277,6 +277,7 @@ void bind_program(py::module_& m) {
   m.attr("PROGRAM_VERSION") = kProgramVersion;
   m.attr("PROGRAM_MAGIC") = py::bytes(ProgramMagic().bytes, sizeof ProgramMagic().bytes);
   m.attr("MAX_BORDER") = kMaxBorder;
+  m.attr("MAX_SCANNED") = kMaxScanned;
   m.attr("PROGRAM_RECORDS") = records();
   m.attr("STEP_KINDS") = step_kinds();
   m.def("read_payload", &read_payload, "kind"_a, "payload"_a, "The fields of a step's payload, as C++ reads them.");

@@ -57,8 +57,8 @@ static std::vector<Tensor> run_program(Tensor bytes, Tensor arena, std::vector<T
     results.push_back(empty_output(program, plan, program.outputs[i], given[0]));
     outputs.push_back(results.back().mutable_data_ptr());
   }
-  qk::run_program(program, plan, inputs.data(), outputs.data(), threads, arena_of(arena, plan.arena_bytes),
-                  seconds_of(seconds, program.header->steps));
+  checked_run(program, plan, inputs.data(), outputs.data(), threads, arena_of(arena, plan.arena_bytes),
+              seconds_of(seconds, program.header->steps));
   return results;
 }
 

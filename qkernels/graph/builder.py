@@ -13,6 +13,7 @@ from qkernels import ops
 from qkernels.graph import nodes, tables
 from qkernels.graph.formats import Format
 from qkernels.graph.places import (
+    AXES,
     Atom,
     Groups,
     Place,
@@ -45,17 +46,11 @@ def why_no_input(node: fx.Node) -> str:
         return f"it reads {x.dtype}"
     if x.dtype == torch.bool and node.op != "placeholder":
         return "it reads truth values of torch's"
-    if not _has_batch(node.graph, x):
+    if nodes.with_batch_of(node.graph, x) is None:
         return "what it reads has another batch than the model's input"
     if not nodes.is_fixed(x.shape[1 if x.dim() == 4 else -1]):
         return "the number of channels of what it reads is free"
     return ""
-
-
-def _has_batch(graph: fx.Graph, x: Tensor) -> bool:
-    given = (nodes.value(n) for n in graph.find_nodes(op="placeholder"))
-    first = next((v for v in given if v is not None), None)
-    return first is not None and first.dim() > 0 and nodes.same_size(first.shape[0], x.shape[0])
 
 
 class Builder:
@@ -85,6 +80,7 @@ class Builder:
         self.known: dict[Any, Place] = {}  # operands in another form, by what they are
         self.name = ""
         self.tables: dict[fx.Node, Tensor] = {}  # of integers: words.py
+        self.largest: dict[fx.Node, float] = {}  # of integers that are computed: steps/counting.py
 
     # ---- operands
 
@@ -97,14 +93,15 @@ class Builder:
                 before = self.name
                 self.lower(node, self.row_of(node))  # no program hands integers to another
                 self.name = before
+            elif (tensor := self.constant(node)) is not None:
+                self._places[node] = self._of_model(node, tensor)
             else:
                 self._places[node] = self._input(node)
         return self._places[node]
 
     def constant(self, node: Any) -> Tensor | None:
         """The tensor of the model that a node is, without the batch it may be repeated for; None for any other."""
-        while isinstance(node, fx.Node) and node.target is torch.ops.aten.expand.default:
-            node = node.args[0]
+        node = nodes.unrepeated(node)
         if not isinstance(node, fx.Node):
             return None
         if isinstance(number := nodes.filled_with(node), int | float):
@@ -118,19 +115,48 @@ class Builder:
             raise LeftToTorch(why)
         x = nodes.value(node)
         assert x is not None
+        if self.inputs and not nodes.same_size(nodes.value(self.inputs[0]).shape[0], x.shape[0]):  # type: ignore[union-attr]
+            raise LeftToTorch("what it reads has another batch than the rest of its program")
         sizes = nodes.sizes(x)
         asked = node.meta.get("sizes", x.shape)  # an input of the model has to have these
         order = IMAGE if x.dim() == 4 else range(x.dim())
-        axes = [0, 3] if x.dim() == 2 else [0, 1, 3] if x.dim() == 3 else [0, 1, 2, 3]
         atoms = [
             Atom(axis, sizes[i], i > 0 and asked[i] is not None and nodes.is_fixed(asked[i]))
-            for axis, i in zip(axes, order, strict=True)
+            for axis, i in zip(AXES[x.dim()], order, strict=True)
         ]
         fixed = {f"fixed_{'nhw'[a.axis]}": a.size for a in atoms if a.axis in (1, 2) and a.fixed}
         value = self._new(atoms, x.dim(), None, dtype=_INPUTS[x.dtype], callers=True, **fixed)
         self.inputs.append(node)
         where = {i: at for at, i in enumerate(order)}
         return _plain(Place(value, tuple(atoms), tuple((where[i],) for i in range(x.dim()))))
+
+    def _of_model(self, node: fx.Node, tensor: Tensor) -> Place:
+        """A tensor of the model that is repeated for the batch, in memory as an input of its sizes would be."""
+        x = nodes.value(node)
+        assert x is not None
+        if (
+            x.dim() not in AXES
+            or nodes.with_batch_of(node.graph, x) is None
+            or not all(map(nodes.is_fixed, x.shape[1:]))
+        ):
+            raise LeftToTorch("it reads a tensor of the model without a batch")
+        sizes, order = nodes.sizes(x), IMAGE if x.dim() == 4 else tuple(range(x.dim()))
+        atoms = tuple(
+            Atom(axis, sizes[i], i > 0) for axis, i in zip(AXES[x.dim()], order, strict=True)
+        )
+        y = self.write(
+            Place(-1, atoms, tuple((order.index(i),) for i in range(x.dim()))), x.dim(), None
+        )
+        made = self.add("constant", self.beside("constant"), self._with_batch_of(x), y.value)
+        made.fields |= {"nhwc"[a.axis]: a.size for a in atoms[1:]}
+        made.constants["data"] = self.array(tensor.float().expand(1, *sizes[1:]).permute(order)[0])
+        return _plain(y)
+
+    def _with_batch_of(self, x: Tensor) -> int:
+        """The value of an input of the program."""
+        if not self.inputs:
+            self.place(nodes.with_batch_of(self.graph.graph, x))
+        return self.read(self.place(self.inputs[0]))
 
     def _new(
         self,

@@ -134,7 +134,9 @@ def added_to(node: fx.Node, value: fx.Node) -> fx.Node | None:
         return None
     a, b = node.args[:2]
     other = b if a is value else a
-    if other is value or not isinstance(other, fx.Node) or other.op == "get_attr":
+    if other is value or not isinstance(other, fx.Node):
+        return None
+    if nodes.unrepeated(other).op == "get_attr":
         return None
     x, y = nodes.value(value), nodes.value(other)
     same = x is not None and y is not None and nodes.alike(x, y)

@@ -47,7 +47,7 @@ def _index(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     if source is None or result is None or len(indices) != source.dim():  # type: ignore[arg-type]
         return None
     homes = [
-        _axis_in_order(graph, index, source.shape[i], result.dim())
+        axis_in_order(graph, index, source.shape[i], result.dim())
         for i, index in enumerate(indices)  # type: ignore[arg-type]
     ]
     if None in homes or sorted(set(homes)) != homes:  # type: ignore[type-var]
@@ -67,7 +67,7 @@ def _unsqueezed(x: fx.Node, axis: int) -> fx.Node:
     return new
 
 
-def _axis_in_order(graph: fx.GraphModule, index: Any, size: Any, rank: int) -> int | None:
+def axis_in_order(graph: fx.GraphModule, index: Any, size: Any, rank: int) -> int | None:
     """The axis of the result along which an index counts 0, 1, ... to ``size``; None where it does not."""
     given = nodes.value(index)
     if given is None or given.dtype != torch.int64:
@@ -100,9 +100,58 @@ def _takes_all(node: fx.Node) -> bool:
     return x is not None and y is not None and nodes.alike(x, y)
 
 
+# ---- tokens that are padded are joined with constants
+
+
 def _pad(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    x, widths = node.args[:2]
-    return None if any(widths) else x  # type: ignore[arg-type, return-value]
+    given = nodes.arguments(node)
+    x, widths = (given["self"] if "self" in given else given["input"]), list(given["pad"])
+    if not any(widths):
+        return x
+    source = nodes.value(x)
+    assert source is not None
+    known = all(isinstance(w, int) and w >= 0 for w in widths) and not any(widths[4:])
+    known = known and given.get("mode") in (None, "constant")
+    batch = nodes.with_batch_of(node.graph, source)
+    if source.dim() != 3 or not known or batch is None:
+        return None
+    if not all(map(nodes.is_fixed, source.shape[1:])):
+        return None
+    for i in range(0, len(widths), 2):
+        dim = 2 - i // 2
+        before, after = (
+            _filled(graph, node, x, dim, width, given["value"] or 0.0, batch) if width else None
+            for width in widths[i : i + 2]
+        )
+        parts = [p for p in (before, x, after) if p is not None]
+        if len(parts) > 1:
+            joined = _call(node, aten.cat.default, parts, dim)
+            joined.meta["val"] = torch.cat([nodes.value(p) for p in parts], dim)  # type: ignore[misc]
+            x = joined
+    return x
+
+
+def _filled(
+    graph: fx.GraphModule,
+    node: fx.Node,
+    x: fx.Node,
+    dim: int,
+    width: int,
+    number: float,
+    given: fx.Node,
+) -> fx.Node:
+    """A tensor as ``x`` but for one size, of one number; ``given`` has its batch."""
+    source = nodes.value(x)
+    assert source is not None
+    sizes = [width if i == dim else nodes.hint(n) for i, n in enumerate(source.shape)][1:]
+    one = nodes.constant(
+        graph, f"constant_{node.name}_{dim}_{width}", torch.full((1, *sizes), number)
+    )
+    batch = node.graph.call_function(aten.sym_size.int, (given, 0))
+    batch.meta = {"val": source.shape[0]}
+    many = _call(node, aten.expand.default, one, [batch, *[-1] * len(sizes)])
+    many.meta["val"] = source.new_empty((source.shape[0], *sizes))
+    return many
 
 
 # ---- x & True is x, x | False is x
@@ -142,42 +191,22 @@ def _expanded(node: fx.Node, x: Any) -> fx.Node:
     return _call(node, aten.expand.default, x, sizes)
 
 
-# ---- rows of a table for ids of the model that repeat are rows that repeat
+# ---- places of a tensor of the model that holds one number have that number
 
 
-def _embedding(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    given = nodes.arguments(node)
-    at = "indices" if "indices" in given else "ids"
-    repeated = given[at]
-    if not isinstance(repeated, fx.Node) or repeated.target is not aten.expand.default:
+def _gather(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    repeated, result = node.args[0], nodes.value(node)
+    assert isinstance(repeated, fx.Node) and result is not None
+    source = repeated.args[0] if repeated.target is aten.expand.default else None
+    if not isinstance(source, fx.Node) or source.op != "get_attr":
         return None
-    ids = repeated.args[0]
-    if not isinstance(ids, fx.Node) or ids.op != "get_attr":
+    tensor, sizes = nodes.tensor_of(graph, source).flatten(), result.shape[1:]
+    if not len(tensor) or (tensor != tensor[0]).any() or not all(map(nodes.is_fixed, sizes)):
         return None
-    few = node.graph.call_function(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
-    nodes.set_arguments(few, **{at: ids})
-    x, result = nodes.value(ids), nodes.value(node)
-    assert x is not None and result is not None
-    few.meta = {**node.meta, "val": result.new_empty((*x.shape, result.shape[-1]))}
-    return _call(node, aten.expand.default, few, [*repeated.args[1], -1])  # type: ignore[misc]
-
-
-def _where(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    reads, result = node.all_input_nodes, nodes.value(node)
-    repeated = {x: x.args[0] for x in reads if x.target is aten.expand.default}
-    parts = [nodes.value(repeated.get(x, x)) for x in reads]
-    known = all(
-        isinstance(x, fx.Node) and x.op == "get_attr" for x in (repeated.get(x, x) for x in reads)
-    )
-    if not repeated or not known or result is None:
-        return None
-    if any(p is None or (p.dim() == result.dim() and nodes.hint(p.shape[0]) != 1) for p in parts):
-        return None
-    args = fx.map_arg(node.args, lambda x: repeated.get(x, x))
-    few = node.graph.call_function(node.target, args, node.kwargs)  # type: ignore[arg-type]
-    few.meta = {**node.meta, "val": result.new_empty((1, *result.shape[1:]))}
-    batch = next(iter(repeated)).args[1][0]  # type: ignore[index]
-    return _call(node, aten.expand.default, few, [batch, *[-1] * (result.dim() - 1)])
+    one = tensor[0].expand(1, *map(nodes.hint, sizes)).contiguous()
+    few = nodes.constant(graph, f"constant_{node.name}", one)
+    batch = repeated.args[1][0]  # type: ignore[index]
+    return _call(node, aten.expand.default, few, [batch, *[-1] * len(sizes)])
 
 
 # ---- keys and values repeated for their queries are fewer heads
@@ -213,7 +242,58 @@ def _heads_before(node: Any) -> fx.Node | None:
     return chain[3] if kept and same and nodes.hint(repeated.shape[1]) == heads else None
 
 
-# ---- windows along a line are windows of height 1
+# ---- what is written over a part of a tensor stands between the rest of it
+
+
+def _slice_scatter(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    given = nodes.arguments(node)
+    x, part, dim = given["self"], given["src"], given["dim"]
+    source, written = nodes.value(x), nodes.value(part)
+    assert source is not None and written is not None
+    if nodes.alike(source, written):
+        return part
+    size, count = source.shape[dim], written.shape[dim]
+    start = given["start"] or 0
+    if (
+        given["step"] != 1
+        or not isinstance(start, int)
+        or not nodes.is_fixed(size)
+        or not nodes.is_fixed(count)
+    ):
+        return None
+    size, count = nodes.hint(size), nodes.hint(count)
+    start = min(start % size if start < 0 else start, size)
+    kept = [(0, start), (start + count, size)]
+    before, after = (_sliced(node, x, dim, *ends) if ends[0] < ends[1] else None for ends in kept)
+    return _call(node, aten.cat.default, [p for p in (before, part, after) if p is not None], dim)
+
+
+def _sliced(node: fx.Node, x: fx.Node, dim: int, start: int, end: int) -> fx.Node:
+    part = _call(node, aten.slice.Tensor, x, dim, start, end)
+    part.meta["val"] = nodes.value(x).narrow(dim, start, end - start)  # type: ignore[union-attr]
+    return part
+
+
+# ---- a copy of a tensor of the same form is the tensor
+
+
+def _copy(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    written, source = node.args[:2]
+    x, y = nodes.value(written), nodes.value(source)
+    return source if x is not None and y is not None and nodes.alike(x, y) else None  # type: ignore[return-value]
+
+
+# ---- windows along a line, and norms of it, are those of an image of height 1
+
+
+def _group_norm(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    given = nodes.arguments(node)
+    if nodes.value(given["input"]).dim() != 3:  # type: ignore[union-attr]
+        return None
+    image = _unsqueezed(given["input"], 2)
+    normed = _call(node, node.target, image, *list(given.values())[1:])
+    normed.meta["val"] = nodes.value(image)
+    return _call(node, aten.squeeze.dim, normed, 2)
 
 
 def _along_line(two: Any, *sizes: str) -> Callable[[fx.GraphModule, fx.Node], fx.Node | None]:
@@ -247,6 +327,29 @@ def _reshape_as(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return _call(node, aten.reshape.default, node.args[0], sizes)
 
 
+# ---- x.expand_as(y) is x.expand to the sizes of y
+
+
+def _expand_as(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    x, result = nodes.value(node.args[0]), nodes.value(node)
+    assert x is not None and result is not None
+    new = result.dim() - x.dim()
+    sizes = [
+        -1 if i >= new and nodes.same_size(x.shape[i - new], n) else n
+        for i, n in enumerate(result.shape)
+    ]
+    if not all(map(nodes.is_fixed, sizes)):
+        return None
+    return _call(node, aten.expand.default, node.args[0], list(map(int, sizes)))
+
+
+# ---- products of matrices are one operator
+
+
+def _bmm(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    return _call(node, aten.matmul.default, *node.args)
+
+
 # ---- axes are swapped by one operator
 
 
@@ -269,10 +372,7 @@ def _roll(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         return None
     for shift, dim, size in zip(shifts, dims, map(nodes.hint, sizes), strict=True):
         if begin := -shift % max(size, 1):
-            end = _call(node, aten.slice.Tensor, x, dim, begin, size)
-            start = _call(node, aten.slice.Tensor, x, dim, 0, begin)
-            end.meta["val"] = nodes.value(x).narrow(dim, begin, size - begin)  # type: ignore[union-attr]
-            start.meta["val"] = nodes.value(x).narrow(dim, 0, begin)  # type: ignore[union-attr]
+            end, start = _sliced(node, x, dim, begin, size), _sliced(node, x, dim, 0, begin)
             x = _call(node, aten.cat.default, [end, start], dim)
     return x
 
@@ -281,18 +381,21 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], fx.Node | None]] = {
     aten.index.Tensor: _index,
     aten.reshape_as.default: _reshape_as,
     aten.view_as.default: _reshape_as,
+    aten.expand_as.default: _expand_as,
     aten.roll.default: _roll,
+    aten.bmm.default: _bmm,
     aten.swapaxes.default: _swapaxes,
     aten.swapdims.default: _swapaxes,
+    aten.slice_scatter.default: _slice_scatter,
+    aten.copy.default: _copy,
+    aten.group_norm.default: _group_norm,
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
     **dict.fromkeys((aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default), _joined_with(True)),
     **dict.fromkeys((aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default), _joined_with(False)),
-    **dict.fromkeys((aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf), _where),
     aten.scaled_dot_product_attention.default: _attention,
     aten.max_pool1d.default: _along_line(aten.max_pool2d.default, "kernel_size", "stride", "padding", "dilation"),
     aten.avg_pool1d.default: _along_line(aten.avg_pool2d.default, "kernel_size", "stride", "padding"),
     aten.adaptive_avg_pool1d.default: _along_line(aten.adaptive_avg_pool2d.default, "output_size"),
-    aten.embedding.default: _embedding,
-    torch.ops.qkernels.embedding.default: _embedding,
+    aten.gather.default: _gather,
 }  # fmt: skip

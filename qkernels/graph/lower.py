@@ -39,7 +39,11 @@ def build(graph: fx.GraphModule, rows: Rows) -> list[Builder]:
     """
     refused: dict[fx.Node, str] = {}
     builders = []
-    found = runs(graph.graph, lambda n: rows(n) is not None)
+    found = [
+        part
+        for run in runs(graph.graph, lambda n: rows(n) is not None)
+        for part in _by_batch(graph.graph, run)
+    ]
     for run in found:
         if not any(role_of(rows(n)) is Role.LAYER for n in run):
             continue
@@ -60,7 +64,7 @@ def _build(
     builder = Builder(graph, run, sorted(_leaving(run), key=_place_among_results), rows)
     failed: dict[fx.Node, str] = {}
     for node in run:
-        if nodes.is_integer(node):
+        if nodes.has_many_owners(node):
             continue
         try:
             builder.lower(node, rows(node))
@@ -72,6 +76,21 @@ def _build(
         except LeftToTorch as why:
             failed[node] = str(why)
     return builder, failed
+
+
+def _by_batch(graph: fx.Graph, run: list[fx.Node]) -> list[list[fx.Node]]:
+    """Parts of a run, each over a batch of its own: a program has one."""
+    batches = nodes.batches(graph)
+    if len(batches) < 2:
+        return [run]
+    parts: dict[Any, list[fx.Node]] = {}
+    home: dict[fx.Node, Any] = {}
+    for node in run:
+        own = nodes.batch_of(nodes.value(node), batches)  # type: ignore[arg-type]
+        reads = next((home[x] for x in node.all_input_nodes if x in home), None)
+        home[node] = reads if own is None else own
+        parts.setdefault(home[node], []).append(node)
+    return list(parts.values())
 
 
 def _gains(node: fx.Node, rows: Rows) -> bool:
@@ -156,7 +175,7 @@ def _replace(
             node.replace_all_uses_with(part)
             parts[node] = part
     for node in reversed(builder.run):
-        if not nodes.is_integer(node):  # torch computes it too, if it reads it
+        if not nodes.has_many_owners(node):  # torch computes it too, if it reads it
             graph.graph.erase_node(node)
     return parts
 
@@ -210,9 +229,9 @@ def module_of(graph: fx.GraphModule, node: Any) -> Any:
 
 
 def _leaving(run: list[fx.Node]) -> list[fx.Node]:
-    """The values of a run that others read; integers are computed again by who reads them."""
+    """The values of a run that others read and do not have anew."""
     inside = set(run)
-    return [n for n in run if not inside.issuperset(n.users) and not nodes.is_integer(n)]
+    return [n for n in run if not inside.issuperset(n.users) and not nodes.has_many_owners(n)]
 
 
 def _place_among_results(node: fx.Node) -> int:

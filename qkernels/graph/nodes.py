@@ -25,7 +25,7 @@ def shape(node: Any) -> tuple[int, ...] | None:
 def is_integer(node: fx.Node) -> bool:
     """Whether it is a tensor of integers or truth values."""
     x = value(node)
-    return x is not None and x.dtype in (torch.int64, torch.bool)
+    return x is not None and x.dtype in (torch.int64, torch.int32, torch.bool)
 
 
 def sizes(x: Tensor) -> tuple[int, ...]:
@@ -63,6 +63,32 @@ def same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
     return not (is_fixed(a) or is_fixed(b)) and bool(expression(a) == expression(b))
 
 
+# ---- batches, the first sizes of the inputs, of which a model may have several
+
+
+def with_batch_of(graph: fx.Graph, x: Tensor) -> fx.Node | None:
+    """The first input of the model that has the batch of ``x``; None where none has."""
+    for node in graph.find_nodes(op="placeholder"):
+        own = value(node)
+        if own is not None and own.dim() and x.dim() and same_size(own.shape[0], x.shape[0]):
+            return node
+    return None
+
+
+def batches(graph: fx.Graph) -> set[Any]:
+    """The symbols of the batches that are free."""
+    given = (value(node) for node in graph.find_nodes(op="placeholder"))
+    first = [x.shape[0] for x in given if x is not None and x.dim()]
+    return {s for size in first if not is_fixed(size) for s in expression(size).free_symbols}
+
+
+def batch_of(x: Tensor, known: set[Any]) -> Any:
+    """Which of these symbols the sizes of a tensor follow from; None: from none, or several."""
+    free = (expression(size).free_symbols for size in x.shape if not is_fixed(size))
+    found = known.intersection(*[set().union(*free)])
+    return found.pop() if len(found) == 1 else None
+
+
 # ---- arguments and places
 
 
@@ -87,6 +113,18 @@ def where(node: fx.Node) -> str:
     packet = getattr(node.target, "overloadpacket", None)
     step = packet.__name__ if packet is not None else node.name
     return f"{name} ({step})" if name else step
+
+
+def unrepeated(node: Any) -> Any:
+    """What a node repeats for the sizes of others; the node itself where it repeats nothing."""
+    while isinstance(node, fx.Node) and node.target is torch.ops.aten.expand.default:
+        node = node.args[0]
+    return node
+
+
+def has_many_owners(node: fx.Node) -> bool:
+    """Whether each program that reads it has it anew: integers, and what repeats a tensor of the model."""
+    return is_integer(node) or unrepeated(node).op == "get_attr"
 
 
 # ---- tensors of the model

@@ -11,6 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+# Axes of a box, by the dimensions of a tensor that lies in order.
+AXES = {2: (0, 3), 3: (0, 1, 3), 4: (0, 1, 2, 3)}
+
 
 class Tangled(ValueError):
     """A view that no rearranging of whole atoms gives."""

@@ -22,11 +22,13 @@ from qkernels.graph.identities import simplify
 from qkernels.graph.nodes import (
     alike,
     arguments,
+    constant,
     expression,
     filled_with,
     hint,
     is_fixed,
     put_constant,
+    same_size,
     sizes,
     tensor_of,
     value,
@@ -133,8 +135,10 @@ def _normalized(program: torch.export.ExportedProgram, call: Call) -> Traced:
             raise CaptureError("it writes into its own tensors")
     _part_splits(graph)
     _fold_constants(graph)
+    _fold_repeated(graph)
     while simplify(graph):
         _fold_constants(graph)
+        _fold_repeated(graph)
     graph.graph.eliminate_dead_code()
     for node in graph.graph.find_nodes(op="placeholder"):
         if value(node) is None:
@@ -352,11 +356,80 @@ def _fold_constants(graph: fx.GraphModule) -> None:
             or torch.Tag.nondeterministic_seeded in node.target.tags
         ):
             continue
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _known(graph, n))
         with torch.no_grad():
-            result = node.target(*args, **kwargs)
+            result = _computed(node, lambda n: _known(graph, n))
         if isinstance(result, Tensor):
             known.add(put_constant(graph, node, result))
+
+
+def _fold_repeated(graph: fx.GraphModule) -> None:
+    """Compute what follows from the size of the batch alone, and is the same for each of it, once.
+
+    It is computed for batches of one and of two.
+    """
+    batch = next((n for n in graph.graph.nodes if _is_batch(n)), None)
+    known: dict[fx.Node, tuple[Any, Any]] = {}
+    for node in graph.graph.nodes:
+        found = _for_one_and_two(graph, node, known, batch)
+        if found is not None:
+            known[node] = found
+    for node, (one, two) in known.items():
+        leaves = isinstance(one, Tensor) and not known.keys() >= set(node.users)
+        repeats = node.target is aten.expand.default and node.args[0].op == "get_attr"  # type: ignore[union-attr]
+        if not leaves or node.op == "get_attr" or repeats:
+            continue
+        if one.shape == two.shape and torch.equal(one, two):
+            put_constant(graph, node, one)
+        elif one.shape[:1] == (1,) and two.shape == (2, *one.shape[1:]) and (two == one).all():
+            _put_repeated(graph, node, one, batch)
+
+
+def _is_batch(node: fx.Node) -> bool:
+    """Whether it is the free first size of an input."""
+    if node.target is not aten.sym_size.int or node.args[1] != 0:
+        return False
+    return node.args[0].op == "placeholder" and not is_fixed(node.meta["val"])  # type: ignore[union-attr]
+
+
+def _for_one_and_two(
+    graph: fx.GraphModule,
+    node: fx.Node,
+    known: dict[fx.Node, tuple[Any, Any]],
+    batch: fx.Node | None,
+) -> tuple[Any, Any] | None:
+    """What a node is for batches of one and of two; None where that follows from more."""
+    if node.op == "get_attr":
+        tensor = tensor_of(graph, node)
+        return (tensor, tensor) if isinstance(tensor, Tensor) else None
+    if node.op != "call_function":
+        return None
+    if batch is not None and _is_batch(node):
+        return (1, 2) if same_size(node.meta["val"], batch.meta["val"]) else None
+    if not known.keys() >= set(node.all_input_nodes):
+        return None
+    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    if random or not callable(node.target):
+        return None
+    try:
+        with torch.no_grad():
+            return _computed(node, lambda n: known[n][0]), _computed(node, lambda n: known[n][1])
+    except (RuntimeError, ValueError, IndexError):  # it is made for other batches
+        return None
+
+
+def _computed(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _put_repeated(graph: fx.GraphModule, node: fx.Node, one: Tensor, batch: fx.Node | None) -> None:
+    with graph.graph.inserting_before(node):
+        constant_one = constant(graph, f"constant_{node.name}", one)
+        sizes = [batch, *[-1] * (one.dim() - 1)]
+        new = graph.graph.call_function(aten.expand.default, (constant_one, sizes))
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.graph.erase_node(node)
 
 
 def _is_filled(node: fx.Node) -> bool:

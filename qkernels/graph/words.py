@@ -19,7 +19,7 @@ EMBEDDINGS = {  # operator -> the arguments that are its ids, and one with a row
     torch.ops.aten.embedding.default: ("indices", "weight"),
     torch.ops.qkernels.embedding.default: ("ids", "weight_scale"),
 }
-_LARGEST = 2**24  # beyond it float32 leaves integers out
+LARGEST = 2**24  # beyond it float32 leaves integers out
 
 
 def table_of(b: Builder, node: fx.Node) -> Tensor | None:
@@ -60,12 +60,17 @@ _VIEWS = (torch.ops.aten.reshape, torch.ops.aten.unsqueeze, torch.ops.aten.slice
 def numbers(b: Builder, node: fx.Node) -> Place:
     """A tensor as float32 or, where it is, int8; truth values are 1 and 0."""
     table = table_of(b, node)
-    return b.place(node) if table is None else looked_up(b, node, table, None)
+    if table is not None:
+        return looked_up(b, node, table, None)
+    place = b.place(node)
+    if b.values[place.value].dtype == "int64":
+        raise LeftToTorch("it reads integers that torch computes")
+    return place
 
 
 def looked_up(b: Builder, node: fx.Node, table: Tensor, format: Format) -> Place:
     """The tensor whose number is, for every word of the node's, that of the table."""
-    if table.dtype == torch.int64 and int(table.abs().max()) > _LARGEST:
+    if not table.is_floating_point() and int(table.long().abs().max()) > LARGEST:
         raise LeftToTorch("it has integers that float32 has not")
     x, rows = b.place(node), table.float()
     words = b.values[x.value]

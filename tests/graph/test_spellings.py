@@ -18,6 +18,8 @@ class Attention(nn.Module):
         self.bias = nn.Parameter(torch.randn(1, 2, 6, 6))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kind in ("one head", "batched heads"):
+            return self.of_matrices(x)
         q, k, v = (y.unflatten(-1, (2, 8)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
         if self.kind == "scaled queries":
             scores = (q * 8**-0.5) @ k.transpose(-2, -1)
@@ -29,6 +31,17 @@ class Attention(nn.Module):
             scores = self.bias + scores * 0.5
         y = scores.softmax(-1) @ v
         return self.out(y.transpose(1, 2).flatten(2))
+
+    def of_matrices(self, x: Tensor) -> Tensor:
+        """Attention of three dimensions."""
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if self.kind == "one head":
+            weights = (q @ k.transpose(1, 2) * 0.25 + self.bias[0, 0]).softmax(-1)
+            return self.out(weights @ v)
+        q, k, v = (y.unflatten(-1, (2, 8)).transpose(1, 2).reshape(n * 2, t, 8) for y in (q, k, v))
+        y = torch.bmm((torch.bmm(q, k.transpose(1, 2)) * 0.3).softmax(-1), v)
+        return self.out(y.reshape(n, 2, t, 8).transpose(1, 2).flatten(2))
 
 
 class Joined(nn.Module):
@@ -48,7 +61,7 @@ class Joined(nn.Module):
         return self.b(h / (torch.linalg.vector_norm(h, dim=-1, keepdim=True) + 1e-3))
 
 
-ATTENTIONS = ("plain", "scaled queries", "bias", "bias first")
+ATTENTIONS = ("plain", "scaled queries", "bias", "bias first", "one head", "batched heads")
 JOINED = ("addcmul", "lerp", "lerp by a value", "norm")
 
 

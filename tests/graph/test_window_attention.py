@@ -51,6 +51,8 @@ class Windows(nn.Module):
             return scores
         mask = self.mask(q)
         scores = scores.view(-1, WINDOWS, HEADS, TOKENS, TOKENS) + mask[None, :, None]
+        if self.kind == "mask twice":  # as Swinv2 of transformers adds it
+            scores = scores + mask[None, :, None]
         scores = scores.view(-1, HEADS, TOKENS, TOKENS)
         return scores + self.bias if self.kind == "bias behind" else scores
 
@@ -65,10 +67,10 @@ class Windows(nn.Module):
         return ((part[:, None] - part[:, :, None]) != 0) * -100.0
 
 
-KINDS = ("mask and bias", "mask alone", "bias alone", "cosine", "bias behind")
+KINDS = ("mask and bias", "mask alone", "bias alone", "cosine", "mask twice", "bias behind")
 
 
-@pytest.mark.parametrize("kind", KINDS[:4])
+@pytest.mark.parametrize("kind", KINDS[:5])
 def test_attention_in_windows_is_one_program_for_any_batch(kind: str) -> None:
     torch.manual_seed(0)
     model, x = Windows(kind).eval(), torch.randn(3, SIZE, SIZE, WIDTH)

@@ -192,6 +192,28 @@ def words(dtype: str) -> tuple[Program, np.ndarray]:
     return Program(assemble(values, steps, [0], [3])), np.array([[0, 1, 2, 4], [4, 3, 2, 1]])
 
 
+def counts() -> tuple[Program, np.ndarray]:
+    """Of the rows of a table of 5 that sums along tokens name, that of the largest token."""
+    values = [
+        Value(1, 3, "float32", callers=True),
+        Value(1, 3, "float32"),
+        Value(3, 3, "float32"),
+        Value(1, 3, "float32"),
+        Value(1, 2, "float32"),
+        Value(3, 2, "float32", callers=True),
+    ]
+    tables = {"table": np.arange(15, dtype=np.float32).reshape(5, 3)}
+    one = fields([Atom(0, 0), Atom(1, 3), Atom(3, 3)], [0, 1, 2])
+    steps = [
+        Step("cumsum", "counts", 0, 1),
+        Step("embedding", "rows", 1, 2, fields={"rows": 5}, constants=tables),
+        Step("argmax", "place", 0, 3),
+        Step("rearrange", "as rows", 3, 4, fields=one),
+        Step("gather", "row", 2, 5, (4,)),
+    ]
+    return Program(assemble(values, steps, [0], [5])), np.ones((2, 4, 1), np.float32)
+
+
 EXTREMES = [-(2**31), -129, -1, 0, 1, 2, 3, 17, 255, 2**16, 2**31 - 1, np.nan, np.inf, 1e-45, 1e38]
 
 
@@ -297,6 +319,7 @@ def test_every_forged_field_of_every_payload_is_refused_or_runs_within_its_memor
         sizes(),
         words("float32"),
         words("int8"),
+        counts(),
         *map(of_one_step, ONE_STEP),
     ):
         for i, row in enumerate(tables(program.data)[2]):

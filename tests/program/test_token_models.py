@@ -67,6 +67,22 @@ def vit() -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
+def roberta() -> nn.Module:
+    config = transformers.RobertaConfig(vocab_size=WORDS, num_labels=4, **SIZES)
+    return transformers.RobertaForSequenceClassification(config)
+
+
+def mpnet() -> nn.Module:
+    return transformers.MPNetModel(transformers.MPNetConfig(vocab_size=WORDS, **SIZES))
+
+
+def clip_text() -> nn.Module:
+    config = transformers.CLIPTextConfig(
+        vocab_size=WORDS, eos_token_id=WORDS - 1, projection_dim=16, **SIZES
+    )
+    return transformers.CLIPTextModelWithProjection(config)
+
+
 def padded_before(count: int = 3) -> Call:
     call = text(count)
     return {**call, "attention_mask": call["attention_mask"].flip(1)} | {"use_cache": False}  # type: ignore[dict-item]
@@ -77,6 +93,13 @@ def gpt2() -> nn.Module:
         vocab_size=WORDS, n_positions=32, n_embd=32, n_layer=2, n_head=2
     )
     return transformers.GPT2LMHeadModel(config)
+
+
+def gpt2_classifier() -> nn.Module:
+    config = transformers.GPT2Config(
+        vocab_size=WORDS, n_positions=32, n_embd=32, n_layer=2, n_head=2, pad_token_id=0
+    )
+    return transformers.GPT2ForSequenceClassification(config)
 
 
 def llama() -> nn.Module:
@@ -94,15 +117,38 @@ def t5_encoder() -> nn.Module:
     return transformers.T5EncoderModel(config)
 
 
+def t5() -> nn.Module:
+    config = transformers.T5Config(
+        vocab_size=WORDS, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def two_texts(count: int = 3) -> Call:
+    answer = torch.randint(5, WORDS, (count, 5))
+    return {**text(count), "decoder_input_ids": answer} | {"use_cache": False}  # type: ignore[dict-item]
+
+
+def siglip() -> nn.Module:
+    config = transformers.SiglipVisionConfig(image_size=32, patch_size=8, **SIZES)
+    return transformers.SiglipVisionModel(config)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Call]]] = {
     "BERT with a classifier": (classifier, text),
     "BERT with a pooler": (with_pooler, text),
     "BERT with segments": (with_pooler, with_segments),
     "DistilBERT": (distilbert, text),
+    "RoBERTa with a classifier": (roberta, text),
+    "MPNet": (mpnet, text),
+    "CLIP's text tower": (clip_text, text),
     "ViT": (vit, images),
     "GPT-2": (gpt2, padded_before),
+    "GPT-2 with a classifier": (gpt2_classifier, padded_before),
     "Llama": (llama, padded_before),
     "T5's encoder": (t5_encoder, text),
+    "T5": (t5, two_texts),
+    "SigLIP's vision tower": (siglip, images),
 }
 
 

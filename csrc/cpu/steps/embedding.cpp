@@ -1,6 +1,5 @@
-// Rows of a table by their numbers: ids [n, t] of an input to [n, t, c].
-#include "../move.h"
-#include "step.h"
+// Rows of a table by their numbers: ids [n, t], of an input or computed, to [n, t, c].
+#include "ids.h"
 
 namespace qk {
 namespace {
@@ -13,7 +12,8 @@ QK_RECORD(Payload, QK_EMBEDDING);
 
 const char* check(const StepCheck& c) {
   const Payload& p = c.payload<Payload>();
-  if (c.x.type != DType::s64 || c.x.rank != 2) return "it reads no int64 [N, T]";
+  const bool computed = c.x.type == DType::f32 && c.x.rank == 3 && c.x.channels == 1;
+  if (!computed && (c.x.type != DType::s64 || c.x.rank != 2)) return "it reads neither int64 [N, T] nor float32 [N, T, 1]";
   if (c.y.rank != 3 || c.y.channels < 1) return "it writes no tokens";
   const bool scaled = p.scale.at || p.scale.bytes;
   if (p.rows < 1 || !c.holds(p.table, int64_t(p.rows) * c.y.channels * (scaled ? 1 : 4))) return "its table is not of its sizes";
@@ -23,25 +23,19 @@ const char* check(const StepCheck& c) {
 }
 
 std::string shape(const StepCall& call, ProgramShape& y) {
-  y.h = call.x_shape().c;
+  y.h = call.x_shape().h * call.x_shape().c;
   return {};
 }
 
 int64_t id_count(const void* payload) { return static_cast<const Payload*>(payload)->rows; }
 
-std::string check_ids(const StepCall& call) {
-  const int64_t rows = call.payload<Payload>().rows, *ids = call.data_as<const int64_t>(call.read(0));
-  const ProgramShape& x = call.x_shape();
-  for (int64_t i = 0; i < x.n * x.c; ++i)
-    if (ids[i] < 0 || ids[i] >= rows) return sentence("the id at [", i / x.c, ", ", i % x.c, "] is ", ids[i], ", outside [0, ", rows, ")");
-  return {};
-}
+std::string check_rows(const StepCall& call) { return check_ids(call, 0, call.payload<Payload>().rows); }
 
 EmbeddingProblem problem(const StepCall& call) {
   const Payload& s = call.payload<Payload>();
   EmbeddingProblem p;
-  p.count = call.x_shape().n * call.x_shape().c, p.rows = s.rows, p.c = call.y().channels;
-  p.ids = call.data_as<const int64_t>(call.read(0));
+  p.count = call.x_shape().count(), p.rows = s.rows, p.c = call.y().channels;
+  p.ids = ids_of(call, 0);
   p.table = call.constant<char>(s.table), p.scale = call.constant<float>(s.scale);
   p.y = call.data(call.step.y), p.epilogue = output_of(call, s);
   return p;
@@ -54,6 +48,6 @@ void run(const StepCall& call, const void*, const Parallel& parallel, void* work
 }  // namespace
 
 const StepType embedding_step{.name = "embedding", .payload = kPayload<Payload>, .reads_integers = true,
-                              .check = check, .shape = shape, .plan = plan, .run = run, .id_count = id_count, .check_values = check_ids};
+                              .check = check, .shape = shape, .plan = plan, .run = run, .id_count = id_count, .check_values = check_rows};
 
 }  // namespace qk

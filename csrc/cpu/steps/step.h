@@ -50,6 +50,7 @@ struct StepCall {
   char* arena;
   Isa isa;
   int8_t mask;                   // of int8 values: as the matrix kernel reads them
+  int64_t first = 0;             // the place in the caller's batch of what is called with
 
   template <class Payload>
   const Payload& payload() const { return payload_of<Payload>(program, step); }
@@ -133,8 +134,10 @@ struct StepType {
   int64_t (*id_count)(const void* payload) = nullptr;
   // Multiply-adds of one of y's n; null: none. A double, since sizes are not checked before it.
   double (*macs)(const StepCall& call) = nullptr;
-  // Why it may not run on the values of the call's inputs, looked at before any step runs; null: it may on any.
+  // Why it may not run on the values that its `checked_read` holds, looked at before any step runs where that is the
+  // caller's, else before this one; null: it may on any.
   std::string (*check_values)(const StepCall& call) = nullptr;
+  int checked_read = 0;
 };
 
 #define QK_STEP(kind) extern const StepType kind##_step;
@@ -149,6 +152,12 @@ inline const StepType* const kStepTypes[] = {
 constexpr int32_t kStepKinds = int32_t(sizeof kStepTypes / sizeof *kStepTypes);
 
 inline const StepType& type_of(const ProgramStep& step) { return *kStepTypes[step.kind]; }
+
+// Whether a step looks at values that another has computed.
+inline bool checks_computed(const Program& program, const ProgramStep& step) {
+  const StepType& type = type_of(step);
+  return type.check_values && !program.is_input(step.reads[type.checked_read]);
+}
 
 // ---- what several kinds share
 

@@ -13,6 +13,7 @@ from qkernels.graph.builder import Builder, LeftToTorch
 from qkernels.graph.formats import Role, stored
 from qkernels.graph.places import Place
 from qkernels.graph.steps import moves
+from qkernels.graph.steps.counting import ARITHMETIC, CASTS, computed
 from qkernels.graph.steps.pointwise import join, joined
 from qkernels.graph.steps.table import INTEGERS, TABLE, Lowering, Row, step
 from qkernels.graph.words import looked_up, numbers, table_of
@@ -39,9 +40,6 @@ for _operator in moves.VIEWS:
 
 # ---- functions of integers
 
-_CASTS = (
-    aten.to.device, aten.to.dtype, aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.type_as.default,
-)  # fmt: skip
 _COMPARED = tuple(
     getattr(getattr(aten, name), kind)
     for name in ("eq", "ne", "lt", "le", "gt", "ge")
@@ -52,14 +50,10 @@ _JOINED: dict[Any, str] = {  # truth values, which are 1 and 0
     aten.__and__.Tensor: "min", aten.bitwise_and.Tensor: "min", aten.logical_and.default: "min",
     aten.__or__.Tensor: "max", aten.bitwise_or.Tensor: "max", aten.logical_or.default: "max",
 }  # fmt: skip
-_COUNTED = (
-    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar,
-    aten.rsub.Scalar,
-)  # fmt: skip
 
 
 @step(
-    *_CASTS, *_COMPARED, *_NOT, *_JOINED, *_COUNTED, role=Role.COMPUTES, exact=True, table=INTEGERS
+    *CASTS, *_COMPARED, *_NOT, *_JOINED, *ARITHMETIC, role=Role.COMPUTES, exact=True, table=INTEGERS
 )
 def function_of_words(b: Builder, node: fx.Node) -> None:
     found = _table(b, node)
@@ -67,7 +61,7 @@ def function_of_words(b: Builder, node: fx.Node) -> None:
         place, b.tables[node] = found
         b.put(node, place)
     elif any(nodes.value(x).dtype != torch.bool for x in (node, *node.all_input_nodes)):  # type: ignore[union-attr]
-        raise LeftToTorch("it computes integers of several inputs")
+        computed(b, node)
     elif node.target in _JOINED:
         join(b, node, _JOINED[node.target], node.args[0], node.args[1])
     elif node.target in _NOT:
@@ -96,11 +90,11 @@ def _table(b: Builder, node: fx.Node) -> tuple[Place, Tensor] | None:
     return places[0], result
 
 
-@step(*_CASTS, role=Role.COMPUTES, exact=True)
+@step(*CASTS, role=Role.COMPUTES, exact=True)
 def as_numbers(b: Builder, node: fx.Node) -> None:
     x = node.args[0]
     given = nodes.value(x)
-    if given is None or given.dtype not in (torch.bool, torch.int64):
+    if given is None or given.is_floating_point():
         raise LeftToTorch("it reads a dtype that no program has")
     assert isinstance(x, fx.Node)
     table = table_of(b, x)

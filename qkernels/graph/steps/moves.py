@@ -12,6 +12,7 @@ from qkernels.graph.builder import Builder, LeftToTorch
 from qkernels.graph.formats import Role, stored
 from qkernels.graph.places import Atom, Place, Tangled
 from qkernels.graph.steps.layers import like_image
+from qkernels.graph.steps.pointwise import joined
 from qkernels.graph.steps.table import step
 
 aten = torch.ops.aten
@@ -95,7 +96,7 @@ def slice_(b: Builder, node: fx.Node) -> None:
     if not nodes.is_fixed(taken) and not to_end:
         raise LeftToTorch("where its slice ends follows from the input")
     count = nodes.hint(taken) if nodes.is_fixed(taken) else None
-    b.put(node, _with_one_part(b, x, dim).sliced(dim, start, count, stride))
+    b.put(node, _with_one_part(b, x, dim, stride).sliced(dim, start, count, stride))
 
 
 @_view(aten.select.int)
@@ -121,9 +122,13 @@ def expand(b: Builder, node: fx.Node) -> None:
     b.put(node, Place(x.value, x.atoms, (*[()] * (y.dim() - len(x.axes)), *x.axes)))
 
 
-def _with_one_part(b: Builder, x: Place, dim: int) -> Place:
-    """The tensor in a place where that axis is one atom."""
-    return x if len(x.axes[dim]) == 1 and x.atoms[x.axes[dim][0]].is_whole else b.in_order(x)
+def _with_one_part(b: Builder, x: Place, dim: int, stride: int = 1) -> Place:
+    """The tensor in a place where that axis is one atom, of which every ``stride``-th can be taken."""
+    if len(x.axes[dim]) == 1:
+        atom = x.atoms[x.axes[dim][0]]
+        if atom.is_whole or atom.stride == stride == 1:
+            return x
+    return b.in_order(x)
 
 
 # ---- joins
@@ -152,9 +157,21 @@ def cat(b: Builder, node: fx.Node) -> None:
         if (tensor := b.constant(part)) is not None:
             b.add_constant(tensor, out, x, join)
         else:
-            b.add_part(b.as_format(b.place(part), stored(node)), out, dim, join)
+            b.add_part(b.as_format(_whole(b, part), stored(node)), out, dim, join)
         at += size
     b.put(node, out)
+
+
+def _whole(b: Builder, node: fx.Node) -> Place:
+    """The place of a value, whose numbers are there as often as it has them."""
+    place, x = b.place(node), nodes.value(node)
+    assert x is not None
+    if not place.repeats(nodes.sizes(x)):
+        return place
+    if not all(map(nodes.is_fixed, x.shape[1:])):
+        raise LeftToTorch("it joins what is repeated along a free size")
+    sizes = (1, *nodes.sizes(x)[1:])
+    return joined(b, "mul", place, torch.ones(sizes), nodes.sizes(x), b.formats[place.value])
 
 
 def _joined(

@@ -11,7 +11,7 @@ from qkernels.graph import nodes, tables
 from qkernels.graph.builder import Builder, LeftToTorch, output_fields
 from qkernels.graph.formats import Format, Role, stored
 from qkernels.graph.fuse import clamp_of
-from qkernels.graph.places import Atom, Place
+from qkernels.graph.places import AXES, Atom, Place
 from qkernels.graph.steps.table import step
 from qkernels.graph.words import numbers
 
@@ -157,13 +157,6 @@ def _operand(b: Builder, operand: Any) -> Place | Tensor:
     return tensor.float()
 
 
-_AXES = {
-    2: (0, 3),
-    3: (0, 1, 3),
-    4: (0, 1, 2, 3),
-}  # of a box, by the dimensions of a tensor that lies in order
-
-
 def _both_repeated(
     b: Builder,
     op: str,
@@ -174,12 +167,12 @@ def _both_repeated(
 ) -> Place:
     """``op`` of two operands that repeat along axes of each other."""
     rank = len(shape)
-    if rank not in _AXES:
+    if rank not in AXES:
         raise LeftToTorch("both its operands repeat, in other than two to four dimensions")
     boxes = [_in_order(b, x, rank) for x in (left, right) if isinstance(x, Place)]
     atoms: list[Atom] = []
     axes: list[tuple[int, ...]] = []
-    for i, (size, axis) in enumerate(zip(shape, _AXES[rank], strict=True)):
+    for i, (size, axis) in enumerate(zip(shape, AXES[rank], strict=True)):
         box = next((box for box in boxes if box.axes[i]), None)
         if box is not None:
             own = [box.atoms[a] for a in box.axes[i]]
@@ -206,7 +199,7 @@ def _in_order(b: Builder, x: Place, rank: int) -> Place:
     """A box whose axes are those of a tensor of that many dimensions."""
     x = Place(x.value, x.atoms, (*[()] * (rank - len(x.axes)), *x.axes))
     groups: list[tuple[int, ...]] = [(), (), (), ()]
-    for own, axis in zip(x.axes, _AXES[rank], strict=True):
+    for own, axis in zip(x.axes, AXES[rank], strict=True):
         groups[axis] = own
     return b.arranged(x, tuple(groups), rank)  # type: ignore[arg-type]
 

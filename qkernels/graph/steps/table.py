@@ -63,4 +63,4 @@ def row(node: fx.Node, exact: bool) -> Row | None:
     return None if found is None or (exact and not found.exact) else found
 
 
-_TABLES = {torch.float32: TABLE, torch.int64: INTEGERS, torch.bool: INTEGERS}
+_TABLES = {torch.float32: TABLE} | dict.fromkeys((torch.int64, torch.int32, torch.bool), INTEGERS)

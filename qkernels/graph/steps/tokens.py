@@ -13,7 +13,7 @@ from qkernels.graph.builder import Builder, LeftToTorch, output_fields
 from qkernels.graph.formats import Role, stored
 from qkernels.graph.places import Atom, Place
 from qkernels.graph.steps.table import INTEGERS, role_of, step
-from qkernels.graph.words import looked_up, table_of
+from qkernels.graph.words import looked_up, numbers, table_of
 
 aten = torch.ops.aten
 
@@ -166,12 +166,16 @@ def int8_embedding(b: Builder, node: fx.Node) -> None:
 
 
 def _rows(b: Builder, node: fx.Node, ids: Any, constants: dict[str, Any]) -> None:
-    """The rows of a table that int64 [N, T] name."""
+    """The rows of a table that integers [N, T] name, the caller's or computed."""
     given = nodes.value(ids)
-    if given is None or given.dim() != 2 or given.dtype != torch.int64 or not _is_input(ids):
-        raise LeftToTorch("its ids are no int64 [N, T] of the caller's")
-    x = b.place(ids)
-    x = b.arranged(x, (x.axes[0], (), (), x.axes[1]), 2)
+    if given is None or given.dim() != 2 or not nodes.is_integer(ids):
+        raise LeftToTorch("its ids are no integers [N, T]")
+    if _is_input(ids):
+        x = b.place(ids)
+        x = b.arranged(x, (x.axes[0], (), (), x.axes[1]), 2)
+    else:
+        x = numbers(b, ids)
+        x = b.arranged(x, (x.axes[0], x.axes[1], (), ()), 3)
     rows, columns = constants["table"].shape
     atoms = (
         *(x.atoms[a] for a in x.axes[0]),
