@@ -28,7 +28,8 @@ images.
 *int8*: layers with weights that became int8. *programs*: one is the whole model, and can be saved as a file that runs
 without torch. *left*: steps that torch still computes. *exact*: whether `exact=True` has the bits of the int8 model
 layer by layer. *dB*: how near the int8 answer is to the float model's, layer by layer and compiled (10 log10 of signal
-over noise; random weights make noise of small differences).
+over noise, the mean of eight examples, one of which may be several dB from the next: random weights make noise of small
+differences).
 """
 
 

@@ -4,7 +4,7 @@ python benchmarks/zoo.py [--out RESULTS.json] [--only REGEX] [--threads N ...] [
 
 A row is a model of `peers/real_models.py`, quantized static on four random examples and called with one. Rows are
 written as they come and a second run goes on where the first stopped. A model whose library is missing, or that does
-not get as far as the end, has a row with the reason.
+not get as far as the end, has a row with the reason. dB are means over eight other examples.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ FORMS = tuple(
     for name, package in ((FLOAT, "torch"), (LAYERS, "qkernels"), (COMPILED, "qkernels"))
 )
 LIMIT = 180  # seconds for a model, quantized, compiled twice and timed
+EXAMPLES = 8  # for dB, of which one's may be 8 higher than the next one's
 Row = dict[str, Any]
 
 
@@ -103,12 +104,13 @@ def _forms(model: RealModel, row: Row) -> dict[str, tuple[nn.Module, Call]]:
     report = qk.report(int8, qk.QuantReport)
     row["layers"], row["int8_layers"] = len(report.layers), len(report.converted)
     row["skipped"] = sorted({layer.reason for layer in report.skipped})
+    examples = [example_call(model.inputs(1, random)) for _ in range(EXAMPLES)]
     with torch.inference_mode():
-        answer = call.run(net)
-        row["layers_db"] = least_db(answer, call.run(int8))
+        answers = [example.run(net) for example in examples]
+    row["layers_db"] = _mean_db(int8, examples, answers)
     row["exact_db"] = _exact_db(int8, inputs)
     compiled = _timed(row, "compile_s", lambda: qk.compile(int8, inputs))
-    row["compiled_db"] = least_db(answer, call.run(compiled))
+    row["compiled_db"] = _mean_db(compiled, examples, answers)
     row["programs"] = sum(isinstance(m, TorchProgram) for m in compiled.modules())
     row["is_one"] = compiled.program is not None
     row["left"] = list(compiled.report.unfused)
@@ -123,6 +125,12 @@ def _exact_db(int8: nn.Module, inputs: Any) -> float | None:
         return min(qk.compile(int8, inputs, exact=True).report.sqnr_db.values())
     except ValueError:
         return None
+
+
+def _mean_db(model: nn.Module, examples: list[Call], answers: list[Any]) -> float:
+    with torch.inference_mode():
+        found = [least_db(y, x.run(model)) for x, y in zip(examples, answers, strict=True)]
+    return sum(found) / len(found)
 
 
 def least_db(expected: Any, got: Any) -> float:

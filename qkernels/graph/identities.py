@@ -214,6 +214,8 @@ def _gather(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
 
 def _attention(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     given = nodes.arguments(node)
+    if nodes.value(node).dim() == 5:  # type: ignore[union-attr]
+        return _of_windows(node, given)
     few = [_heads_before(given[name]) for name in ("key", "value")]
     if None in few or given["enable_gqa"]:
         return None
@@ -221,6 +223,29 @@ def _attention(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     nodes.set_arguments(new, key=few[0], value=few[1], enable_gqa=True)
     new.meta = dict(node.meta)
     return new
+
+
+def _of_windows(node: fx.Node, given: dict[str, Any]) -> fx.Node | None:
+    """Attention [images, windows, heads, ...] as one of images that are windows; None where it has a mask."""
+    named = [given.pop(name) for name in ("query", "key", "value")]
+    read = list(map(nodes.value, named))
+    if given["attn_mask"] is not None or any(x is None or x.dim() != 5 for x in read):
+        return None
+    windows = read[0].shape[1]  # type: ignore[union-attr]
+    if not nodes.is_fixed(windows) or not all(
+        nodes.same_size(x.shape[i], read[0].shape[i])  # type: ignore[union-attr]
+        for x in read
+        for i in (0, 1)
+    ):
+        return None
+    parts = []
+    for x, value in zip(named, read, strict=True):
+        parts.append(_call(node, aten.flatten.using_ints, x, 0, 1))
+        parts[-1].meta["val"] = value.flatten(0, 1)  # type: ignore[union-attr]
+    y = _call(node, node.target, *parts)
+    y.kwargs = {k: v for k, v in given.items() if k != "attn_mask"}
+    y.meta["val"] = nodes.value(node).flatten(0, 1)  # type: ignore[union-attr]
+    return _call(node, aten.unflatten.int, y, 0, [-1, nodes.hint(windows)])
 
 
 def _heads_before(node: Any) -> fx.Node | None:

@@ -18,7 +18,7 @@ class Attention(nn.Module):
         self.bias = nn.Parameter(torch.randn(1, 2, 6, 6))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kind in ("one head", "batched heads"):
+        if self.kind in ("one head", "batched heads", "windows"):
             return self.of_matrices(x)
         q, k, v = (y.unflatten(-1, (2, 8)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
         if self.kind == "scaled queries":
@@ -36,6 +36,10 @@ class Attention(nn.Module):
         """Attention of three dimensions."""
         n, t, _ = x.shape
         q, k, v = self.qkv(x).chunk(3, -1)
+        if self.kind == "windows":
+            q, k, v = (y.reshape(n, 2, t // 2, 2, 8).transpose(2, 3) for y in (q, k, v))
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.out(y.transpose(2, 3).reshape(n, t, 16))
         if self.kind == "one head":
             weights = (q @ k.transpose(1, 2) * 0.25 + self.bias[0, 0]).softmax(-1)
             return self.out(weights @ v)
@@ -61,7 +65,15 @@ class Joined(nn.Module):
         return self.b(h / (torch.linalg.vector_norm(h, dim=-1, keepdim=True) + 1e-3))
 
 
-ATTENTIONS = ("plain", "scaled queries", "bias", "bias first", "one head", "batched heads")
+ATTENTIONS = (
+    "plain",
+    "scaled queries",
+    "bias",
+    "bias first",
+    "one head",
+    "batched heads",
+    "windows",
+)
 JOINED = ("addcmul", "lerp", "lerp by a value", "norm")
 
 
