@@ -250,7 +250,7 @@ def cumsum(x: Tensor, axis: int) -> Tensor:
 
 
 def argmax(x: Tensor, axis: int) -> Tensor:
-    """Where along an axis, which becomes 1, the first of the largest of ``x`` is, as float32; a NaN is largest."""
+    """The place of the first of the largest along an axis, which becomes 1, as float32; a NaN is largest."""
     nan = x.isnan()
     largest = torch.where(nan.any(axis, keepdim=True), nan, x == x.amax(axis, keepdim=True))
     places = torch.arange(x.shape[axis]).reshape([-1 if i == axis else 1 for i in range(x.dim())])
