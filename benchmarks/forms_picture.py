@@ -1,6 +1,6 @@
 """Time for one image of float32, int8 layer by layer, compiled, and as a program -> docs/benchmarks/forms.svg.
 
-python benchmarks/forms_picture.py   # from benchmarks/results-models.json
+python benchmarks/forms_picture.py   # from benchmarks/results-models-amx.json
 """
 
 from __future__ import annotations
@@ -52,4 +52,4 @@ def draw(results: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(json.loads((ROOT / "benchmarks" / "results-models.json").read_text()), OUT)
+    draw(json.loads((ROOT / "benchmarks" / "results-models-amx.json").read_text()), OUT)

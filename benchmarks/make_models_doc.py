@@ -1,4 +1,4 @@
-"""Results of benchmarks/models.py as docs/benchmarks-models.md with a plot a number of threads.
+"""Results of benchmarks/models.py as docs/benchmarks-models.md with a plot a number of threads; of AMX, with -amx.
 
 python benchmarks/make_models_doc.py RESULTS.json
 """
@@ -38,20 +38,20 @@ contender that is more than 40 % off has no time.
 def main(path: Path) -> None:
     """Write the page and its plots."""
     results = json.loads(path.read_text())
-    rows = results["rows"]
+    rows, page = results["rows"], page_of(results)
     parts = [
         INTRO,
-        page_of(results).note,
+        page.note,
         machine_text(results),
         "## Targets\n",
         means_text(rows),
         targets_text(rows),
     ]
     for threads in unique(row["threads"] for row in rows):
-        parts.append(plot_text(rows, threads))
+        parts.append(plot_text(rows, threads, page.ending))
     for model in unique(row["model"] for row in rows):
         parts.append(model_text(model, [row for row in rows if row["model"] == model]))
-    out = make_docs.DOCS / "benchmarks-models.md"
+    out = make_docs.DOCS / f"benchmarks-models{page.ending}.md"
     out.write_text("\n".join(parts))
     print(f"wrote {out}")
 
@@ -137,14 +137,14 @@ def model_text(model: str, rows: list[Row]) -> str:
     return "\n".join(lines) + f"\nOne row alone: `{command}`\n"
 
 
-def plot_text(rows: list[Row], threads: int) -> str:
+def plot_text(rows: list[Row], threads: int, ending: str) -> str:
     """A group of bars a row: each contender in times the speed of torch float32."""
     rows = [row for row in rows if row["threads"] == threads and "torch fp32" in row["us"]]
     if not rows:
         return ""
     shown = (OURS, "OpenVINO int8", "OpenVINO bf16", "ONNX Runtime int8", "torch FX int8")
     colors = ("#1f6f8b", "#d98c3f", "#8aa7b3", "#b9c4c9", "#dde3e6")
-    path = make_docs.DOCS / "benchmarks" / f"models-{threads}.svg"
+    path = make_docs.DOCS / "benchmarks" / f"models{ending}-{threads}.svg"
     path.parent.mkdir(exist_ok=True)
     height = 0.8 / len(shown)
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.65 * len(rows)), layout="constrained")
