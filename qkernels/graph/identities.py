@@ -144,13 +144,11 @@ def _filled(
     source = nodes.value(x)
     assert source is not None
     sizes = [width if i == dim else nodes.hint(n) for i, n in enumerate(source.shape)][1:]
-    one = nodes.constant(
-        graph, f"constant_{node.name}_{dim}_{width}", torch.full((1, *sizes), number)
-    )
     batch = node.graph.call_function(aten.sym_size.int, (given, 0))
     batch.meta = {"val": source.shape[0]}
-    many = _call(node, aten.expand.default, one, [batch, *[-1] * len(sizes)])
-    many.meta["val"] = source.new_empty((source.shape[0], *sizes))
+    one = torch.full((1, *sizes), number)
+    many = nodes.repeated(graph, f"constant_{node.name}_{dim}_{width}", one, batch)
+    many.meta = dict(node.meta) | {"val": source.new_empty((source.shape[0], *sizes))}
     return many
 
 
@@ -204,9 +202,10 @@ def _gather(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     if not len(tensor) or (tensor != tensor[0]).any() or not all(map(nodes.is_fixed, sizes)):
         return None
     one = tensor[0].expand(1, *map(nodes.hint, sizes)).contiguous()
-    few = nodes.constant(graph, f"constant_{node.name}", one)
     batch = repeated.args[1][0]  # type: ignore[index]
-    return _call(node, aten.expand.default, few, [batch, *[-1] * len(sizes)])
+    new = nodes.repeated(graph, f"constant_{node.name}", one, batch)
+    new.meta = dict(node.meta)
+    return new
 
 
 # ---- keys and values repeated for their queries are fewer heads

@@ -161,6 +161,14 @@ def constant(graph: fx.GraphModule, name: str, tensor: Tensor) -> fx.Node:
     return node
 
 
+def repeated(graph: fx.GraphModule, name: str, tensor: Tensor, batch: Any) -> fx.Node:
+    """A node that repeats a tensor [1, ...] for a batch, where the insertion point is; its meta is the caller's."""
+    one = constant(graph, name, tensor)
+    return graph.graph.call_function(
+        torch.ops.aten.expand.default, (one, [batch, *[-1] * (tensor.dim() - 1)])
+    )
+
+
 def tensor_of(graph: fx.GraphModule, node: fx.Node) -> Tensor:
     """The tensor that a get_attr node is."""
     found: Any = graph

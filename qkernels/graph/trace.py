@@ -22,12 +22,12 @@ from qkernels.graph.identities import simplify
 from qkernels.graph.nodes import (
     alike,
     arguments,
-    constant,
     expression,
     filled_with,
     hint,
     is_fixed,
     put_constant,
+    repeated,
     same_size,
     sizes,
     tensor_of,
@@ -424,9 +424,7 @@ def _computed(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
 
 def _put_repeated(graph: fx.GraphModule, node: fx.Node, one: Tensor, batch: fx.Node | None) -> None:
     with graph.graph.inserting_before(node):
-        constant_one = constant(graph, f"constant_{node.name}", one)
-        sizes = [batch, *[-1] * (one.dim() - 1)]
-        new = graph.graph.call_function(aten.expand.default, (constant_one, sizes))
+        new = repeated(graph, f"constant_{node.name}", one, batch)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.graph.erase_node(node)

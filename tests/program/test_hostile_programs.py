@@ -193,7 +193,7 @@ def words(dtype: str) -> tuple[Program, np.ndarray]:
 
 
 def counts() -> tuple[Program, np.ndarray]:
-    """Of the rows of a table of 5 that sums along tokens name, that of the largest token."""
+    """The row of the largest token, of rows of a table of 5 that sums along tokens name."""
     values = [
         Value(1, 3, "float32", callers=True),
         Value(1, 3, "float32"),
